@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* apply.h - the only writer of state: check, execute, insert, publish, answer.
+ *
+ * Takes committed entries in order, from the entry cache or the WAL; owns the live delta, the lease table,
+ * alarms and the member table; decides freezes; a flush thread (also here) moves the frozen delta into base and
+ * sweeps. A failed entry publishes its applied index and nothing else.
+ *
+ * Owner: the apply thread, but for what is marked "any thread".
+ */
+#pragma once
+#include "entry.h"
+#include "lease.h"
+#include "mailbox.h"
+#include "proposal.h"
+#include "seam.h"
+#include "store.h"
+#include "wal.h"
+
+struct apply;
+struct turn;
+
+struct apply_options {
+    struct clock *clock;
+    struct store *store;
+    struct entry_cache *cache;
+    struct wal *wal;              /* for entries no longer cached */
+    struct account *account;
+    struct lease_table *leases;
+    uint64_t cluster_id, member_id;
+    int64_t quota_bytes;          /* < 0: none */
+    uint32_t max_txn_ops;
+    void (*fatal)(void *ctx, int err, const char *what);
+    void *fatal_ctx;
+};
+
+int apply_new(const struct apply_options *o, struct apply **ret_apply); /* loads leases, alarms, members from the store */
+void apply_set_turn(struct apply *a, struct turn *t); /* before start: whom to tell of flushes and propose alarms to */
+int apply_start(struct apply *a);  /* the apply and flush threads */
+void apply_stop(struct apply *a);  /* freezes, flushes, joins */
+void apply_free(struct apply *a);
+uint64_t apply_step(struct apply *a);       /* for a simulator; the next deadline in ms */
+uint64_t apply_flush_step(struct apply *a);
+
+/* The turn thread: entries up to index are committed and stored here; term of the newest. */
+void apply_commit(struct apply *a, uint64_t index);
+
+/* Any thread: wait until applied >= index; done as in struct read_wait. 0: already so (done is not called); 1: later. */
+struct apply_wait {
+    struct mail mail;
+    uint64_t index;
+    void (*done)(struct apply_wait *w);
+};
+int apply_wait(struct apply *a, struct apply_wait *w);
+
+/* Any thread: called on the apply thread after each publish (the hub's nudge). Set before start. */
+void apply_on_publish(struct apply *a, void (*fn)(void *ctx), void *ctx);
+
+/* Any thread: alarms and members as of now, copied into the arena. */
+struct alarm { uint64_t member_id; int type; };
+size_t apply_alarms(struct apply *a, struct arena *ar, struct alarm **ret_alarms);
+struct member {
+    uint64_t id;
+    struct slice name;
+    struct slice *peer_urls, *client_urls;
+    size_t n_peer_urls, n_client_urls;
+    bool is_learner;
+};
+size_t apply_members(struct apply *a, struct arena *ar, struct member **ret_members);
+
+/* Any thread: compaction's sweep has finished up to this revision (for physical=true), and counters for metrics. */
+struct apply_stats {
+    uint64_t puts, deletes, ranges, txns, compacted_records, slow_applies;
+    int64_t put_bytes, keys;
+    uint64_t db_bytes, db_in_use_bytes;
+    bool nospace;
+};
+void apply_stats(const struct apply *a, struct apply_stats *ret_stats);
+
+/* Any thread: freeze and flush now; done when base holds everything applied before the call (stop, defrag, Hash). */
+struct flush_wait {
+    struct mail mail;
+    int err;
+    void (*done)(struct flush_wait *w);
+};
+void apply_flush(struct apply *a, struct flush_wait *w);
+/* Any thread: rewrite base compacted and switch to it. done on the apply thread. */
+void apply_defragment(struct apply *a, struct flush_wait *w);

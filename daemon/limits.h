@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* limits.h - every bound between a client's socket and the disk, by name.
+ *
+ * A queue, buffer or cache without a line here is a bug. Each bound has a test that
+ * fills it. What happens when it is full stands beside it.
+ */
+#pragma once
+
+enum {
+    /* pump: bytes of incomplete messages. Past it, the connection is closed / only the
+     * oldest connection is read. */
+    LIMIT_CONN_INCOMPLETE_BYTES = 64 << 20,
+    LIMIT_ALL_INCOMPLETE_BYTES = 256 << 20,
+    LIMIT_HEADER_BLOCK_BYTES = 64 << 10,  /* one header block: GOAWAY, close */
+    LIMIT_OPEN_STREAMS = 10000,           /* a connection, when the flag sets none */
+    LIMIT_OPEN_STREAMS_SLACK = 1000,      /* open beyond the limit: GOAWAY, close */
+    LIMIT_RST_PER_SECOND = 1000,          /* a connection: GOAWAY, close */
+    LIMIT_SNIFF_MS = 10000,               /* to show a protocol, else close */
+    LIMIT_PUMP_BUFFER_BYTES = 64 << 10,   /* one direction of a connection */
+
+    /* rpc to apply: one account from decode to answer. Past it: `too many requests`. */
+    LIMIT_PROPOSALS = 5000,
+    LIMIT_PROPOSAL_BYTES = 64 << 20,
+    LIMIT_READ_WAITS = 10000,             /* reads that wait for an index: the same */
+    LIMIT_TXN_DEPTH = 32,                 /* nested txns: ERR_TOO_DEEP */
+    LIMIT_REQUEST_SLACK_BYTES = 512 << 10,/* a gRPC message may exceed max-request-bytes by */
+
+    /* turn to WAL: one batch being written, one gathering. Past it the turn takes no proposals. */
+    LIMIT_WAL_BATCH_BYTES = 8 << 20,
+    LIMIT_ENTRY_CACHE_BYTES = 64 << 20,   /* older entries are read again from the WAL */
+    LIMIT_WAL_SEGMENT_BYTES = 64 << 20,
+
+    /* apply to flush: the live delta. At FREEZE it is sealed; at STALL apply waits for flush. */
+    LIMIT_DELTA_FREEZE_BYTES = 32 << 20,
+    LIMIT_DELTA_STALL_BYTES = 64 << 20,
+    LIMIT_FREEZE_IDLE_MS = 2000,          /* sealed this long after the last entry */
+
+    /* hub to a stream: past it the watcher catches up later. */
+    LIMIT_WATCH_STREAM_BYTES = 4 << 20,
+    LIMIT_WATCHERS = 1000000,             /* in all: ResourceExhausted */
+    LIMIT_WATCH_BATCH_REVS = 1000,        /* distinct revisions in one catch-up response */
+
+    /* reads on an rpc thread; past either the scan pool does it anew. */
+    LIMIT_INLINE_ROWS = 1000,
+    LIMIT_INLINE_US = 1000,
+    LIMIT_SCAN_QUEUE = 10000,             /* waiting for the pool: `too many requests` */
+    LIMIT_RESPONSE_BYTES = 256 << 20,     /* responses being built or sent, in all */
+
+    LIMIT_SERVER_REQUEST_MS = 5000,       /* + 2 x election timeout: etcd's request timeout */
+    LIMIT_STOP_MS = 1000,
+};

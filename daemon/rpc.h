@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rpc.h - the one door to gRPC core: calls in, answers out.
+ *
+ * One completion queue a thread, one thread a queue; all of a call's tags come on its own rpc thread, so its state
+ * needs no lock. A service is a row of struct rpc_method; a handler never waits: it answers, or keeps the call and
+ * is resumed on the call's thread by call_resume (from any thread).
+ *
+ * Owner: each call belongs to its rpc thread. Foreign types stop here: services see slices and messages.
+ */
+#pragma once
+#include <protobuf-c/protobuf-c.h>
+#include "bytes.h"
+#include "err.h"
+#include "mailbox.h"
+
+struct rpc;
+struct call;
+
+enum rpc_kind { RPC_UNARY, RPC_SERVER_STREAM, RPC_BIDI };
+
+/* Who may call (checked by auth later; every method has a row, or it does not compile). */
+enum rpc_access { ACCESS_OPEN, ACCESS_USER, ACCESS_ROOT, ACCESS_KEYS /* checked by key range */ };
+
+struct rpc_method {
+    const char *service, *name;        /* "etcdserverpb.KV", "Range" */
+    enum rpc_kind kind;
+    enum rpc_access access;
+    const ProtobufCMessageDescriptor *request;
+    /* UNARY, SERVER_STREAM: once, with the request decoded into the call's arena. BIDI: once at the start, req NULL. */
+    void (*start)(struct call *c, const ProtobufCMessage *req);
+    /* BIDI only: each message; next one is read when it returns. */
+    void (*message)(struct call *c, const ProtobufCMessage *req);
+    /* Streams and calls that were kept: the client is gone (cancelled, lost). call_fail is harmless after it; resume
+     * functions that arrive later see call_gone(). */
+    void (*gone)(struct call *c);
+    /* Streams: what was sent has left; call_send_room() is true again. */
+    void (*drained)(struct call *c);
+    /* Before the call's memory goes: release what call_state holds. Once, always, on its rpc thread. */
+    void (*release)(struct call *c);
+};
+
+/* ---- what a handler may do, on the call's own thread ---- */
+void *call_state(struct call *c);            /* CALL_STATE_BYTES zeroed, max-aligned, for the service */
+#define CALL_STATE_BYTES 512
+void *call_service(struct call *c);          /* the service context given to rpc_new */
+struct arena *call_arena(struct call *c);
+const struct rpc_method *call_method(struct call *c);
+struct slot *call_slot(struct call *c);      /* the rpc thread's reading slot */
+bool call_gone(const struct call *c);
+uint64_t call_deadline_ms(const struct call *c);   /* monotonic; UINT64_MAX: none. min(client's, server's request timeout) for unary */
+/* First value of a metadata key, or SLICE_NONE. Borrowed until the call ends. */
+struct slice call_metadata(struct call *c, const char *key);
+
+void call_answer(struct call *c, const ProtobufCMessage *m);  /* unary: packs at once, sends, ends OK */
+void call_fail(struct call *c, int err);                      /* ERR_x, or -errno: INTERNAL */
+void call_fail_text(struct call *c, enum status status, const char *text);
+
+/* Streams: queue one message for sending. packed: bytes already packed, copied. */
+bool call_send_room(const struct call *c);          /* false: a burst is on its way, wait for drained */
+void call_send(struct call *c, const ProtobufCMessage *m);
+void call_send_packed(struct call *c, struct slice bytes, bool more /* another follows now: buffer hint */);
+void call_end(struct call *c);                      /* OK after what is queued */
+
+/* Any thread: run fn(c) on the call's thread. The call must be kept alive by call_ref from the handler. Chained: one
+ * wake-up of an rpc thread serves all that were resumed meanwhile. */
+struct call_resume {
+    struct mail mail;
+    struct call *call;
+    void (*fn)(struct call *c, struct call_resume *r);
+};
+void call_resume(struct call_resume *r);
+void call_ref(struct call *c);
+void call_unref(struct call *c); /* its own thread */
+
+/* ---- the whole ---- */
+struct rpc_options {
+    const struct rpc_method *methods;
+    size_t n_methods;
+    void *service;                 /* call_service() */
+    struct store *store;           /* one slot is made for each rpc thread */
+    unsigned threads;              /* 1 by default on two cores */
+    size_t max_request_bytes;      /* message limit is this + LIMIT_REQUEST_SLACK_BYTES */
+    uint32_t max_concurrent_streams;
+    uint32_t keepalive_min_ms, keepalive_interval_ms, keepalive_timeout_ms;
+    uint32_t request_timeout_ms;
+};
+int rpc_new(const struct rpc_options *o, struct rpc **ret_rpc);
+int rpc_start(struct rpc *r);
+/* The pump's: gives gRPC one end of a socketpair. */
+void rpc_add_fd(struct rpc *r, int fd);
+void rpc_stop(struct rpc *r);      /* GOAWAY, ends streams with Unavailable, cancels at 300 ms; returns within LIMIT_STOP_MS */
+void rpc_free(struct rpc *r);
+
+struct rpc_method_stats { uint64_t started, received, sent, handled[STATUS_COUNT]; };
+const struct rpc_method_stats *rpc_stats(const struct rpc *r, size_t method); /* summed over threads; any thread */

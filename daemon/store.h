@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* store.h - layers and views: how any thread reads one revision without a lock.
+ *
+ * layers = {base, frozen delta or none, live delta}, immutable, behind one atomic pointer that only
+ * apply stores. A view pins layers in its thread's slot and reads an LMDB snapshot plus the deltas, at
+ * a revision. The protocol, step by step, stands at the top of store.c (DESIGN section 4).
+ *
+ * Reading side: any thread with a slot of its own. Writing side: the apply thread.
+ */
+#pragma once
+#include "base.h"
+#include "delta.h"
+
+struct store;
+struct slot; /* one reading thread's: pin, LMDB read txn, the base it belongs to */
+
+/* ---- reading ---- */
+struct slot *slot_new(struct store *s); /* NULL: no memory or too many (STORE_SLOTS_MAX) */
+void slot_free(struct store *s, struct slot *sl);
+
+struct view {
+    struct store *store;
+    struct slot *slot;
+    const struct base *base;
+    const struct delta *frozen, *live;
+    const struct delta *scratch; /* NULL, or a txn's own changes on top (apply only) */
+    int64_t compact_rev, rev;    /* C and R: compact_rev <= rev */
+};
+
+/* 0 or -errno. Must be closed before any wait. */
+int view_open(struct store *s, struct slot *sl, struct view *ret_view);
+void view_close(struct view *v); /* takes a closed one */
+
+/* The key's value as of rev (c <= rev; above v->rev only for a scratch). ERR_KEY_NOT_FOUND. Slices live until
+ * view_close, or in a. */
+int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags, struct arena *a, struct change *ret);
+
+/* Live keys in [from, end) as of rev, ascending. end.ptr NULL: no upper end. */
+struct view_cursor;
+int view_cursor_new(struct view *v, struct slice from, struct slice end, int64_t rev, unsigned base_flags,
+                    struct view_cursor **ret_cur);
+void view_cursor_free(struct view_cursor *cur);
+/* 0, or ERR_KEY_NOT_FOUND: the end. Slices live until the next call (key), view_close (body), or in a. */
+int view_cursor_next(struct view_cursor *cur, struct arena *a, struct change *ret);
+
+/* Every change (tombstones too) with from <= rev.main <= to, ascending by rev. The change lives during fn. */
+int view_log_scan(struct view *v, int64_t from_main, int64_t to_main, struct arena *a,
+                  int (*fn)(void *ctx, const struct change *), void *ctx);
+
+/* The live keys of a lease as of the view's newest state, sorted by key; slices in a. */
+int view_lease_keys(struct view *v, int64_t lease, struct arena *a, struct slice **ret_keys, size_t *ret_n);
+
+/* Rows of a small table: base and deltas merged, in no order. */
+int view_row_scan(struct view *v, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value), void *ctx);
+
+/* Any thread: what apply last published. */
+int64_t store_revision(const struct store *s);
+int64_t store_compact_revision(const struct store *s);
+uint64_t store_applied(const struct store *s);
+
+/* ---- writing: apply ---- */
+int store_new(struct base *b, struct store **ret_store); /* takes the base; live delta empty */
+void store_free(struct store *s); /* no slot may be in use; closes the base */
+struct delta *store_live(struct store *s);
+struct delta *store_frozen(struct store *s);  /* NULL: none */
+struct base *store_base(struct store *s);
+/* Publish, with release, after the inserts of an entry: applied index, then C, then R are what views see. */
+void store_publish(struct store *s, uint64_t applied_index, int64_t compact_rev, int64_t revision);
+/* Seal the live delta and start a new one; frozen must be NULL. The sealed one goes to the flush thread. */
+int store_freeze(struct store *s, const struct seal *seal, struct delta **ret_frozen);
+/* Flush has committed the frozen delta. */
+void store_flushed(struct store *s);
+/* Frees replaced layers that nobody pins. Call after a change and on a timer. Returns how many still wait. */
+size_t store_reclaim(struct store *s);
+/* A new base in place of the old one (snapshot installed, defragmented); its R and C are published with it. */
+int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int64_t revision, uint64_t applied_index);

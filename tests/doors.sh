@@ -1,0 +1,23 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Each foreign library has one door: only the named file may include its headers. fusefs includes nothing of the
+# daemon and the daemon nothing of fusefs.
+cd "$(dirname "$0")/.." || exit 1
+bad=0
+door() { # header-pattern folder door-files...
+    pattern=$1 folder=$2
+    shift 2
+    for f in $(grep -lE "^#include <$pattern" "$folder"/*.c "$folder"/*.h 2>/dev/null); do
+        case " $* " in *" $f "*) ;; *) echo "doors: $f includes <$pattern: only $* may" >&2; bad=1 ;; esac
+    done
+}
+door 'lmdb\.h' daemon daemon/base.c
+door 'grpc/' daemon daemon/rpc.c
+door 'openssl/' daemon daemon/tls.c daemon/sha1.c
+door 'microhttpd' daemon daemon/http.c
+door 'yaml' daemon daemon/config.c daemon/yaml.c
+door 'grpc/' fusefs fusefs/client.c
+door 'fuse' fusefs fusefs/session.c fusefs/session.h fusefs/ops.c
+if grep -nE '#include "(\.\./)?daemon/' fusefs/*.[ch] 2>/dev/null; then echo "doors: fusefs includes the daemon" >&2; bad=1; fi
+if grep -nE '#include "(\.\./)?fusefs/' daemon/*.[ch] 2>/dev/null; then echo "doors: daemon includes fusefs" >&2; bad=1; fi
+exit $bad
