@@ -32,4 +32,3 @@ void mvcc_bounds(struct slice key, struct slice range_end, struct slice *ret_fro
 int mvcc_hashkv(struct store *s, struct slot *sl, int64_t rev, uint32_t *ret_hash, int64_t *ret_compact_rev,
                 int64_t *ret_hash_rev);
 
-uint32_t crc32c(uint32_t crc, const void *p, size_t n); /* Castagnoli; crc32c(0, ...) begins */
