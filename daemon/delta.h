@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* delta.h - all that apply has changed since the last freeze, in memory.
  *
- * One arena of mmap'd chunks holds the changes, in a skip list by (key, rev descending) and in an
+ * One arena of mmap'd chunks holds the changes, in an ordered map by (key, rev descending) and in an
  * array by rev; for each lease the changes that attach to it; and every small-table row written.
  *
  * Writer: apply only, until sealed. Readers: any thread, lock-free (release on link, acquire on
@@ -59,8 +59,8 @@ const struct change *delta_next_key(struct delta_cursor *cur); /* the newest cha
 size_t delta_lower_bound(const struct delta *d, int64_t main);
 const struct change *delta_at(const struct delta *d, size_t position); /* position < delta_changes() */
 
-/* The changes that attach a key to this lease, oldest first; a change counts only if it is its key's newest. */
+/* The changes that attach a key to this lease, newest first; a change counts only if it is its key's newest. */
 int delta_lease_changes(const struct delta *d, int64_t lease, int (*fn)(void *ctx, const struct change *), void *ctx);
 
-/* Last image of each row written, in no order; value.ptr NULL: deleted. */
+/* Last image of each row written, by table and id; value.ptr NULL: deleted. */
 int delta_row_scan(const struct delta *d, int (*fn)(void *ctx, enum table t, struct slice id, struct slice value), void *ctx);
