@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* config.h - how a member is told what to be: etcd's flags, ETCD_* variables, YAML file.
+ *
+ * Names, defaults, precedence and the wording of errors are etcd v3.7.1's (reference 04-flags): a flag on the command
+ * line and in the environment is an error; --config-file makes everything else be ignored. A flag of etcd's that we do
+ * not have yet is accepted with its default value and refused, by name, with any other.
+ */
+#pragma once
+#include "bytes.h"
+
+#define CAIRN_ETCD_VERSION "3.7.1"      /* whose API and semantics we speak */
+#define CAIRN_CLUSTER_VERSION "3.7.0"
+
+struct url {
+    enum url_scheme { URL_HTTP, URL_HTTPS, URL_UNIX, URL_UNIXS } scheme;
+    const char *text;  /* as given */
+    const char *host;  /* "" for unix; without [] for IPv6 */
+    const char *port;
+    const char *path;  /* of a unix socket */
+};
+
+struct url_list {
+    struct url *urls; /* sorted by text, no duplicates */
+    size_t n;
+};
+
+struct config {
+    struct arena arena; /* owns every string below */
+
+    const char *name, *data_dir, *wal_dir;
+    struct url_list listen_client, advertise_client, listen_peer, advertise_peer;
+    const char *initial_cluster, *initial_cluster_state, *initial_cluster_token;
+    uint64_t snapshot_count, catchup_entries;
+    uint32_t heartbeat_ms, election_ms;
+    int64_t quota_bytes; /* 0 on the command line became 2 GiB; < 0: none */
+    uint64_t max_request_bytes;
+    uint64_t max_txn_ops;
+    uint64_t max_streams;
+    uint64_t keepalive_min_ms, keepalive_interval_ms, keepalive_timeout_ms;
+    uint64_t progress_interval_ms;
+    const char *compaction_mode;      /* periodic or revision */
+    int64_t compaction_retention;     /* ms, or revisions; 0: off */
+    const char *log_level, *metrics, *config_file;
+    bool unsafe_no_fsync;
+};
+
+enum config_result {
+    CONFIG_RUN = 0,   /* go on */
+    CONFIG_DONE = 1,  /* --version or --help was answered: exit 0 */
+    CONFIG_USAGE = 2, /* said on stderr what was wrong with a flag: exit 2 */
+    CONFIG_BAD = 3,   /* said what is wrong with the values: exit 1 */
+};
+
+/* env: the process's environment. Writes to stdout and stderr what etcd would. */
+enum config_result config_read(struct config *c, int argc, char **argv, char **env);
+void config_fini(struct config *c);
+
+/* The pieces, for their tests and fuzzers. Each returns NULL, or what is wrong, in words, in the arena. */
+const char *config_parse_urls(struct arena *a, const char *text, struct url_list *ret_urls);
+const char *config_parse_duration(struct arena *a, const char *text, int64_t *ret_ns);
+/* Calls set(ctx, key, value) for each scalar of the top level and "outer.key" for one level below. */
+const char *config_parse_yaml(struct arena *a, struct slice text,
+                              const char *(*set)(void *ctx, const char *key, const char *value), void *ctx);
