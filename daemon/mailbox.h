@@ -21,8 +21,9 @@ struct mail {
 
 struct mailbox {
     _Atomic(struct mail *) head; /* newest first */
-    _Atomic uint32_t wakes;      /* futex word: 1 while there is something to take */
-    int event_fd;                /* -1, or an eventfd written instead of the futex (for epoll) */
+    _Atomic uint32_t wakes;      /* futex word: 0 nothing new, 1 posted or nudged, 2 the taker sleeps */
+    int event_fd;                /* -1, or an eventfd written instead of the futex (for epoll); its reader drains it
+                                    before mailbox_take */
 };
 
 void mailbox_init(struct mailbox *m, int event_fd);

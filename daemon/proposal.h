@@ -20,6 +20,7 @@ struct proposal {
     struct entry *entry;   /* payload ready to append; the proposal's reference */
     uint64_t request_id;   /* (boot-unique sequence << 13) | slot */
     uint64_t deadline_ms;
+    _Atomic bool with_turn; /* proposal_taken was called: it lies in no mailbox and may expire */
     struct arena *arena;   /* the call's; apply builds the response in it, between propose and done */
     /* The result, valid in done(): */
     int err;               /* 0, ERR_x, or -errno */
@@ -44,7 +45,14 @@ struct proposal *proposal_claim(struct account *a, uint64_t request_id);
 /* The rpc thread, after done: gives the bytes back. */
 void account_give(struct account *a, struct proposal *p, size_t bytes);
 
-/* The turn, now and then: claims each proposal past its deadline and calls fn with it. */
+/* The turn, for each proposal it takes from its mailbox: from now on it may expire. (Before, the mailbox still points
+ * to it: whoever answered it then would free what the turn is about to read.) */
+static inline void proposal_taken(struct proposal *p)
+{
+    atomic_store_explicit(&p->with_turn, true, memory_order_relaxed);
+}
+
+/* The turn, now and then: claims each proposal it has taken whose deadline is past and calls fn with it. */
 void account_expire(struct account *a, uint64_t now_ms, void (*fn)(void *ctx, struct proposal *), void *ctx);
 
 uint32_t account_pending(const struct account *a);

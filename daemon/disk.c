@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* disk.c - the real disk behind seam.h: paths below one directory, held open.
+ *
+ * EINTR and short transfers are dealt with here; nothing else is ever tried again. The struct is
+ * immutable after disk_real_new: any thread; a disk_file belongs to whoever opened it.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "seam.h"
+
+#define ZERO_CHUNK_BYTES (1 << 20)
+
+struct disk_real {
+    struct disk disk;
+    int root_fd;
+};
+
+struct disk_file {
+    int fd;
+};
+
+static int root_of(struct disk *d)
+{
+    return ((struct disk_real *)d)->root_fd;
+}
+
+static int real_open(struct disk *d, const char *path, int flags, mode_t mode, struct disk_file **ret_file)
+{
+    struct disk_file *f = malloc(sizeof *f);
+
+    if (f == NULL)
+        return -ENOMEM;
+    f->fd = openat(root_of(d), path, flags | O_CLOEXEC, mode);
+    if (f->fd < 0) {
+        int err = -errno;
+
+        free(f);
+        return err;
+    }
+    *ret_file = f;
+    return 0;
+}
+
+static void real_close(struct disk *d, struct disk_file *f)
+{
+    (void)d;
+    if (f == NULL)
+        return;
+    (void)close(f->fd); /* what mattered was synced before; what was not makes no promise */
+    free(f);
+}
+
+static ssize_t real_pread(struct disk *d, struct disk_file *f, void *buf, size_t n, uint64_t offset)
+{
+    size_t done = 0;
+
+    (void)d;
+    while (done < n) {
+        ssize_t k = pread(f->fd, (char *)buf + done, n - done, (off_t)(offset + done));
+
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k < 0)
+            return -errno;
+        if (k == 0)
+            break;
+        done += (size_t)k;
+    }
+    return (ssize_t)done;
+}
+
+static int real_pwrite(struct disk *d, struct disk_file *f, const void *buf, size_t n, uint64_t offset)
+{
+    size_t done = 0;
+
+    (void)d;
+    while (done < n) {
+        ssize_t k = pwrite(f->fd, (const char *)buf + done, n - done, (off_t)(offset + done));
+
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k < 0)
+            return -errno;
+        done += (size_t)k;
+    }
+    return 0;
+}
+
+static int real_fdatasync(struct disk *d, struct disk_file *f)
+{
+    (void)d;
+    return fdatasync(f->fd) ? -errno : 0;
+}
+
+static ssize_t real_size(struct disk *d, struct disk_file *f)
+{
+    struct stat st;
+
+    (void)d;
+    return fstat(f->fd, &st) ? -errno : (ssize_t)st.st_size;
+}
+
+/* fallocate(2) alone would leave unwritten extents, whose first write changes metadata. */
+static int real_fallocate(struct disk *d, struct disk_file *f, uint64_t size)
+{
+    ssize_t have = real_size(d, f);
+    uint64_t at = (uint64_t)have;
+    void *zero;
+    int err = 0;
+
+    if (have < 0)
+        return (int)have;
+    zero = calloc(1, ZERO_CHUNK_BYTES);
+    if (zero == NULL)
+        return -ENOMEM;
+    while (at < size && err == 0) {
+        size_t n = size - at < ZERO_CHUNK_BYTES ? (size_t)(size - at) : ZERO_CHUNK_BYTES;
+
+        err = real_pwrite(d, f, zero, n, at);
+        at += n;
+    }
+    free(zero);
+    return err;
+}
+
+static int real_truncate(struct disk *d, struct disk_file *f, uint64_t size)
+{
+    (void)d;
+    return ftruncate(f->fd, (off_t)size) ? -errno : 0;
+}
+
+static void real_drop_cache(struct disk *d, struct disk_file *f)
+{
+    (void)d;
+    (void)posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED); /* advice: the reader checks what it gets anyway */
+}
+
+static int real_rename(struct disk *d, const char *from, const char *to)
+{
+    return renameat(root_of(d), from, root_of(d), to) ? -errno : 0;
+}
+
+static int real_unlink(struct disk *d, const char *path)
+{
+    return unlinkat(root_of(d), path, 0) ? -errno : 0;
+}
+
+static int real_mkdir(struct disk *d, const char *path, mode_t mode)
+{
+    return mkdirat(root_of(d), path, mode) ? -errno : 0;
+}
+
+static int real_fsync_dir(struct disk *d, const char *path)
+{
+    int fd = openat(root_of(d), path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err;
+
+    if (fd < 0)
+        return -errno;
+    err = fsync(fd) ? -errno : 0;
+    (void)close(fd); /* nothing was written through it */
+    return err;
+}
+
+static int real_list(struct disk *d, const char *path, int (*fn)(void *ctx, const char *name), void *ctx)
+{
+    int fd = openat(root_of(d), path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
+    struct dirent *e;
+    DIR *dir;
+
+    if (fd < 0)
+        return -errno;
+    dir = fdopendir(fd);
+    if (dir == NULL) {
+        err = -errno;
+        (void)close(fd); /* nothing was written through it */
+        return err;
+    }
+    while (err == 0 && (errno = 0, e = readdir(dir)) != NULL) {
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+            err = fn(ctx, e->d_name);
+    }
+    if (err == 0 && errno)
+        err = -errno;
+    (void)closedir(dir); /* as above */
+    return err;
+}
+
+int disk_real_new(const char *dir, struct disk **ret_disk)
+{
+    static const struct disk functions = {
+        .open = real_open, .close = real_close, .pread = real_pread, .pwrite = real_pwrite,
+        .fdatasync = real_fdatasync, .fallocate = real_fallocate, .truncate = real_truncate,
+        .drop_cache = real_drop_cache, .size = real_size, .rename = real_rename, .unlink = real_unlink,
+        .mkdir = real_mkdir, .fsync_dir = real_fsync_dir, .list = real_list,
+    };
+    struct disk_real *r = malloc(sizeof *r);
+
+    if (r == NULL)
+        return -ENOMEM;
+    r->disk = functions;
+    r->root_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (r->root_fd < 0) {
+        int err = -errno;
+
+        free(r);
+        return err;
+    }
+    *ret_disk = &r->disk;
+    return 0;
+}
+
+void disk_real_free(struct disk *d)
+{
+    if (d == NULL)
+        return;
+    (void)close(root_of(d)); /* a directory: nothing to lose */
+    free(d);
+}
