@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* datadir.c - proves that a directory is made, locked, switched and refused as datadir.h says, and that a refusal
+ * leaves what was there as it was. */
+#include "daemon/datadir.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tap.h"
+
+static char root[] = "/tmp/cairn-datadir-XXXXXX";
+static char path[256];
+static struct datadir d;
+
+static void in_dir(const char *name)
+{
+    (void)snprintf(path, sizeof path, "%s/%s", root, name);
+}
+
+static void touch(const char *file)
+{
+    char p[512];
+    int fd;
+
+    (void)snprintf(p, sizeof p, "%s/%s", path, file);
+    fd = open(p, O_WRONLY | O_CREAT, 0600);
+    REQUIRE(fd >= 0);
+    (void)close(fd);
+}
+
+static bool exists(const char *file)
+{
+    char p[512];
+
+    (void)snprintf(p, sizeof p, "%s/%s", path, file);
+    return access(p, F_OK) == 0;
+}
+
+static void fresh_then_again(void)
+{
+    char base[DATADIR_PATH_BYTES];
+
+    in_dir("deep/fresh");
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(d.fresh && d.base == 1 && d.wal == 1 && exists("CREATING"));
+    CHECK(datadir_make_base(&d, 1, base) == 0);
+    CHECK(datadir_commit(&d) == 0);
+    CHECK(!exists("CREATING") && exists("CURRENT"));
+    datadir_close(&d);
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(!d.fresh && d.base == 1);
+    CHECK(datadir_make_base(&d, 2, base) == 0 && datadir_switch(&d, 2) == 0 && datadir_remove_base(&d, 1) == 0);
+    datadir_close(&d);
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(d.base == 2 && !exists("base-1"));
+    datadir_close(&d);
+}
+
+static void unfinished_creation(void)
+{
+    char base[DATADIR_PATH_BYTES];
+
+    in_dir("unfinished");
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(datadir_make_base(&d, 1, base) == 0);
+    datadir_close(&d);
+    CHECK(datadir_open(&d, path, "") == 0 && d.fresh); /* made anew */
+    CHECK(datadir_make_base(&d, 1, base) == 0);
+    datadir_close(&d);
+}
+
+static void locked(void)
+{
+    struct datadir other;
+
+    in_dir("locked");
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(datadir_open(&other, path, "") < 0 && strstr(other.error, "in use by another cairnd"));
+    datadir_close(&d);
+}
+
+static void refused(const char *word)
+{
+    CHECK(datadir_open(&d, path, "") < 0);
+    CHECK(strstr(d.error, word) != NULL);
+    if (strstr(d.error, word) == NULL)
+        printf("# said: %s\n", d.error);
+    CHECK(!exists("CREATING") && !exists("CURRENT.new"));
+}
+
+static void foreign(void)
+{
+    in_dir("foreign");
+    (void)mkdir(path, 0700);
+    touch("precious");
+    refused("not Cairn's (it holds precious)");
+    in_dir("etcd");
+    (void)mkdir(path, 0700);
+    touch("member");
+    refused("data directory of etcd");
+    in_dir("lostcurrent");
+    (void)mkdir(path, 0700);
+    touch("base-1");
+    refused("CURRENT is missing");
+    in_dir("open");
+    (void)mkdir(path, 0755);
+    refused("chmod 700");
+    in_dir("file");
+    touch("../file");
+    refused("not a directory");
+}
+
+static void damaged_current(void)
+{
+    char current[300];
+    int fd;
+    uint8_t byte;
+
+    in_dir("damaged");
+    REQUIRE(datadir_open(&d, path, "") == 0 && datadir_commit(&d) == 0);
+    datadir_close(&d);
+    (void)snprintf(current, sizeof current, "%s/CURRENT", path);
+    fd = open(current, O_RDWR);
+    REQUIRE(fd >= 0);
+    for (off_t at = 0; pread(fd, &byte, 1, at) == 1; at++) {
+        uint8_t flipped = byte ^ 0x10;
+
+        CHECK(pwrite(fd, &flipped, 1, at) == 1);
+        if (datadir_open(&d, path, "") == 0) {
+            /* Only the line's end of crc may differ without harm. */
+            CHECK(d.base == 1 && d.wal == 1);
+            datadir_close(&d);
+        } else {
+            CHECK(strstr(d.error, "CURRENT") != NULL);
+        }
+        CHECK(pwrite(fd, &byte, 1, at) == 1);
+    }
+    (void)close(fd);
+}
+
+static void wal_elsewhere(void)
+{
+    char wal[300];
+
+    in_dir("split");
+    (void)snprintf(wal, sizeof wal, "%s/split-wal", root);
+    REQUIRE(datadir_open(&d, path, wal) == 0 && datadir_commit(&d) == 0);
+    CHECK(strcmp(d.wal_root, wal) == 0);
+    datadir_close(&d);
+    CHECK(datadir_open(&d, path, "") < 0 && strstr(d.error, "start with --wal-dir") && strstr(d.error, wal));
+    CHECK(datadir_open(&d, path, wal) == 0);
+    datadir_close(&d);
+}
+
+int main(void)
+{
+    char rm[64];
+
+    REQUIRE(mkdtemp(root) != NULL);
+    TEST(fresh_then_again);
+    TEST(unfinished_creation);
+    TEST(locked);
+    TEST(foreign);
+    TEST(damaged_current);
+    TEST(wal_elsewhere);
+    (void)snprintf(rm, sizeof rm, "rm -rf %s", root);
+    (void)!system(rm);
+    return tap_done();
+}
