@@ -28,12 +28,15 @@ struct rpc_method {
     const ProtobufCMessageDescriptor *request;
     /* UNARY, SERVER_STREAM: once, with the request decoded into the call's arena. BIDI: once at the start, req NULL. */
     void (*start)(struct call *c, const ProtobufCMessage *req);
-    /* BIDI only: each message; next one is read when it returns. */
+    /* BIDI only: each message; next one is read when it returns. req lives until then. */
     void (*message)(struct call *c, const ProtobufCMessage *req);
-    /* Streams and calls that were kept: the client is gone (cancelled, lost). call_fail is harmless after it; resume
-     * functions that arrive later see call_gone(). */
+    /* BIDI only: no further message will come: the client has half-closed, or is gone (then gone follows). */
+    void (*half_closed)(struct call *c);
+    /* Streams, and unary calls that may wait for long (Lock): the client is gone (cancelled, lost, past its deadline).
+     * call_fail is harmless after it; resume functions that arrive later see call_gone(). A unary method without it
+     * never hears: its answer goes nowhere. */
     void (*gone)(struct call *c);
-    /* Streams: what was sent has left; call_send_room() is true again. */
+    /* Streams: all that was queued has left; call_send_room() is true. */
     void (*drained)(struct call *c);
     /* Before the call's memory goes: release what call_state holds. Once, always, on its rpc thread. */
     void (*release)(struct call *c);
@@ -55,41 +58,54 @@ void call_answer(struct call *c, const ProtobufCMessage *m);  /* unary: packs at
 void call_fail(struct call *c, int err);                      /* ERR_x, or -errno: INTERNAL */
 void call_fail_text(struct call *c, enum status status, const char *text);
 
-/* Streams: queue one message for sending. packed: bytes already packed, copied. */
-bool call_send_room(const struct call *c);          /* false: a burst is on its way, wait for drained */
+/* Streams: queue one message for sending. What one handler queues leaves together when it returns, in one write.
+ * A message is queued whatever the room: ask before, and wait for drained when there is none. */
+bool call_send_room(const struct call *c);          /* false: LIMIT_SEND_BURST_BYTES wait, or too much in all */
 void call_send(struct call *c, const ProtobufCMessage *m);
-void call_send_packed(struct call *c, struct slice bytes, bool more /* another follows now: buffer hint */);
+void call_send_packed(struct call *c, struct slice bytes);   /* already packed; copied */
+/* Already packed and shared: not copied, done(owner) is called once, on any thread, when gRPC has let go of it. */
+void call_send_shared(struct call *c, struct slice bytes, void (*done)(void *owner), void *owner);
 void call_end(struct call *c);                      /* OK after what is queued */
 
 /* Any thread: run fn(c) on the call's thread. The call must be kept alive by call_ref from the handler. Chained: one
- * wake-up of an rpc thread serves all that were resumed meanwhile. */
+ * wake-up of an rpc thread serves all that were resumed meanwhile. r must not be posted again before fn runs. */
 struct call_resume {
     struct mail mail;
     struct call *call;
     void (*fn)(struct call *c, struct call_resume *r);
 };
 void call_resume(struct call_resume *r);
-void call_ref(struct call *c);
+void call_ref(struct call *c);   /* its own thread */
 void call_unref(struct call *c); /* its own thread */
 
 /* ---- the whole ---- */
+#define RPC_THREADS_MAX 8
 struct rpc_options {
     const struct rpc_method *methods;
     size_t n_methods;
     void *service;                 /* call_service() */
-    struct store *store;           /* one slot is made for each rpc thread */
-    unsigned threads;              /* 1 by default on two cores */
+    unsigned threads;              /* 1 by default on two cores; at most RPC_THREADS_MAX */
+    struct slot **slots;           /* call_slot(): one for each thread, the caller's; NULL: none */
     size_t max_request_bytes;      /* message limit is this + LIMIT_REQUEST_SLACK_BYTES */
     uint32_t max_concurrent_streams;
     uint32_t keepalive_min_ms, keepalive_interval_ms, keepalive_timeout_ms;
     uint32_t request_timeout_ms;
+    /* What etcd's interceptors check before the handler: 0, or the error that answers the call. May be NULL. */
+    int (*admit)(struct call *c, const ProtobufCMessage *req);
+    /* During rpc_stop: close our ends of the connections, a blocked write holds gRPC for ever. May be NULL. */
+    void (*cut)(void *cut_ctx);
+    void *cut_ctx;
 };
 int rpc_new(const struct rpc_options *o, struct rpc **ret_rpc);
 int rpc_start(struct rpc *r);
-/* The pump's: gives gRPC one end of a socketpair. */
+/* The pump's: gives gRPC one end of a socketpair, non-blocking; gRPC closes it. */
 void rpc_add_fd(struct rpc *r, int fd);
-void rpc_stop(struct rpc *r);      /* GOAWAY, ends streams with Unavailable, cancels at 300 ms; returns within LIMIT_STOP_MS */
+/* GOAWAY; ends streams and waiting calls with Unavailable, cancels what is left at 300 ms, cuts connections at 500 ms;
+ * returns within LIMIT_STOP_MS. Afterwards the rpc threads still run what is resumed, until rpc_free. */
+void rpc_stop(struct rpc *r);
+/* Takes NULL. Whoever resumes calls must have stopped; a call still referenced then is given up with its memory. */
 void rpc_free(struct rpc *r);
 
 struct rpc_method_stats { uint64_t started, received, sent, handled[STATUS_COUNT]; };
-const struct rpc_method_stats *rpc_stats(const struct rpc *r, size_t method); /* summed over threads; any thread */
+/* Summed over threads, as of this call; any thread. Valid as long as r, changed by the next call for the method. */
+const struct rpc_method_stats *rpc_stats(const struct rpc *r, size_t method);

@@ -12,7 +12,7 @@ door() { # header-pattern folder door-files...
     done
 }
 door 'lmdb\.h' daemon daemon/base.c
-door 'grpc/' daemon daemon/rpc.c
+door 'grpc/' daemon daemon/rpc.c daemon/rpc_call.c daemon/rpc_impl.h
 door 'openssl/' daemon daemon/tls.c daemon/sha1.c
 door 'microhttpd' daemon daemon/http.c
 door 'yaml' daemon daemon/config.c daemon/yaml.c

@@ -1,0 +1,565 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rpc.c - proves that a call reaches its handler and its answer the client: unary, server stream and bidi; at once,
+ * resumed from another thread, refused, cancelled, too large, malformed, compressed, unknown; that release comes once
+ * for every call; and that a stop with open streams ends them in time.
+ *
+ * The client is gRPC core's, in the same process, on the other end of a socketpair.
+ */
+#include <errno.h>
+#include <grpc/byte_buffer.h>
+#include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_posix.h>
+#include <grpc/grpc_security.h>
+#include <grpc/slice.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "daemon/limits.h"
+#include "daemon/rpc.h"
+#include "health.pb-c.h"
+#include "rpc.pb-c.h"
+#include "tap.h"
+
+enum { MAX_REQUEST_BYTES = 100000, AWAIT_MS = 10000, OPEN_STREAMS = 2000, PARKED = 200 };
+
+static struct rpc *rpc;
+static _Atomic int released, gone_calls, drained_calls, shared_back;
+
+/* ---- services with familiar names -------------------------------------------------- */
+
+static void answer_with(struct call *c, int status)
+{
+    Grpc__Health__V1__HealthCheckResponse m = GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__INIT;
+
+    m.status = (Grpc__Health__V1__HealthCheckResponse__ServingStatus)status;
+    call_answer(c, &m.base);
+}
+
+static void parked_back(struct call *c, struct call_resume *r)
+{
+    (void)r;
+    answer_with(c, 2);
+    call_unref(c);
+}
+
+static void *elsewhere(void *arg)
+{
+    call_resume(arg);
+    return NULL;
+}
+
+/* The name of the service asked for says what to do. */
+static void check_start(struct call *c, const ProtobufCMessage *req)
+{
+    const Grpc__Health__V1__HealthCheckRequest *q = (const void *)req;
+    struct call_resume *r = call_state(c);
+    pthread_t thread;
+
+    if (strcmp(q->service, "park") == 0) {
+        *r = (struct call_resume){.call = c, .fn = parked_back};
+        call_ref(c);
+        REQUIRE(pthread_create(&thread, NULL, elsewhere, r) == 0);
+        pthread_detach(thread);
+    } else if (strcmp(q->service, "fail") == 0) {
+        call_fail(c, ERR_COMPACTED);
+    } else if (strcmp(q->service, "errno") == 0) {
+        call_fail(c, -ENOSPC);
+    } else if (strcmp(q->service, "meta") == 0) {
+        answer_with(c, slice_eq(call_metadata(c, "token"), S("abc")) ? 1 : 3);
+    } else {
+        answer_with(c, 1);
+    }
+}
+
+static void shared_done(void *owner)
+{
+    atomic_fetch_add((_Atomic int *)owner, 1);
+}
+
+/* As many messages as the name has letters: plain, packed and shared in turn. */
+static void watch_start(struct call *c, const ProtobufCMessage *req)
+{
+    const Grpc__Health__V1__HealthCheckRequest *q = (const void *)req;
+    Grpc__Health__V1__HealthCheckResponse m = GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__INIT;
+
+    m.status = 1;
+    for (size_t i = 0; q->service[i]; i++) {
+        if (i % 3 == 0)
+            call_send(c, &m.base);
+        else if (i % 3 == 1)
+            call_send_packed(c, S("\x08\x01"));
+        else
+            call_send_shared(c, S("\x08\x01"), shared_done, &shared_back);
+    }
+    call_end(c);
+}
+
+static void echo_start(struct call *c, const ProtobufCMessage *req)
+{
+    (void)c;
+    CHECK(req == NULL);
+}
+
+static void echo_message(struct call *c, const ProtobufCMessage *req)
+{
+    const Etcdserverpb__LeaseKeepAliveRequest *q = (const void *)req;
+    Etcdserverpb__LeaseKeepAliveResponse m = ETCDSERVERPB__LEASE_KEEP_ALIVE_RESPONSE__INIT;
+
+    m.id = q->id;
+    call_send(c, &m.base);
+}
+
+static void lock_start(struct call *c, const ProtobufCMessage *req)
+{
+    (void)c, (void)req; /* waits until its client goes */
+}
+
+static void count_gone(struct call *c)
+{
+    CHECK(call_gone(c));
+    atomic_fetch_add(&gone_calls, 1);
+}
+
+static void count_release(struct call *c)
+{
+    (void)c;
+    atomic_fetch_add(&released, 1);
+}
+
+static void count_drained(struct call *c)
+{
+    CHECK(call_send_room(c));
+    atomic_fetch_add(&drained_calls, 1);
+}
+
+static const struct rpc_method methods[] = {
+    {"grpc.health.v1.Health", "Check", RPC_UNARY, ACCESS_OPEN, &grpc__health__v1__health_check_request__descriptor,
+     .start = check_start, .release = count_release},
+    {"grpc.health.v1.Health", "Watch", RPC_SERVER_STREAM, ACCESS_OPEN,
+     &grpc__health__v1__health_check_request__descriptor, .start = watch_start, .release = count_release},
+    {"etcdserverpb.Lease", "LeaseKeepAlive", RPC_BIDI, ACCESS_OPEN,
+     &etcdserverpb__lease_keep_alive_request__descriptor, .start = echo_start, .message = echo_message,
+     .half_closed = call_end, .gone = count_gone, .drained = count_drained, .release = count_release},
+    {"v3lockpb.Lock", "Lock", RPC_UNARY, ACCESS_OPEN, &grpc__health__v1__health_check_request__descriptor,
+     .start = lock_start, .gone = count_gone, .release = count_release},
+    {"etcdserverpb.KV", "Txn", RPC_UNARY, ACCESS_OPEN, &etcdserverpb__txn_request__descriptor,
+     .start = check_start, .release = count_release},
+};
+
+/* ---- a client ------------------------------------------------------------------------ */
+
+static grpc_completion_queue *cq;
+static grpc_channel *channel;
+
+struct client {
+    grpc_call *call;
+    grpc_metadata_array head, tail;
+    grpc_byte_buffer *got;
+    grpc_status_code status;
+    grpc_slice text;
+};
+
+static void client_batch(struct client *k, const grpc_op *op)
+{
+    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(AWAIT_MS, GPR_TIMESPAN));
+
+    REQUIRE(grpc_call_start_batch(k->call, op, 1, k, NULL) == GRPC_CALL_OK);
+    REQUIRE(grpc_completion_queue_pluck(cq, k, until, NULL).type == GRPC_OP_COMPLETE);
+}
+
+/* A short poll for what another thread counts. */
+static bool await_count(_Atomic int *n, int want)
+{
+    for (int i = 0; i < AWAIT_MS && atomic_load(n) != want; i++)
+        usleep(1000);
+    return atomic_load(n) == want;
+}
+
+static void client_open(struct client *k, const char *path, int timeout_ms)
+{
+    gpr_timespec deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
+
+    memset(k, 0, sizeof *k);
+    k->call = grpc_channel_create_call(channel, NULL, 0, cq, grpc_slice_from_copied_string(path), NULL, deadline, NULL);
+}
+
+static void client_send_head(struct client *k, grpc_metadata *md, size_t n_md)
+{
+    client_batch(k, &(grpc_op){.op = GRPC_OP_SEND_INITIAL_METADATA,
+                               .data.send_initial_metadata = {.count = n_md, .metadata = md}});
+}
+
+static void client_send(struct client *k, const void *p, size_t n)
+{
+    grpc_slice s = grpc_slice_from_copied_buffer(p, n);
+    grpc_byte_buffer *b = grpc_raw_byte_buffer_create(&s, 1);
+
+    client_batch(k, &(grpc_op){.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = b});
+    grpc_byte_buffer_destroy(b);
+    grpc_slice_unref(s);
+}
+
+static void client_half_close(struct client *k)
+{
+    client_batch(k, &(grpc_op){.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT});
+}
+
+static void client_recv_head(struct client *k)
+{
+    client_batch(k, &(grpc_op){.op = GRPC_OP_RECV_INITIAL_METADATA,
+                               .data.recv_initial_metadata.recv_initial_metadata = &k->head});
+}
+
+/* The next message in k->got, or NULL: the end. */
+static void client_recv(struct client *k)
+{
+    if (k->got)
+        grpc_byte_buffer_destroy(k->got);
+    k->got = NULL;
+    client_batch(k, &(grpc_op){.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &k->got});
+}
+
+static void client_recv_status(struct client *k)
+{
+    client_batch(k, &(grpc_op){.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+                               .data.recv_status_on_client = {.trailing_metadata = &k->tail,
+                                                              .status = &k->status,
+                                                              .status_details = &k->text}});
+}
+
+static bool text_is(const struct client *k, const char *text)
+{
+    bool same = grpc_slice_str_cmp(k->text, text) == 0;
+
+    if (!same)
+        printf("# status %d: %.*s\n", k->status, (int)GRPC_SLICE_LENGTH(k->text), GRPC_SLICE_START_PTR(k->text));
+    return same;
+}
+
+static void client_close(struct client *k)
+{
+    if (k->got)
+        grpc_byte_buffer_destroy(k->got);
+    grpc_slice_unref(k->text);
+    grpc_metadata_array_destroy(&k->head);
+    grpc_metadata_array_destroy(&k->tail);
+    grpc_call_unref(k->call);
+}
+
+/* A whole unary call; bytes.ptr NULL: no message. */
+static void client_unary(struct client *k, const char *path, struct slice bytes, grpc_metadata *md, size_t n_md)
+{
+    client_open(k, path, AWAIT_MS);
+    client_send_head(k, md, n_md);
+    if (bytes.ptr)
+        client_send(k, bytes.ptr, bytes.len);
+    client_half_close(k);
+    client_recv_head(k);
+    client_recv(k);
+    client_recv_status(k);
+}
+
+/* The status of the HealthCheckResponse in k->got, -1: none. */
+static int answered_status(const struct client *k)
+{
+    grpc_byte_buffer_reader r;
+    grpc_slice all;
+    int v = -1;
+
+    if (k->got == NULL)
+        return -1;
+    grpc_byte_buffer_reader_init(&r, k->got);
+    all = grpc_byte_buffer_reader_readall(&r);
+    if (GRPC_SLICE_LENGTH(all) == 2)
+        v = GRPC_SLICE_START_PTR(all)[1];
+    grpc_slice_unref(all);
+    grpc_byte_buffer_reader_destroy(&r);
+    return v;
+}
+
+#define CHECK_PATH "/grpc.health.v1.Health/Check"
+#define ECHO_PATH  "/etcdserverpb.Lease/LeaseKeepAlive"
+
+/* ---- the tests ------------------------------------------------------------------------- */
+
+static void unary_answers(void)
+{
+    struct client k;
+
+    client_unary(&k, CHECK_PATH, S("\x0a\x02ok"), NULL, 0);
+    CHECK(k.status == GRPC_STATUS_OK);
+    CHECK(answered_status(&k) == 1);
+    client_close(&k);
+    CHECK(await_count(&released, 1));
+}
+
+static void unary_resumed_from_elsewhere(void)
+{
+    struct client k;
+
+    for (int i = 0; i < PARKED; i++) {
+        client_unary(&k, CHECK_PATH, S("\x0a\x04park"), NULL, 0);
+        CHECK(k.status == GRPC_STATUS_OK);
+        CHECK(answered_status(&k) == 2);
+        client_close(&k);
+    }
+    CHECK(await_count(&released, 1 + PARKED));
+}
+
+static void handlers_refuse(void)
+{
+    struct client k;
+    grpc_metadata token = {.key = grpc_slice_from_static_string("token"),
+                           .value = grpc_slice_from_static_string("abc")};
+
+    client_unary(&k, CHECK_PATH, S("\x0a\x04" "fail"), NULL, 0);
+    CHECK(k.status == GRPC_STATUS_OUT_OF_RANGE);
+    CHECK(text_is(&k, "etcdserver: mvcc: required revision has been compacted"));
+    client_close(&k);
+
+    client_unary(&k, CHECK_PATH, S("\x0a\x05" "errno"), NULL, 0);
+    CHECK(k.status == GRPC_STATUS_INTERNAL);
+    CHECK(text_is(&k, "cairn: No space left on device"));
+    client_close(&k);
+
+    client_unary(&k, CHECK_PATH, S("\x0a\x04meta"), &token, 1);
+    CHECK(answered_status(&k) == 1);
+    client_close(&k);
+}
+
+static void bad_requests(void)
+{
+    static uint8_t big[MAX_REQUEST_BYTES + LIMIT_REQUEST_SLACK_BYTES + 1];
+    char text[100];
+    struct client k;
+
+    client_unary(&k, CHECK_PATH, SLICE_NONE, NULL, 0);
+    CHECK(k.status == GRPC_STATUS_INTERNAL);
+    CHECK(text_is(&k, "cairn: the call ended before its request message"));
+    client_close(&k);
+
+    client_unary(&k, CHECK_PATH, S("\x0a\x7fshort"), NULL, 0);
+    CHECK(k.status == GRPC_STATUS_INTERNAL);
+    CHECK(text_is(&k, "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data"));
+    client_close(&k);
+
+    client_unary(&k, CHECK_PATH, slice_of(big, sizeof big), NULL, 0);
+    CHECK(k.status == GRPC_STATUS_RESOURCE_EXHAUSTED);
+    snprintf(text, sizeof text, "grpc: received message larger than max (%zu vs. %zu)", sizeof big, sizeof big - 1);
+    CHECK(text_is(&k, text));
+    client_close(&k);
+}
+
+static void unknown_methods(void)
+{
+    static const struct {
+        const char *path, *text;
+    } t[] = {
+        {"/grpc.health.v1.Health/Nope", "unknown method Nope for service grpc.health.v1.Health"},
+        {"/no.Service/Nope", "unknown service no.Service"},
+        {"/nope", "malformed method name: \"/nope\""},
+    };
+
+    for (int round = 0; round < 10; round++)
+        for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+            struct client k;
+
+            client_unary(&k, t[i].path, S(""), NULL, 0);
+            CHECK(k.status == GRPC_STATUS_UNIMPLEMENTED);
+            CHECK(text_is(&k, t[i].text));
+            client_close(&k);
+        }
+}
+
+/* Nothing of it may be inflated: core and we know only identity. */
+static void compressed_requests(void)
+{
+    grpc_metadata md = {.key = grpc_slice_from_static_string("grpc-internal-encoding-request"),
+                        .value = grpc_slice_from_static_string("gzip")};
+    struct client k;
+
+    client_open(&k, CHECK_PATH, AWAIT_MS);
+    client_send_head(&k, &md, 1);
+    client_send(&k, "\x0a\x20" "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", 34);
+    client_half_close(&k);
+    client_recv_status(&k);
+    CHECK(k.status == GRPC_STATUS_UNIMPLEMENTED);
+    printf("# gzip: %d %.*s\n", k.status, (int)GRPC_SLICE_LENGTH(k.text), GRPC_SLICE_START_PTR(k.text));
+    client_close(&k);
+}
+
+static void server_stream(void)
+{
+    struct client k;
+    int n = 0;
+
+    client_open(&k, "/grpc.health.v1.Health/Watch", AWAIT_MS);
+    client_send_head(&k, NULL, 0);
+    client_send(&k, "\x0a\x0a" "0123456789", 12);
+    client_half_close(&k);
+    client_recv_head(&k);
+    for (client_recv(&k); k.got; client_recv(&k)) {
+        CHECK(answered_status(&k) == 1);
+        n++;
+    }
+    client_recv_status(&k);
+    CHECK(k.status == GRPC_STATUS_OK);
+    CHECK(n == 10);
+    client_close(&k);
+    CHECK(await_count(&shared_back, 3));
+}
+
+static void bidi_echo(void)
+{
+    int before = atomic_load(&released);
+    struct client k;
+
+    client_open(&k, ECHO_PATH, AWAIT_MS);
+    client_send_head(&k, NULL, 0);
+    client_recv_head(&k); /* comes before any message */
+    for (int i = 1; i < 100; i++) {
+        uint8_t m[2] = {0x08, (uint8_t)i};
+
+        client_send(&k, m, 2);
+        client_recv(&k);
+        REQUIRE(k.got != NULL);
+    }
+    client_half_close(&k);
+    client_recv(&k);
+    CHECK(k.got == NULL);
+    client_recv_status(&k);
+    CHECK(k.status == GRPC_STATUS_OK);
+    client_close(&k);
+    CHECK(await_count(&released, before + 1));
+    CHECK(atomic_load(&drained_calls) > 0);
+    CHECK(atomic_load(&gone_calls) == 0);
+}
+
+static void cancelled_calls_are_told(void)
+{
+    int before = atomic_load(&released), gone = atomic_load(&gone_calls);
+    struct client k[2];
+
+    client_open(&k[0], ECHO_PATH, AWAIT_MS);
+    client_send_head(&k[0], NULL, 0);
+    client_recv_head(&k[0]);
+    grpc_call_cancel(k[0].call, NULL);
+    client_recv_status(&k[0]);
+    client_open(&k[1], "/v3lockpb.Lock/Lock", 200); /* its deadline ends it */
+    client_send_head(&k[1], NULL, 0);
+    client_send(&k[1], "", 0);
+    client_half_close(&k[1]);
+    client_recv_status(&k[1]);
+    CHECK(k[1].status == GRPC_STATUS_DEADLINE_EXCEEDED);
+    CHECK(await_count(&gone_calls, gone + 1)); /* the echo had ended by itself: no more messages */
+    CHECK(await_count(&released, before + 2));
+    client_close(&k[0]);
+    client_close(&k[1]);
+}
+
+/* A txn nested thirty thousand times over must not recurse as deep. */
+static void deep_nesting_is_refused(void)
+{
+    enum { LEVELS = 30000 };
+    static uint8_t b[LEVELS * 12];
+    size_t at = sizeof b, len = 0;
+    struct client k;
+
+    for (int i = 0; i < 2 * LEVELS; i++) { /* from the inside out: request_txn (4), success (2) */
+        uint8_t head[6] = {i % 2 ? 0x12 : 0x22};
+        size_t n = 1, v = len;
+
+        for (; v >= 0x80; v >>= 7)
+            head[n++] = (uint8_t)v | 0x80;
+        head[n++] = (uint8_t)v;
+        REQUIRE(at >= n);
+        at -= n;
+        memcpy(b + at, head, n);
+        len += n;
+    }
+    client_unary(&k, "/etcdserverpb.KV/Txn", slice_of(b + at, len), NULL, 0);
+    CHECK(k.status == GRPC_STATUS_INVALID_ARGUMENT);
+    CHECK(text_is(&k, err_info(ERR_TOO_DEEP).text));
+    client_close(&k);
+}
+
+static void stats_count(void)
+{
+    const struct rpc_method_stats *s = rpc_stats(rpc, 0);
+
+    CHECK(s->started > PARKED + 6);
+    CHECK(s->handled[STATUS_OK] == PARKED + 2);
+    CHECK(s->handled[STATUS_OUT_OF_RANGE] == 1);
+    CHECK(s->sent == PARKED + 2);
+}
+
+/* Last. */
+static void stop_ends_open_streams_in_time(void)
+{
+    static struct client k[OPEN_STREAMS];
+    int before = atomic_load(&released), took_ms;
+    gpr_timespec from;
+
+    for (int i = 0; i < OPEN_STREAMS; i++) {
+        client_open(&k[i], ECHO_PATH, 60000);
+        client_send_head(&k[i], NULL, 0);
+        client_recv_head(&k[i]);
+    }
+    from = gpr_now(GPR_CLOCK_MONOTONIC);
+    rpc_stop(rpc);
+    took_ms = gpr_time_to_millis(gpr_time_sub(gpr_now(GPR_CLOCK_MONOTONIC), from));
+    printf("# stop with %d streams: %d ms\n", OPEN_STREAMS, took_ms);
+    CHECK(took_ms < LIMIT_STOP_MS);
+    for (int i = 0; i < OPEN_STREAMS; i++) {
+        client_recv_status(&k[i]);
+        CHECK(k[i].status == GRPC_STATUS_UNAVAILABLE);
+        client_close(&k[i]);
+    }
+    CHECK(await_count(&released, before + OPEN_STREAMS));
+}
+
+static void client_connect(void)
+{
+    grpc_channel_credentials *creds = grpc_insecure_credentials_create();
+    int fd[2];
+
+    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd) == 0);
+    rpc_add_fd(rpc, fd[0]);
+    channel = grpc_channel_create_from_fd("server", fd[1], creds, NULL);
+    grpc_channel_credentials_release(creds);
+}
+
+int main(void)
+{
+    struct rpc_options o = {.methods = methods,
+                            .n_methods = sizeof methods / sizeof *methods,
+                            .threads = 1,
+                            .max_request_bytes = MAX_REQUEST_BYTES,
+                            .keepalive_min_ms = 5000,
+                            .keepalive_interval_ms = 7200000,
+                            .keepalive_timeout_ms = 20000};
+
+    REQUIRE(rpc_new(&o, &rpc) == 0);
+    REQUIRE(rpc_start(rpc) == 0);
+    cq = grpc_completion_queue_create_for_pluck(NULL);
+    client_connect();
+    TEST(unary_answers);
+    TEST(unary_resumed_from_elsewhere);
+    TEST(handlers_refuse);
+    TEST(bad_requests);
+    TEST(unknown_methods);
+    TEST(compressed_requests);
+    TEST(server_stream);
+    TEST(bidi_echo);
+    TEST(cancelled_calls_are_told);
+    TEST(deep_nesting_is_refused);
+    TEST(stats_count);
+    TEST(stop_ends_open_streams_in_time);
+    grpc_channel_destroy(channel);
+    grpc_completion_queue_shutdown(cq);
+    grpc_completion_queue_destroy(cq);
+    rpc_free(rpc);
+    return tap_done();
+}
