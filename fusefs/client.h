@@ -73,7 +73,8 @@ struct client_call {
     char text[CLIENT_TEXT_BYTES];
     int64_t started_ms, answered_ms; /* client_now_ms(); started_ms 0: never sent */
 
-    struct client_op *op; /* private; NULL: not under way */
+    struct client_op *op;       /* private; NULL: not under way */
+    struct client_op *answered; /* private; only within done */
 };
 
 /* A bidirectional stream (Watch, LeaseKeepAlive), embedded in its owner. */
@@ -103,7 +104,7 @@ int client_open(const struct client_config *cfg, struct client **ret_client);
  * */
 void client_close(struct client *c);
 
-/* An eventfd to poll for reading; then call client_dispatch(), which runs what is due (done, message,
+/* A descriptor to poll for reading; then call client_dispatch(), which runs what is due (done, message,
  * closed). */
 int client_fd(const struct client *c);
 void client_dispatch(struct client *c);
@@ -111,8 +112,8 @@ void client_dispatch(struct client *c);
 /* Starts a call. The request is packed before it returns. timeout_ms 0: the default. If no endpoint is
  * connected
  * it waits for one until the deadline. Never runs done itself, not even on failure. */
-void client_start(struct client *c, struct client_call *call, enum client_method method, const ProtobufCMessage *req,
-                  int64_t timeout_ms);
+void client_start(struct client *c, struct client_call *call, enum client_method method,
+                  const ProtobufCMessage *req, int64_t timeout_ms);
 
 /* Forget a call: its done will not run. A request already sent is not undone. A call not under way: nothing.
  * */
@@ -150,8 +151,7 @@ void client_get_health(const struct client *c, struct client_health *ret_health)
 /* True when a quorum was confirmed within the last CLIENT_QUORUM_FRESH_MS (A.5: WRITE checks it). */
 bool client_quorum_fresh(const struct client *c);
 
-/* Asks a quorum (the cheapest linearizable Range); all who ask before it is sent share one. `call->done` as
- * always. */
+/* Asks a quorum: the cheapest linearizable Range. `call->done` as always. */
 void client_confirm(struct client *c, struct client_call *call, int64_t timeout_ms);
 
 /* ---- errors ------------------------------------------------------------------ */
