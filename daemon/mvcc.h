@@ -9,7 +9,7 @@
 #include "store.h"
 
 struct mvcc_limits {
-    uint32_t rows_max;  /* ERR_MVCC_MORE_WORK beyond; 0: none */
+    uint32_t rows_max;  /* MVCC_TOO_LONG beyond; 0: none */
     uint32_t time_us;   /* the same, by the clock; 0: none */
 };
 /* Not an answer to a client: this read is too long for the thread it runs on, do it on the scan pool. */
