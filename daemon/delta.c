@@ -36,6 +36,7 @@ enum {
     CHAIN_MAX = 16,
     LOG_FIRST = 64, /* positions in the first segment of the log; each next has twice as many */
     LOG_SEGMENTS = 40,
+    ROW_ID_MAX = 500, /* base's keys end at 511 bytes */
 };
 
 struct chunk {
@@ -563,14 +564,27 @@ static const struct change *change_of(const struct node *n)
     return n ? &n->c : NULL;
 }
 
-const struct change *delta_find(const struct delta *d, struct slice key, int64_t rev_max)
+static const struct node *node_at(const struct entry *e, int64_t rev_max)
 {
-    const struct entry *e = map_find(&d->keys, key, hash_bytes(key));
-    const struct node *n = e ? newest_of(e) : NULL;
+    const struct node *n = newest_of(e);
 
     while (n && n->c.rev.main > rev_max)
         n = n->jump && n->jump->c.rev.main > rev_max ? n->jump : n->older;
-    return change_of(n);
+    return n;
+}
+
+const struct change *delta_find(const struct delta *d, struct slice key, int64_t rev_max)
+{
+    const struct entry *e = map_find(&d->keys, key, hash_bytes(key));
+
+    return e ? change_of(node_at(e, rev_max)) : NULL;
+}
+
+const struct change *delta_cursor_find(const struct delta_cursor *cur, int64_t rev_max)
+{
+    const struct node *n = cur->node;
+
+    return n ? change_of(node_at(n->entry, rev_max)) : NULL;
 }
 
 static const struct change *cursor_enter(struct delta_cursor *cur, const struct entry *e)
@@ -606,7 +620,8 @@ const struct change *delta_next(struct delta_cursor *cur)
     return &n->older->c;
 }
 
-int delta_lease_changes(const struct delta *d, int64_t lease, int (*fn)(void *ctx, const struct change *), void *ctx)
+int delta_lease_changes(const struct delta *d, int64_t lease, int64_t rev_max,
+                        int (*fn)(void *ctx, const struct change *), void *ctx)
 {
     uint8_t storage[8];
     struct slice key = lease_key(lease, storage);
@@ -615,7 +630,7 @@ int delta_lease_changes(const struct delta *d, int64_t lease, int (*fn)(void *ct
     int rc = 0;
 
     for (; n && rc == 0; n = n->lease_older)
-        if (newest_of(n->entry) == n)
+        if (node_at(n->entry, rev_max) == n)
             rc = fn(ctx, &n->c);
     return rc;
 }
@@ -631,6 +646,7 @@ int delta_row(struct delta *d, enum table t, struct slice id, struct slice value
     uint32_t h;
 
     assert(!d->is_sealed);
+    assert(id.len <= ROW_ID_MAX);
     if (image == NULL)
         return -ENOMEM;
     p = (uint8_t *)(image + 1);
@@ -657,6 +673,25 @@ int delta_row(struct delta *d, enum table t, struct slice id, struct slice value
     atomic_store_explicit(&e->newest, image, memory_order_relaxed);
     map_link(&d->rows, e);
     return 0;
+}
+
+bool delta_row_find(const struct delta *d, enum table t, struct slice id, struct slice *ret_value)
+{
+    uint8_t storage[ROW_ID_MAX + 1];
+    struct slice key = slice_of(storage, 1 + id.len);
+    const struct entry *e;
+    const struct image *image;
+
+    assert(id.len <= ROW_ID_MAX);
+    storage[0] = (uint8_t)t;
+    if (id.len)
+        memcpy(storage + 1, id.ptr, id.len);
+    e = map_find(&d->rows, key, hash_bytes(key));
+    if (e == NULL)
+        return false;
+    image = atomic_load_explicit(&e->newest, memory_order_acquire);
+    *ret_value = image->value;
+    return true;
 }
 
 int delta_row_scan(const struct delta *d, int (*fn)(void *ctx, enum table t, struct slice id, struct slice value),

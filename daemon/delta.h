@@ -54,13 +54,19 @@ struct delta_cursor { const struct delta *d; const void *node; };
 const struct change *delta_seek(struct delta_cursor *cur, const struct delta *d, struct slice from, bool after);
 const struct change *delta_next(struct delta_cursor *cur);     /* the next change: same key and older, or next key */
 const struct change *delta_next_key(struct delta_cursor *cur); /* the newest change of the next key */
+/* The newest change of the cursor's key with rev.main <= rev_max; NULL: none. Does not move. */
+const struct change *delta_cursor_find(const struct delta_cursor *cur, int64_t rev_max);
 
 /* By rev, ascending: position of the first change with rev.main >= main; delta_changes() if none. */
 size_t delta_lower_bound(const struct delta *d, int64_t main);
 const struct change *delta_at(const struct delta *d, size_t position); /* position < delta_changes() */
 
-/* The changes that attach a key to this lease, newest first; a change counts only if it is its key's newest. */
-int delta_lease_changes(const struct delta *d, int64_t lease, int (*fn)(void *ctx, const struct change *), void *ctx);
+/* The changes that attach a key to this lease, newest first; a change counts only if it is its key's newest with
+ * rev.main <= rev_max. A non-zero fn ends it and is returned. */
+int delta_lease_changes(const struct delta *d, int64_t lease, int64_t rev_max,
+                        int (*fn)(void *ctx, const struct change *), void *ctx);
 
 /* Last image of each row written, by table and id; value.ptr NULL: deleted. */
 int delta_row_scan(const struct delta *d, int (*fn)(void *ctx, enum table t, struct slice id, struct slice value), void *ctx);
+/* The last image of one row. False: no row was written under this id; ret_value->ptr NULL: deleted. */
+bool delta_row_find(const struct delta *d, enum table t, struct slice id, struct slice *ret_value);

@@ -14,6 +14,8 @@
 struct store;
 struct slot; /* one reading thread's: pin, LMDB read txn, the base it belongs to */
 
+enum { STORE_SLOTS_MAX = 120 }; /* reading threads; base_options.readers_max must be above it */
+
 /* ---- reading ---- */
 struct slot *slot_new(struct store *s); /* NULL: no memory or too many (STORE_SLOTS_MAX) */
 void slot_free(struct store *s, struct slot *sl);
@@ -21,18 +23,18 @@ void slot_free(struct store *s, struct slot *sl);
 struct view {
     struct store *store;
     struct slot *slot;
-    const struct base *base;
-    const struct delta *frozen, *live;
+    struct base_reader *reader; /* the slot's */
+    const struct delta *frozen, *live; /* frozen may be NULL */
     const struct delta *scratch; /* NULL, or a txn's own changes on top (apply only) */
     int64_t compact_rev, rev;    /* C and R: compact_rev <= rev */
 };
 
-/* 0 or -errno. Must be closed before any wait. */
+/* 0 or -errno. Must be closed before any wait; one at a time in a slot. */
 int view_open(struct store *s, struct slot *sl, struct view *ret_view);
 void view_close(struct view *v); /* takes a closed one */
 
-/* The key's value as of rev (c <= rev; above v->rev only for a scratch). ERR_KEY_NOT_FOUND. Slices live until
- * view_close, or in a. */
+/* The key's value as of rev (c <= rev; above v->rev only for apply, whose view outlives what it publishes, and for
+ * a scratch). ERR_KEY_NOT_FOUND. Slices live until view_close, or in a; or, the key, as long as the one asked for. */
 int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags, struct arena *a, struct change *ret);
 
 /* Live keys in [from, end) as of rev, ascending. end.ptr NULL: no upper end. */
@@ -40,14 +42,17 @@ struct view_cursor;
 int view_cursor_new(struct view *v, struct slice from, struct slice end, int64_t rev, unsigned base_flags,
                     struct view_cursor **ret_cur);
 void view_cursor_free(struct view_cursor *cur);
-/* 0, or ERR_KEY_NOT_FOUND: the end. Slices live until the next call (key), view_close (body), or in a. */
+/* 0, or ERR_KEY_NOT_FOUND: the end. Slices live until the next call (key), view_close (body), or in a. from and end
+ * are the caller's until the cursor is freed. */
 int view_cursor_next(struct view_cursor *cur, struct arena *a, struct change *ret);
+void view_cursor_set_flags(struct view_cursor *cur, unsigned base_flags); /* from the next row on */
 
-/* Every change (tombstones too) with from <= rev.main <= to, ascending by rev. The change lives during fn. */
+/* Every change (tombstones too) with from <= rev.main <= to, ascending by rev, none above v->rev. The change lives
+ * during fn. A non-zero fn ends the scan and is returned. */
 int view_log_scan(struct view *v, int64_t from_main, int64_t to_main, struct arena *a,
                   int (*fn)(void *ctx, const struct change *), void *ctx);
 
-/* The live keys of a lease as of the view's newest state, sorted by key; slices in a. */
+/* The live keys of a lease as of what was published last, sorted by key; slices in a. */
 int view_lease_keys(struct view *v, int64_t lease, struct arena *a, struct slice **ret_keys, size_t *ret_n);
 
 /* Rows of a small table: base and deltas merged, in no order. */
@@ -59,18 +64,24 @@ int64_t store_compact_revision(const struct store *s);
 uint64_t store_applied(const struct store *s);
 
 /* ---- writing: apply ---- */
-int store_new(struct base *b, struct store **ret_store); /* takes the base; live delta empty */
-void store_free(struct store *s); /* no slot may be in use; closes the base */
+int store_new(struct base *b, struct store **ret_store); /* on success takes the base; live delta empty */
+void store_free(struct store *s); /* no view may be open; closes the base */
 struct delta *store_live(struct store *s);
 struct delta *store_frozen(struct store *s);  /* NULL: none */
 struct base *store_base(struct store *s);
-/* Publish, with release, after the inserts of an entry: applied index, then C, then R are what views see. */
+/* Publish, with release, after the inserts of an entry: C, then R, then the applied index, so that who waited for
+ * an index reads at a revision that has it. */
 void store_publish(struct store *s, uint64_t applied_index, int64_t compact_rev, int64_t revision);
 /* Seal the live delta and start a new one; frozen must be NULL. The sealed one goes to the flush thread. */
 int store_freeze(struct store *s, const struct seal *seal, struct delta **ret_frozen);
 /* Flush has committed the frozen delta. */
 void store_flushed(struct store *s);
-/* Frees replaced layers that nobody pins. Call after a change and on a timer. Returns how many still wait. */
+/* Frees replaced layers that nobody pins, and closes a replaced base. Call after a change and on a timer. Returns how
+ * many still wait. */
 size_t store_reclaim(struct store *s);
-/* A new base in place of the old one (snapshot installed, defragmented); its R and C are published with it. */
+/* A compacted copy in place of the base it was copied from: it holds the very same, so the deltas stay. No flush or
+ * sweep between the copy and this. The old directory may be removed at once: its files live until they are closed. */
+int store_swap_base(struct store *s, struct base *b); /* -EBUSY: the base before is still being read; try again */
+/* Another state in place of all there is (a snapshot installed): the deltas go; its R and C are published with it.
+ * No flush may be running. -EBUSY as above. */
 int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int64_t revision, uint64_t applied_index);

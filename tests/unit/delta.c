@@ -149,7 +149,7 @@ static void check_leases(const struct delta *d)
 
         for (int i = 0; i < N; i++)
             want += model[i].c.lease == lease && model_find(model[i].c.key, INT64_MAX) == &model[i].c;
-        CHECK(delta_lease_changes(d, lease, note_lease, &f) == 0);
+        CHECK(delta_lease_changes(d, lease, INT64_MAX, note_lease, &f) == 0);
         CHECK(f.n == want);
     }
 }
@@ -242,6 +242,7 @@ static int count_rows(void *ctx, enum table t, struct slice id, struct slice val
 static void rows_keep_their_last_image(void)
 {
     struct delta *d = delta_new();
+    struct slice value;
     int n = 0;
 
     CHECK(delta_row(d, TABLE_LEASE, S("a"), S("one")) == 0);
@@ -254,6 +255,9 @@ static void rows_keep_their_last_image(void)
     CHECK(delta_rows(d) == 203);
     CHECK(delta_row_scan(d, count_rows, &n) == 0);
     CHECK(n == 203);
+    CHECK(delta_row_find(d, TABLE_LEASE, S("a"), &value) && slice_eq(value, S("three")));
+    CHECK(delta_row_find(d, TABLE_LEASE, S("b"), &value) && value.ptr == NULL);
+    CHECK(!delta_row_find(d, TABLE_ALARM, S("b"), &value));
     delta_free(d);
 }
 
