@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* base_check.c - reads all of base and holds its tables against each other.
+ *
+ * Each crc; each record's parts, pointers and key; each key's row against its newest record; keys in order; the
+ * count of keys; the leases' rows. For tests, for a file found too short, and for whoever asks. Its time grows with
+ * the store: it is not part of an ordinary start.
+ */
+#include <errno.h>
+#include "base_db.h"
+
+struct check {
+    struct base_reader *reader;
+    struct base_meta meta;
+    uint64_t keys, leased, records, rows_seen;
+    const char *what;
+};
+
+static int bad(struct check *c, const char *what)
+{
+    if (c->what == NULL)
+        c->what = what;
+    return -EUCLEAN;
+}
+
+/* Each row's crc and the number of rows. */
+static int check_rows(struct check *c, enum base_table t)
+{
+    struct base_reader *r = c->reader;
+    uint64_t n = 0;
+    MDB_cursor *cur;
+    MDB_val k, v;
+    MDB_stat st;
+    int rc, err = base_error(mdb_cursor_open(r->txn, r->base->dbi[t], &cur));
+
+    if (err)
+        return err;
+    while ((rc = mdb_cursor_get(cur, &k, &v, MDB_NEXT)) == 0 && err == 0) {
+        struct slice value;
+
+        n++;
+        if (row_check(t, val_slice(k), val_slice(v), &value))
+            err = bad(c, "a row's checksum");
+    }
+    mdb_cursor_close(cur);
+    if (err == 0 && rc != MDB_NOTFOUND)
+        err = base_error(rc);
+    if (err == 0)
+        err = base_error(mdb_stat(r->txn, r->base->dbi[t], &st));
+    if (err == 0 && st.ms_entries != n)
+        err = bad(c, "a table's number of rows");
+    return err;
+}
+
+static int check_pointers(struct check *c, const struct change *x, const struct log_head *h)
+{
+    int64_t compact = c->meta.seal.compact_revision;
+
+    for (unsigned j = 0; j < h->n_pointers; j++) {
+        struct rev p = h->pointer[j];
+        struct log_head before;
+        int err;
+
+        if (p.main == 0)
+            continue;
+        if (rev_cmp(p, x->rev) >= 0 || (j && rev_cmp(p, h->pointer[j - 1]) > 0))
+            return bad(c, "a pointer that does not go back");
+        err = log_head_read(c->reader->base, c->reader->txn, p, &before);
+        /* Swept may be what is below C, or at C but hidden by a later change in the same main. */
+        if (err == -ENOENT && (p.main < compact || (p.main == compact && (j > 0 || x->rev.main == compact))))
+            continue;
+        if (err)
+            return bad(c, "a record that is pointed at");
+        if (j == 0 && before.n + 1 != h->n)
+            return bad(c, "an ordinal");
+    }
+    return 0;
+}
+
+static int check_record(void *ctx, const struct change *x)
+{
+    struct check *c = ctx;
+    const struct base *b = c->reader->base;
+    Mvccpb__KeyValue kv;
+    struct index_row row;
+    struct log_head h;
+    int err;
+
+    c->records++;
+    if (body_decode(x->body, &kv) || kv.key.len != x->key.len || (x->tombstone && kv.mod_revision) ||
+        (!x->tombstone && (kv.mod_revision != x->rev.main || kv.lease != x->lease)))
+        return bad(c, "a record's body");
+    err = log_head_read(b, c->reader->txn, x->rev, &h);
+    if (err == 0)
+        err = check_pointers(c, x, &h);
+    if (err)
+        return err;
+    err = index_find(b, c->reader->txn, x->key, &row);
+    /* The sweep takes a record before the one that hides it, and a tombstone together with its row. */
+    if (err == ERR_KEY_NOT_FOUND)
+        return bad(c, "a record whose key has no row");
+    if (err)
+        return err;
+    if (rev_cmp(row.newest, x->rev) < 0 || x->rev.main > c->meta.seal.revision)
+        return bad(c, "a record newer than its key's row");
+    return 0;
+}
+
+static int check_key(struct check *c, struct base_cursor *cur, struct arena *a)
+{
+    uint8_t key[BASE_LEASE_KEY_BYTES];
+    struct change x, y;
+    struct slice v;
+    int err = base_cursor_get(cur, INT64_MAX, INT64_MAX, 0, a, &x);
+
+    if (err == ERR_KEY_NOT_FOUND)
+        return 0;
+    if (err)
+        return err;
+    c->keys++;
+    err = base_get(c->reader, x.key, INT64_MAX, INT64_MAX, BASE_NO_BODY, a, &y);
+    if (err || rev_cmp(x.rev, y.rev))
+        return bad(c, "a key that is not found by name");
+    if (x.lease) {
+        c->leased++;
+        lease_key(x.lease, x.rev, key);
+        err = base_row_read(c->reader->base, c->reader->txn, BASE_LEASE_KEYS, slice_of(key, sizeof key), &v);
+        if (err)
+            return bad(c, "a lease's key");
+    }
+    return 0;
+}
+
+static int check_keys(struct check *c, struct arena *a)
+{
+    struct base_cursor *cur;
+    uint8_t *before = NULL;
+    size_t before_len = 0;
+    int err = base_cursor_new(c->reader, &cur);
+
+    if (err)
+        return err;
+    for (err = base_cursor_seek(cur, SLICE_NONE, false); err == 0; err = base_cursor_next(cur)) {
+        struct slice key = base_cursor_key(cur);
+        uint8_t *copy;
+
+        if (before && slice_cmp(slice_of(before, before_len), key) >= 0)
+            err = bad(c, "the order of keys");
+        else if ((copy = realloc(before, key.len)) == NULL)
+            err = -ENOMEM;
+        if (err)
+            break;
+        before = memcpy(copy, key.ptr, key.len);
+        before_len = key.len;
+        err = check_key(c, cur, a);
+        arena_fini(a);
+        if (err)
+            break;
+    }
+    free(before);
+    base_cursor_free(cur);
+    return err == ERR_KEY_NOT_FOUND ? 0 : err;
+}
+
+static int check_all(struct check *c, struct arena *a)
+{
+    struct base_reader *r = c->reader;
+    MDB_stat st;
+    int err = base_reader_meta(r, &c->meta);
+
+    if (err)
+        return bad(c, "the meta rows");
+    for (int t = 0; t < BASE_TABLES && err == 0; t++)
+        err = check_rows(c, (enum base_table)t);
+    if (err == 0)
+        err = base_log_scan(r, (struct rev){0}, INT64_MAX, a, check_record, c);
+    if (err == 0)
+        err = check_keys(c, a);
+    if (err == 0)
+        err = base_error(mdb_stat(r->txn, r->base->dbi[BASE_LEASE_KEYS], &st));
+    if (err == 0 && st.ms_entries != c->leased)
+        err = bad(c, "a lease's row without a key");
+    if (err == 0 && c->keys != (uint64_t)c->meta.seal.key_count)
+        err = bad(c, "the number of keys");
+    return err;
+}
+
+int base_check(struct base *b, const char **ret_what)
+{
+    struct check c = {0};
+    struct arena a;
+    int err = base_reader_new(b, &c.reader);
+
+    if (err)
+        return err;
+    arena_init(&a, (size_t)BASE_PARTS_MAX * BASE_PART_BODY, NULL, 0);
+    err = base_reader_renew(c.reader);
+    if (err == 0)
+        err = check_all(&c, &a);
+    arena_fini(&a);
+    base_reader_free(c.reader);
+    if (err > 0)
+        err = -EUCLEAN;
+    if (err && ret_what)
+        *ret_what = c.what ? c.what : "a row";
+    return err;
+}
