@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* read.c - read index: linearizable reads without a log entry (T 6.4).
+ *
+ * A round notes the commit index, then proves that this member still led when it did: a majority answers
+ * a heartbeat that was sent after the round began. Rounds are numbered; heartbeats carry the newest number
+ * and their replies echo it, so one reply confirms every round up to it, and a late one never confirms a
+ * round that began after its heartbeat left. No number and no context is used twice: etcd's did repeat
+ * when a read was tried again, and an old reply answered the new read (etcd issue 20418).
+ *
+ * A leader without a commit in its term does not know what its predecessors committed: rounds wait.
+ */
+#include "core.h"
+#include "err.h"
+
+static struct read_round *round_at(struct raft *r, uint32_t i)
+{
+    return &r->reads[(r->reads_head + i) % RAFT_READS_MAX];
+}
+
+static void push_round(struct raft *r, uint64_t ctx, uint64_t from)
+{
+    assert(r->reads_n < RAFT_READS_MAX);
+    *round_at(r, r->reads_n++) = (struct read_round){.ctx = ctx, .from = from};
+}
+
+static void pop_round(struct raft *r)
+{
+    r->reads_head = (r->reads_head + 1) % RAFT_READS_MAX;
+    r->reads_n--;
+}
+
+static void finish_round(struct raft *r, uint64_t ctx, uint64_t index)
+{
+    assert(r->out.n_reads < RAFT_READS_MAX);
+    r->done_reads[r->out.n_reads++] = (struct raft_read){ctx, index};
+}
+
+static uint64_t read_ack_of(const struct progress *p)
+{
+    return p->read_ack;
+}
+
+void read_check(struct raft *r)
+{
+    uint64_t reached;
+
+    raft_progress_of(r, r->id)->read_ack = r->read_seq;
+    reached = raft_quorum_reached(r, read_ack_of);
+    while (r->reads_n) {
+        const struct read_round *d = round_at(r, 0);
+
+        if (d->seq == 0 || d->seq > reached)
+            return;
+        if (d->from == r->id) {
+            finish_round(r, d->ctx, d->index);
+        } else {
+            struct raft_msg *m = raft_send(r, RAFT_READ_REPLY, d->from);
+
+            if (m) {
+                m->ctx = d->ctx;
+                m->index = d->index;
+            }
+        }
+        pop_round(r);
+    }
+}
+
+/* Rounds that have not begun begin now, all with one heartbeat. */
+static void begin_rounds(struct raft *r)
+{
+    bool any = false;
+
+    if (!leader_confirmed(r))
+        return;
+    for (uint32_t i = 0; i < r->reads_n; i++) {
+        struct read_round *d = round_at(r, i);
+
+        if (d->seq)
+            continue;
+        d->seq = any ? r->read_seq : ++r->read_seq;
+        d->index = r->commit;
+        any = true;
+    }
+    if (!any)
+        return;
+    leader_heartbeat(r);
+    read_check(r);
+}
+
+void read_committed(struct raft *r)
+{
+    begin_rounds(r);
+}
+
+int read_begin(struct raft *r)
+{
+    struct raft_msg *m;
+
+    if (r->role != RAFT_LEADER && (r->leader == 0 || r->leader == r->id))
+        return ERR_NO_LEADER;
+    if (r->reads_n == RAFT_READS_MAX) {
+        if (r->role == RAFT_LEADER)
+            return ERR_TOO_MANY_REQUESTS;
+        pop_round(r); /* its request or reply was lost long ago */
+    }
+    r->out.read_started = ++r->read_ctx;
+    push_round(r, r->read_ctx, r->id);
+    if (r->role == RAFT_LEADER) {
+        begin_rounds(r);
+        return 0;
+    }
+    m = raft_send(r, RAFT_READ, r->leader);
+    if (m)
+        m->ctx = r->read_ctx;
+    return 0;
+}
+
+void read_on_request(struct raft *r, const struct raft_msg *m)
+{
+    if (r->role != RAFT_LEADER || r->reads_n == RAFT_READS_MAX) {
+        raft_drop(r);
+        return;
+    }
+    for (uint32_t i = 0; i < r->reads_n; i++)
+        if (round_at(r, i)->ctx == m->ctx && round_at(r, i)->from == m->from)
+            return; /* the network said it twice */
+    push_round(r, m->ctx, m->from);
+    begin_rounds(r);
+}
+
+void read_on_reply(struct raft *r, const struct raft_msg *m)
+{
+    uint32_t kept = 0;
+
+    if (r->role == RAFT_LEADER)
+        return;
+    for (uint32_t i = 0; i < r->reads_n; i++) {
+        struct read_round d = *round_at(r, i);
+
+        if (d.ctx == m->ctx)
+            finish_round(r, d.ctx, m->index);
+        else
+            *round_at(r, kept++) = d;
+    }
+    r->reads_n = kept;
+}
+
+void read_on_ack(struct raft *r, struct progress *p, uint64_t seq)
+{
+    if (seq <= p->read_ack)
+        return;
+    p->read_ack = seq;
+    read_check(r);
+}
+
+void read_lose(struct raft *r)
+{
+    for (uint32_t i = 0; i < r->reads_n; i++)
+        if (round_at(r, i)->from == r->id)
+            r->out.flags |= RAFT_OUT_READS_LOST;
+    r->reads_n = 0;
+}
