@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* turn.h - the thread that owns struct raft: takes all that waits, steps the core, hands out what follows.
  *
- * A turn reads as a list (turn_step): drain the mailbox; step each input; hand the batch to the WAL
- * thread; send messages; publish commit and term; answer reads; say when to call again.
- * The WAL thread (also here: it is ten lines around wal.h) appends, syncs once, answers STORED.
+ * A turn reads as a list (turn_step): what is stored; what is applied; configurations; proposals; reads;
+ * leases; time; publish; say when to call again. The WAL thread (turn_wal.c) takes what turns handed it,
+ * appends, syncs once, answers STORED: while one batch is being written the next one gathers.
  *
  * Owner: the turn thread, but for what is marked "any thread".
  */
 #pragma once
 #include "apply.h"
 #include "entry.h"
+#include "histogram.h"
+#include "lease.h"
 #include "mailbox.h"
 #include "proposal.h"
 #include "raft.h"
@@ -26,46 +28,67 @@ struct turn_options {
     struct entry_cache *cache;
     struct account *account;
     struct apply *apply;          /* told of commits by apply_commit(); see apply.h */
+    const struct store *store;    /* store_applied(), for the status */
+    struct lease_table *leases;   /* expired ones are proposed while this member leads; NULL: none */
     uint64_t member_id;
     struct raft_conf conf;        /* as of applied_index */
     uint64_t applied_index;       /* base's */
+    uint64_t catchup_entries;     /* kept in the log behind base for followers; --snapshot-catchup-entries */
     uint32_t heartbeat_ms, election_ms;
+    struct histogram *wal_write, *wal_fsync; /* observed by the WAL thread; NULL: nobody asks */
     /* Called on the turn or WAL thread when the member must stop: a failed fsync, a corrupt log. */
     void (*fatal)(void *ctx, int err, const char *what);
-    void *fatal_ctx;
+    /* Called on the WAL thread when the log finds no room on its disk, each second, and once (false) when it
+     * does again. Nothing was lost, proposals wait. NULL: nobody asks. */
+    void (*nospace)(void *ctx, bool full);
+    void *fatal_ctx;              /* of both */
 };
 
+/* -ENOMEM; -EUCLEAN: base, log and configuration contradict each other. */
 int turn_new(const struct turn_options *o, struct turn **ret_turn);
 int turn_start(struct turn *t);   /* the turn and WAL threads */
-void turn_stop(struct turn *t);   /* joins them; what waits is answered ERR_STOPPED */
-void turn_free(struct turn *t);
+void turn_stop(struct turn *t);   /* joins them; what waits, and what comes later, is answered ERR_STOPPED */
+void turn_free(struct turn *t);   /* takes NULL; after apply_stop: apply may still hold reads of ours until then */
 
 /* For a simulator: one step of each thread by hand; returns the next deadline in ms. */
 uint64_t turn_step(struct turn *t);
 uint64_t turn_wal_step(struct turn *t);
 
-/* Any thread. Gives p to the turn; p->done comes later, always, exactly once. */
+/* Any thread. Gives p to the turn; p->done comes later, always, exactly once (after turn_stop: perhaps at
+ * once, on this thread). Its entry is referenced, not copied. */
 void turn_propose(struct turn *t, struct proposal *p);
 
 /* A read that must be linearizable. */
 struct read_wait {
     struct mail mail;
     uint64_t deadline_ms;
-    int err;              /* 0, ERR_TIMEOUT, ERR_LEADER_CHANGED, ERR_STOPPED, ERR_TOO_MANY_REQUESTS */
+    int err;              /* 0, ERR_TIMEOUT, ERR_LEADER_CHANGED, ERR_STOPPED, ERR_TOO_MANY_REQUESTS, -ENOMEM */
     uint64_t read_index;
     void (*done)(struct read_wait *w); /* on the turn or apply thread, once applied >= read_index */
 };
-/* Any thread. 0: go now, w is not kept (a sole voter that has committed in its term: every
+/* Any thread. 0: go now, w is not kept (a sole voter that has applied an entry of its term: every
  * acknowledged write is already published). 1: done will be called, later. */
 int turn_read(struct turn *t, struct read_wait *w);
 
 /* Any thread; what was last published (atomics). */
 struct turn_status {
     uint64_t term, leader, commit, applied, last_index;
-    bool is_leader, is_learner, sole_leader;
+    bool is_leader, is_learner, sole_leader; /* sole_leader: turn_read answers 0 */
     uint64_t leader_changes, proposals_failed, wal_fsyncs, wal_bytes;
 };
 void turn_status(const struct turn *t, struct turn_status *ret_status);
 
-/* apply's thread: base has flushed up to index, entries below may leave the WAL. */
+/* Any thread: base has flushed up to index, entries below may leave the WAL. */
 void turn_flushed(struct turn *t, uint64_t index);
+
+/* ---- configuration entries (ENTRY_CONF) -----------------------------------------------------------
+ *
+ *      0  u8     transition (enum raft_transition)
+ *      1  u8     n, the number of changes; 0 leaves the joint configuration
+ *      2  n x    u8 op (enum raft_change_op), u64le member id
+ */
+#define TURN_CONF_BYTES_MAX (2 + 9 * RAFT_MEMBERS_MAX)
+size_t turn_conf_encode(const struct raft_conf_change *c, uint8_t dst[TURN_CONF_BYTES_MAX]); /* bytes used */
+int turn_conf_decode(struct slice body, struct raft_conf_change *ret_change);                /* -EBADMSG */
+/* apply's thread, for each ENTRY_CONF, before it publishes the entry. -ENOMEM: the member must stop. */
+int turn_conf_applied(struct turn *t, uint64_t index, const struct raft_conf_change *c);

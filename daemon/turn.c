@@ -1,0 +1,696 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* turn.c - the turn thread: owns struct raft, steps it with all that waits, hands out what follows.
+ *
+ * Owner:    the turn thread.
+ * Not here: writing (turn_wal.c), reads (turn_read.c), what an entry means (apply.c).
+ */
+#include <errno.h>
+#include "err.h"
+#include "limits.h"
+#include "log.h"
+#include "store.h"
+#include "turn_impl.h"
+
+#define TICK_MS 500         /* how late a deadline of a proposal or read may be noticed */
+#define LEASE_LOOK_MS 500   /* after a commit: a lease granted by it lives longer than this */
+#define JOB_ENTRIES_MAX LIMIT_PROPOSALS
+
+/* ---- handing out -------------------------------------------------------------------------------- */
+
+static void fatal(struct turn *t, int err, const char *what)
+{
+    t->o.fatal(t->o.fatal_ctx, err, what);
+}
+
+/* An entry the core itself wants: empty, or a configuration entry that leaves the joint one. */
+static struct entry *own_entry(enum raft_entries kind, uint64_t member_id)
+{
+    uint8_t body[TURN_CONF_BYTES_MAX];
+    struct entry_head head = {.kind = ENTRY_CONF, .origin = member_id};
+    struct raft_conf_change leave = {.n = 0};
+    struct entry *e;
+
+    if (kind == RAFT_ENTRIES_EMPTY)
+        return entry_new(0);
+    head.body = slice_of(body, turn_conf_encode(&leave, body));
+    e = entry_new(entry_size(&head));
+    if (e)
+        entry_encode(&head, e->payload);
+    return e;
+}
+
+/* Gives indexes and terms to the step's entries, puts them into the cache, mails them to the WAL thread. */
+static int hand_to_wal(struct turn *t, const struct raft_out *out)
+{
+    uint32_t n = out->entries == RAFT_ENTRIES_NONE ? 0 : (uint32_t)(out->last - out->first + 1);
+    struct store_job *j = t->job;
+
+    t->job = NULL;
+    if (j == NULL || out->entries != RAFT_ENTRIES_PROPOSED) {
+        j = store_job_new(n);
+        if (j == NULL)
+            return -ENOMEM;
+        if (n && (j->entries[0] = own_entry(out->entries, t->o.member_id)) == NULL) {
+            store_job_free(j);
+            return -ENOMEM;
+        }
+    }
+    assert(j->n == n);
+    j->seq = out->store_seq;
+    j->commit = out->commit;
+    j->has_hard = out->flags & RAFT_OUT_STATE;
+    j->term = out->term;
+    j->vote = out->vote;
+    for (uint32_t i = 0; i < n; i++) {
+        struct entry *e = j->entries[i];
+
+        e->index = out->first + i;
+        e->term = out->entries_term;
+        j->bytes += sizeof *e + e->len;
+        entry_cache_put(t->o.cache, e);
+    }
+    atomic_fetch_add(&t->unstored_bytes, j->bytes);
+    mailbox_post(&t->wal_box, &j->mail);
+    return 0;
+}
+
+static void note_role(struct turn *t)
+{
+    bool leads;
+
+    raft_status(t->raft, &t->status);
+    leads = t->status.role == RAFT_LEADER;
+    if (t->status.leader && (t->status.leader != t->leader_seen || t->status.term != t->term_seen))
+        atomic_fetch_add_explicit(&t->pub_changes, 1, memory_order_relaxed);
+    if (t->status.leader) {
+        t->leader_seen = t->status.leader;
+        t->term_seen = t->status.term;
+    }
+    if (leads && t->own_index == 0) {
+        t->own_index = t->status.last_index; /* the empty entry of this very step */
+        log_info("raft: became leader", LOG_UINT("term", t->status.term), LOG_HEX("id", t->o.member_id));
+    }
+    if (leads || t->own_index == 0)
+        return;
+    log_info("raft: no longer leader", LOG_UINT("term", t->status.term), LOG_HEX("id", t->o.member_id));
+    atomic_store(&t->reads_free, false);
+    if (t->own_applied && t->o.leases)
+        lease_demote(t->o.leases);
+    t->own_index = 0;
+    t->own_applied = false;
+}
+
+int turn_raft(struct turn *t, struct raft_in in)
+{
+    struct raft_out out;
+    int err;
+
+    in.now_ms = t->now_ms;
+    err = raft_step(t->raft, &in, &out);
+    if (err)
+        return err;
+    t->raft_deadline_ms = out.deadline_ms;
+    /* The log first: its thread works while we go on. */
+    if (out.store_seq && (err = hand_to_wal(t, &out)) != 0) {
+        fatal(t, err, "handing entries to the log");
+        return 0;
+    }
+    if (out.apply_to > t->commit_told) {
+        t->commit_told = out.apply_to;
+        apply_commit(t->o.apply, out.apply_to);
+        if (t->lease_look_ms == UINT64_MAX)
+            t->lease_look_ms = t->now_ms + LEASE_LOOK_MS;
+    }
+    if (out.flags & RAFT_OUT_ROLE)
+        note_role(t);
+    if (out.flags & RAFT_OUT_READS_LOST)
+        turn_reads_lost(t);
+    if (out.read_started)
+        t->round_ctx = out.read_started;
+    turn_reads_done(t, out.reads, out.n_reads);
+    return 0;
+}
+
+/* ---- what a turn takes -------------------------------------------------------------------------- */
+
+static void take_stored(struct turn *t)
+{
+    uint64_t stored = atomic_load(&t->stored);
+
+    if (stored == t->stored_seq)
+        return;
+    t->stored_seq = stored;
+    (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_STORED, .store_seq = stored}); /* it is what was asked for */
+    raft_status(t->raft, &t->status);
+    /* What is stored can be read again from the log; the rest only the cache has. */
+    entry_cache_done(t->o.cache, t->status.stable + 1);
+}
+
+static void on_applied(struct apply_wait *w)
+{
+    struct turn *t = (struct turn *)((char *)w - offsetof(struct turn, applied_wait));
+
+    atomic_store(&t->applied, w->index);
+    atomic_store(&t->applied_waits, false);
+    mailbox_nudge(&t->box);
+}
+
+/* What the core, or we, wait for apply to reach; 0: nothing. Each wake-up costs, so none is asked for the
+ * ordinary entry. */
+static uint64_t applied_goal(const struct turn *t)
+{
+    uint64_t goal = t->conf_index;
+
+    if (t->status.role != RAFT_LEADER)
+        goal = t->status.commit; /* a candidate stands when all it knows is applied */
+    else if (!t->own_applied && t->own_index <= t->status.commit && goal < t->own_index)
+        goal = t->own_index;
+    return goal > t->status.applied ? goal : 0;
+}
+
+static void wait_for_apply(struct turn *t)
+{
+    uint64_t goal = applied_goal(t);
+
+    if (goal == 0 || goal > t->commit_told || atomic_load(&t->applied_waits))
+        return;
+    t->applied_wait = (struct apply_wait){.index = goal, .done = on_applied};
+    atomic_store(&t->applied_waits, true);
+    if (apply_wait(t->o.apply, &t->applied_wait) == 0)
+        on_applied(&t->applied_wait); /* nudges ourselves: the next turn takes it */
+}
+
+static void take_applied(struct turn *t)
+{
+    uint64_t applied = atomic_load(&t->applied);
+
+    if (applied <= t->status.applied)
+        return;
+    (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_APPLIED, .index = applied}); /* refuses nothing */
+    raft_status(t->raft, &t->status);
+    if (t->own_index == 0 || t->own_applied || t->status.applied < t->own_index)
+        return;
+    /* All that any leader has acknowledged is in our state now: leases may run out, and a sole voter reads
+     * without asking anybody. */
+    t->own_applied = true;
+    if (t->o.leases)
+        lease_promote(t->o.leases, t->o.election_ms);
+    atomic_store_explicit(&t->reads_free, t->status.sole_voter, memory_order_release);
+}
+
+static void take_confs(struct turn *t)
+{
+    struct mail *m = mailbox_take(&t->conf_box), *next;
+
+    for (; m; m = next) {
+        struct conf_event *e = (struct conf_event *)m;
+
+        next = m->next;
+        (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_CONF, .index = e->index, .change = &e->change});
+        t->conf_index = e->index;
+        raft_status(t->raft, &t->status);
+        atomic_store_explicit(&t->reads_free, t->own_applied && t->status.sole_voter, memory_order_release);
+        free(e);
+    }
+}
+
+/* The log may forget what base holds, but for the tail that followers may ask for. */
+static void take_flushed(struct turn *t)
+{
+    uint64_t flushed = atomic_load(&t->flushed), to = flushed;
+
+    if (flushed <= t->compacted)
+        return;
+    /* Many terms with few entries (a restart loop) would fill the core's runs behind the floor. */
+    if (t->status.n_runs <= RAFT_RUNS_MAX / 2)
+        to = flushed > t->o.catchup_entries ? flushed - t->o.catchup_entries : 0;
+    if (to <= t->compacted || to <= t->status.first_index)
+        return;
+    if (flushed > t->status.applied)
+        (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_APPLIED, .index = flushed}); /* refuses nothing */
+    if (turn_raft(t, (struct raft_in){.type = RAFT_IN_COMPACT, .index = to}) != 0)
+        return; /* not stored here yet: another flush will come */
+    t->compacted = to;
+    atomic_store(&t->release_to, to);
+    mailbox_nudge(&t->wal_box);
+}
+
+/* ---- proposals ---------------------------------------------------------------------------------- */
+
+static void refuse(struct turn *t, struct proposal *p, int err)
+{
+    p->err = err;
+    atomic_fetch_add_explicit(&t->pub_failed, 1, memory_order_relaxed);
+    p->done(p);
+}
+
+static void take_proposals(struct turn *t)
+{
+    struct proposal *p = (struct proposal *)mailbox_take(&t->box), *next;
+
+    for (; p; p = next) {
+        next = (struct proposal *)p->mail.next;
+        p->mail.next = NULL;
+        if (t->waiting_tail)
+            t->waiting_tail->mail.next = &p->mail;
+        else
+            t->waiting = p;
+        t->waiting_tail = p;
+    }
+}
+
+static size_t room_bytes(struct turn *t)
+{
+    size_t unstored = atomic_load(&t->unstored_bytes), max = 2 * (size_t)LIMIT_WAL_BATCH_BYTES;
+
+    return unstored < max ? max - unstored : 0; /* one batch being written, one gathering */
+}
+
+/* One PROPOSE for all that wait and fit. What the core refuses waits on: it will lead, or take them, later, or
+ * their deadline comes. */
+static bool propose_some(struct turn *t)
+{
+    size_t room = room_bytes(t), bytes = 0;
+    uint32_t n = 0;
+    struct proposal *p;
+
+    for (p = t->waiting; p && n < JOB_ENTRIES_MAX && bytes < room; p = (struct proposal *)p->mail.next) {
+        bytes += p->entry->len;
+        n++;
+    }
+    if (n == 0)
+        return false;
+    t->job = store_job_new(n);
+    if (t->job == NULL)
+        return false; /* tried again by the next turn */
+    p = t->waiting;
+    for (uint32_t i = 0; i < n; i++, p = (struct proposal *)p->mail.next)
+        t->job->entries[i] = entry_ref(p->entry);
+    if (turn_raft(t, (struct raft_in){.type = RAFT_IN_PROPOSE, .n_entries = n}) != 0) {
+        store_job_free(t->job);
+        t->job = NULL;
+        return false;
+    }
+    for (; n; n--) {
+        p = t->waiting;
+        t->waiting = (struct proposal *)p->mail.next;
+        proposal_taken(p); /* from here on apply or account_expire answers it */
+    }
+    if (t->waiting == NULL)
+        t->waiting_tail = NULL;
+    return true;
+}
+
+static void expired(void *ctx, struct proposal *p)
+{
+    struct turn *t = ctx;
+
+    refuse(t, p, t->status.leader ? ERR_TIMEOUT : ERR_DEADLINE);
+}
+
+static void expire_waiting(struct turn *t)
+{
+    struct proposal *p = t->waiting, *next;
+
+    t->waiting = t->waiting_tail = NULL;
+    for (; p; p = next) {
+        next = (struct proposal *)p->mail.next;
+        p->mail.next = NULL;
+        if (p->deadline_ms <= t->now_ms && proposal_claim(t->o.account, p->request_id)) {
+            expired(t, p);
+            continue;
+        }
+        if (t->waiting_tail)
+            t->waiting_tail->mail.next = &p->mail;
+        else
+            t->waiting = p;
+        t->waiting_tail = p;
+    }
+}
+
+/* ---- leases ------------------------------------------------------------------------------------- */
+
+static struct entry *expire_entry(struct turn *t, const int64_t *ids, size_t n)
+{
+    uint8_t body[LEASE_EXPIRE_MAX * 8];
+    struct entry_head head = {.kind = ENTRY_LEASE_EXPIRE, .origin = t->o.member_id, .proposal_term = t->status.term};
+    struct entry *e;
+
+    for (size_t i = 0; i < n; i++)
+        put_u64le(body + 8 * i, (uint64_t)ids[i]);
+    head.body = slice_of(body, 8 * n);
+    e = entry_new(entry_size(&head));
+    if (e)
+        entry_encode(&head, e->payload);
+    return e;
+}
+
+/* One entry at a turn, and only of the term in which a quorum has confirmed us: apply ignores it in any other. */
+static void expire_leases(struct turn *t)
+{
+    int64_t ids[LEASE_EXPIRE_MAX];
+    size_t n;
+
+    if (t->lease_look_ms <= t->now_ms)
+        t->lease_look_ms = UINT64_MAX;
+    if (t->expire && t->expire_term != t->status.term) {
+        entry_unref(t->expire);
+        t->expire = NULL;
+    }
+    if (!t->own_applied || t->o.leases == NULL)
+        return;
+    if (t->expire == NULL && lease_next_deadline_ms(t->o.leases) <= t->now_ms) {
+        n = lease_expired(t->o.leases, ids, LEASE_EXPIRE_MAX);
+        if (n == 0 || (t->expire = expire_entry(t, ids, n)) == NULL)
+            return; /* without memory: the table hands them out again */
+        t->expire_term = t->status.term;
+    }
+    if (t->expire == NULL || room_bytes(t) == 0 || (t->job = store_job_new(1)) == NULL)
+        return;
+    t->job->entries[0] = entry_ref(t->expire);
+    if (turn_raft(t, (struct raft_in){.type = RAFT_IN_PROPOSE, .n_entries = 1}) == 0) {
+        entry_unref(t->expire);
+        t->expire = NULL;
+    } else {
+        store_job_free(t->job);
+        t->job = NULL;
+    }
+}
+
+/* ---- the turn ----------------------------------------------------------------------------------- */
+
+static void tick(struct turn *t)
+{
+    if (t->now_ms < t->tick_ms)
+        return;
+    t->tick_ms = t->now_ms + TICK_MS;
+    expire_waiting(t);
+    account_expire(t->o.account, t->now_ms, expired, t);
+    turn_reads_expire(t);
+}
+
+static void publish(struct turn *t)
+{
+    raft_status(t->raft, &t->status);
+    atomic_store_explicit(&t->pub_term, t->status.term, memory_order_relaxed);
+    atomic_store_explicit(&t->pub_leader, t->status.leader, memory_order_relaxed);
+    atomic_store_explicit(&t->pub_commit, t->status.commit, memory_order_relaxed);
+    atomic_store_explicit(&t->pub_last, t->status.last_index, memory_order_relaxed);
+    atomic_store_explicit(&t->pub_is_leader, t->status.role == RAFT_LEADER, memory_order_relaxed);
+    atomic_store_explicit(&t->pub_is_learner, t->status.is_learner, memory_order_relaxed);
+}
+
+static uint64_t wake_at(struct turn *t)
+{
+    uint64_t at = t->raft_deadline_ms;
+    bool waits = t->waiting || t->reads.head || t->round.head || account_pending(t->o.account);
+
+    if (waits && t->tick_ms < at)
+        at = t->tick_ms;
+    if (t->own_applied && t->o.leases) {
+        uint64_t lease_ms = lease_next_deadline_ms(t->o.leases);
+
+        if (t->expire)
+            lease_ms = t->now_ms + TICK_MS; /* raft would not take it just now */
+        else if (lease_ms <= t->now_ms)
+            lease_ms = t->now_ms + 1; /* more than one entry's worth */
+        if (lease_ms < at)
+            at = lease_ms;
+        if (t->lease_look_ms < at)
+            at = t->lease_look_ms;
+    }
+    return at;
+}
+
+uint64_t turn_step(struct turn *t)
+{
+    t->now_ms = t->o.clock->now_ms(t->o.clock);
+    take_stored(t);          /* first: what is durable commits, and apply has work while we go on */
+    take_confs(t);           /* before the applied index that covers them */
+    take_applied(t);
+    if (t->now_ms >= t->raft_deadline_ms)
+        (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_TIME}); /* refuses nothing */
+    take_proposals(t);
+    while (t->waiting && propose_some(t)) /* the WAL thread is at work from the first one on */
+        ;
+    turn_reads_step(t);      /* after proposals: a read never waits for them, a write does for the disk */
+    expire_leases(t);
+    tick(t);
+    take_flushed(t);
+    publish(t);
+    wait_for_apply(t);       /* last: it looks at what all the others changed */
+    return wake_at(t);
+}
+
+static void *turn_main(void *arg)
+{
+    struct turn *t = arg;
+
+    while (!atomic_load(&t->stopping))
+        mailbox_wait(&t->box, turn_step(t));
+    return NULL;
+}
+
+static void *wal_main(void *arg)
+{
+    struct turn *t = arg;
+
+    while (!atomic_load(&t->stopping))
+        mailbox_wait(&t->wal_box, turn_wal_step(t));
+    (void)turn_wal_step(t); /* what was handed over before the stop */
+    return NULL;
+}
+
+/* ---- any thread --------------------------------------------------------------------------------- */
+
+static void stopped(void *ctx, struct proposal *p)
+{
+    refuse(ctx, p, ERR_STOPPED);
+}
+
+/* Everything that waits is answered. stop_mu is held and the threads are gone. */
+static void answer_stopped(struct turn *t)
+{
+    struct proposal *p, *next;
+
+    take_proposals(t);
+    p = t->waiting;
+    t->waiting = t->waiting_tail = NULL;
+    for (; p; p = next) {
+        next = (struct proposal *)p->mail.next;
+        if (proposal_claim(t->o.account, p->request_id))
+            stopped(t, p);
+    }
+    account_expire(t->o.account, UINT64_MAX, stopped, t);
+    turn_reads_stop(t);
+}
+
+void turn_propose(struct turn *t, struct proposal *p)
+{
+    mailbox_post(&t->box, &p->mail);
+    /* Sequentially consistent with turn_stop: either it finds p, or we find that it is over. */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load(&t->stopped)) {
+        pthread_mutex_lock(&t->stop_mu);
+        answer_stopped(t);
+        pthread_mutex_unlock(&t->stop_mu);
+    }
+}
+
+void turn_status(const struct turn *t, struct turn_status *ret_status)
+{
+    *ret_status = (struct turn_status){
+        .term = atomic_load_explicit(&t->pub_term, memory_order_relaxed),
+        .leader = atomic_load_explicit(&t->pub_leader, memory_order_relaxed),
+        .commit = atomic_load_explicit(&t->pub_commit, memory_order_relaxed),
+        .applied = store_applied(t->o.store),
+        .last_index = atomic_load_explicit(&t->pub_last, memory_order_relaxed),
+        .is_leader = atomic_load_explicit(&t->pub_is_leader, memory_order_relaxed),
+        .is_learner = atomic_load_explicit(&t->pub_is_learner, memory_order_relaxed),
+        .sole_leader = atomic_load_explicit(&t->reads_free, memory_order_relaxed),
+        .leader_changes = atomic_load_explicit(&t->pub_changes, memory_order_relaxed),
+        .proposals_failed = atomic_load_explicit(&t->pub_failed, memory_order_relaxed),
+        .wal_fsyncs = atomic_load_explicit(&t->pub_fsyncs, memory_order_relaxed),
+        .wal_bytes = atomic_load_explicit(&t->pub_bytes, memory_order_relaxed),
+    };
+}
+
+void turn_flushed(struct turn *t, uint64_t index)
+{
+    atomic_store(&t->flushed, index);
+    mailbox_nudge(&t->box);
+}
+
+/* ---- configuration entries ---------------------------------------------------------------------- */
+
+size_t turn_conf_encode(const struct raft_conf_change *c, uint8_t dst[TURN_CONF_BYTES_MAX])
+{
+    assert(c->n <= RAFT_MEMBERS_MAX);
+    dst[0] = (uint8_t)c->transition;
+    dst[1] = (uint8_t)c->n;
+    for (uint32_t i = 0; i < c->n; i++) {
+        dst[2 + 9 * i] = (uint8_t)c->changes[i].op;
+        put_u64le(dst + 3 + 9 * i, c->changes[i].id);
+    }
+    return 2 + 9 * (size_t)c->n;
+}
+
+int turn_conf_decode(struct slice body, struct raft_conf_change *ret_change)
+{
+    struct raft_conf_change c = {0};
+
+    if (body.len < 2 || body.ptr[0] > RAFT_TRANSITION_EXPLICIT || body.ptr[1] > RAFT_MEMBERS_MAX ||
+        body.len != 2 + 9 * (size_t)body.ptr[1])
+        return -EBADMSG;
+    c.transition = (enum raft_transition)body.ptr[0];
+    c.n = body.ptr[1];
+    for (uint32_t i = 0; i < c.n; i++) {
+        c.changes[i].op = (enum raft_change_op)body.ptr[2 + 9 * i]; /* an unknown one, raft_conf_apply refuses */
+        c.changes[i].id = get_u64le(body.ptr + 3 + 9 * i);
+    }
+    *ret_change = c;
+    return 0;
+}
+
+int turn_conf_applied(struct turn *t, uint64_t index, const struct raft_conf_change *c)
+{
+    struct conf_event *e = malloc(sizeof *e);
+
+    if (e == NULL)
+        return -ENOMEM;
+    *e = (struct conf_event){.index = index, .change = *c};
+    mailbox_post(&t->conf_box, &e->mail);
+    mailbox_nudge(&t->box);
+    return 0;
+}
+
+/* ---- life --------------------------------------------------------------------------------------- */
+
+struct runs {
+    struct raft_run *runs;
+    uint32_t n;
+};
+
+static int add_run(void *ctx, uint64_t first, uint64_t term)
+{
+    struct runs *r = ctx;
+
+    if (r->n == RAFT_RUNS_MAX)
+        return -EUCLEAN;
+    r->runs[r->n++] = (struct raft_run){first, term};
+    return 0;
+}
+
+static int init_raft(struct turn *t, void *mem)
+{
+    struct runs runs = {.runs = malloc(RAFT_RUNS_MAX * sizeof(struct raft_run))};
+    struct raft_params p = {
+        .id = t->o.member_id,
+        .seed = t->o.rng->next(t->o.rng),
+        .now_ms = t->o.clock->now_ms(t->o.clock),
+        .heartbeat_ms = t->o.heartbeat_ms,
+        .election_ms = t->o.election_ms,
+        .term = t->o.wal_state.term,
+        .vote = t->o.wal_state.vote,
+        .commit = t->o.wal_state.commit,
+        .first_index = t->o.wal_state.first_index,
+        .first_term = t->o.wal_state.first_term,
+        .last_index = t->o.wal_state.last_index,
+        .runs = runs.runs,
+        .applied = t->o.applied_index,
+        .conf = t->o.conf,
+    };
+    int err = runs.runs ? wal_runs(t->o.wal, add_run, &runs) : -ENOMEM;
+
+    p.n_runs = runs.n;
+    if (err == 0 && raft_init(mem, &p, &t->raft) != 0)
+        err = -EUCLEAN;
+    free(runs.runs);
+    return err;
+}
+
+int turn_new(const struct turn_options *o, struct turn **ret_turn)
+{
+    size_t align = alignof(max_align_t), head = (sizeof(struct turn) + align - 1) / align * align;
+    struct turn *t = calloc(1, head + raft_size());
+    int err;
+
+    if (t == NULL)
+        return -ENOMEM;
+    t->o = *o;
+    err = init_raft(t, (char *)t + head);
+    if (err) {
+        free(t);
+        return err;
+    }
+    mailbox_init(&t->box, -1);
+    mailbox_init(&t->read_box, -1);
+    mailbox_init(&t->conf_box, -1);
+    mailbox_init(&t->wal_box, -1);
+    (void)pthread_mutex_init(&t->stop_mu, NULL); /* cannot fail with default attributes on Linux */
+    t->lease_look_ms = UINT64_MAX;
+    t->compacted = t->o.wal_state.first_index;
+    raft_status(t->raft, &t->status);
+    /* All that is committed and not in base: apply begins with it. */
+    t->commit_told = t->status.applied;
+    if (t->status.commit > t->commit_told) {
+        t->commit_told = t->status.commit;
+        apply_commit(t->o.apply, t->commit_told);
+    }
+    atomic_store(&t->pub_bytes, wal_bytes(t->o.wal));
+    publish(t);
+    *ret_turn = t;
+    return 0;
+}
+
+int turn_start(struct turn *t)
+{
+    int err = thread_start(&t->wal_thread, "wal", wal_main, t);
+
+    if (err)
+        return err;
+    err = thread_start(&t->thread, "turn", turn_main, t);
+    if (err) {
+        atomic_store(&t->stopping, true);
+        mailbox_nudge(&t->wal_box);
+        (void)pthread_join(t->wal_thread, NULL); /* it was started and nobody else joins it */
+        return err;
+    }
+    t->started = true;
+    return 0;
+}
+
+void turn_stop(struct turn *t)
+{
+    if (atomic_exchange(&t->stopping, true))
+        return;
+    mailbox_nudge(&t->box);
+    mailbox_nudge(&t->wal_box);
+    if (t->started) {
+        (void)pthread_join(t->thread, NULL); /* both were started and nobody else joins them */
+        (void)pthread_join(t->wal_thread, NULL);
+    }
+    atomic_store(&t->reads_free, false);
+    atomic_store(&t->stopped, true);
+    atomic_thread_fence(memory_order_seq_cst); /* see turn_propose */
+    pthread_mutex_lock(&t->stop_mu);
+    answer_stopped(t);
+    pthread_mutex_unlock(&t->stop_mu);
+}
+
+void turn_free(struct turn *t)
+{
+    struct mail *m, *next;
+
+    if (t == NULL)
+        return;
+    turn_stop(t);
+    turn_wal_fini(t);
+    for (m = mailbox_take(&t->conf_box); m; m = next) {
+        next = m->next;
+        free(m);
+    }
+    entry_unref(t->expire);
+    (void)pthread_mutex_destroy(&t->stop_mu); /* nobody holds it any more */
+    free(t);
+}
