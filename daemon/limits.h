@@ -15,6 +15,9 @@ enum {
     LIMIT_OPEN_STREAMS = 10000,           /* a connection, when the flag sets none */
     LIMIT_OPEN_STREAMS_SLACK = 1000,      /* open beyond the limit: GOAWAY, close */
     LIMIT_RST_PER_SECOND = 1000,          /* a connection: GOAWAY, close */
+    LIMIT_CONTROL_PER_SECOND = 1000,      /* a connection, PING, SETTINGS and the like: GOAWAY, close */
+    LIMIT_STALL_MS = 10000,               /* all incomplete bytes used up and the oldest sends nothing: close it */
+    LIMIT_HTTP_CONNECTIONS = 1000,        /* HTTP/1.1: further ones are closed */
     LIMIT_SNIFF_MS = 10000,               /* to show a protocol, else close */
     LIMIT_PUMP_BUFFER_BYTES = 64 << 10,   /* one direction of a connection */
 
