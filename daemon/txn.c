@@ -1,0 +1,647 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* txn.c - puts, deletes and transactions over a view: decided first, executed then.
+ *
+ * A change goes into x->into with the revision R + 1 and the next sub number, and into the state hash. A put reads
+ * what it replaces without its body, unless somebody asked for it. Reads after the first change of a txn are made
+ * at R + 1, through the view's scratch; before it at R.
+ *
+ * Promise: what can refuse a txn is found by txn_decide, before any change, but for one case that etcd dies of: an
+ * ignore_value or ignore_lease put of a key that an earlier op of the same txn has deleted. txn_execute refuses it
+ * (ERR_KEY_NOT_FOUND), and as the changes are in a scratch, nothing has happened.
+ *
+ * Not here: argument checks (txn_args.c), when to publish (apply.c).
+ */
+#include "txn.h"
+#include <errno.h>
+#include "msg.h"
+
+typedef Etcdserverpb__TxnRequest TxnRequest;
+typedef Etcdserverpb__RequestOp RequestOp;
+typedef Etcdserverpb__ResponseOp ResponseOp;
+
+void txn_run_init(struct txn_run *x)
+{
+    *x = (struct txn_run){0};
+    arena_init(&x->row, SIZE_MAX / 2, NULL, 0); /* bounded by the largest value there is */
+}
+
+void txn_run_fini(struct txn_run *x)
+{
+    arena_fini(&x->row);
+    free(x->buf);
+    x->buf = NULL;
+    x->buf_bytes = 0;
+}
+
+void txn_run_begin(struct txn_run *x, struct view *v, struct delta *into, int64_t rev, struct arena *work,
+                   struct arena *out)
+{
+    x->view = v;
+    x->into = into;
+    x->rev = rev;
+    x->work = work;
+    x->out = out;
+    x->n_changes = 0;
+    x->keys_added = 0;
+    x->out_err = 0;
+    x->n_puts = x->n_deletes = x->n_ranges = 0;
+    x->put_bytes = 0;
+    x->path_n = x->path_at = 0;
+}
+
+/* ---- the state hash ------------------------------------------------------------------- */
+
+static inline uint64_t mix(uint64_t h, uint64_t word)
+{
+    h = (h ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+    return h ^ (h >> 29);
+}
+
+uint64_t state_hash_begin(uint64_t h, uint64_t index)
+{
+    return mix(h, index);
+}
+
+uint64_t state_hash_bytes(uint64_t h, uint64_t tag, struct slice bytes)
+{
+    size_t i = 0;
+
+    h = mix(h, tag << 48 ^ bytes.len);
+    for (; bytes.len - i >= 8; i += 8)
+        h = mix(h, get_u64le(bytes.ptr + i));
+    if (i < bytes.len) {
+        uint8_t tail[8] = {0};
+
+        memcpy(tail, bytes.ptr + i, bytes.len - i);
+        h = mix(h, get_u64le(tail));
+    }
+    return h;
+}
+
+/* ---- responses ------------------------------------------------------------------------ */
+
+/* Gives the response up, not the execution. */
+static void out_give_up(struct txn_run *x, int err)
+{
+    x->out = NULL;
+    if (x->out_err == 0)
+        x->out_err = err;
+}
+
+/* NULL when nobody waits, or when there is no room (any more). */
+static void *out_new(struct txn_run *x, const ProtobufCMessageDescriptor *d)
+{
+    void *m = x->out ? msg_new(x->out, d) : NULL;
+
+    if (m == NULL && x->out)
+        out_give_up(x, ERR_ARENA_FULL);
+    return m;
+}
+
+static void *out_array(struct txn_run *x, size_t n)
+{
+    void *p = x->out ? arena_alloc(x->out, (n + !n) * sizeof(void *)) : NULL;
+
+    if (p == NULL && x->out)
+        out_give_up(x, ERR_ARENA_FULL);
+    return p;
+}
+
+static Etcdserverpb__ResponseHeader *out_header(struct txn_run *x, int64_t revision)
+{
+    Etcdserverpb__ResponseHeader *h = out_new(x, &etcdserverpb__response_header__descriptor);
+
+    if (h)
+        h->revision = revision;
+    return h;
+}
+
+/* A copy of what c says, in the response's memory; the view closes before the answer is packed. */
+static int out_kv(struct txn_run *x, const struct change *c, Mvccpb__KeyValue **ret_kv)
+{
+    Mvccpb__KeyValue *kv = out_new(x, &mvccpb__key_value__descriptor);
+    struct slice body;
+
+    *ret_kv = NULL;
+    if (kv == NULL)
+        return 0;
+    body = arena_copy(x->out, c->body);
+    if (body.ptr == NULL) {
+        out_give_up(x, ERR_ARENA_FULL);
+        return 0;
+    }
+    if (body_decode(body, kv) != 0)
+        return -EUCLEAN;
+    *ret_kv = kv;
+    return 0;
+}
+
+/* Copies the bytes of a range's answer out of the view. */
+static void out_own_kvs(struct txn_run *x, Etcdserverpb__RangeResponse *resp)
+{
+    for (size_t i = 0; i < resp->n_kvs; i++) {
+        Mvccpb__KeyValue *kv = resp->kvs[i];
+        struct slice key = arena_copy(x->out, msg_slice(kv->key));
+        struct slice value = arena_copy(x->out, msg_slice(kv->value));
+
+        if ((kv->key.len && !key.ptr) || (kv->value.len && !value.ptr)) {
+            out_give_up(x, ERR_ARENA_FULL);
+            return;
+        }
+        kv->key = msg_bytes(key);
+        kv->value = msg_bytes(value);
+    }
+}
+
+/* ---- single operations ---------------------------------------------------------------- */
+
+/* Encodes, puts and hashes one change of this txn. */
+static int change_make(struct txn_run *x, struct change *c, struct slice value)
+{
+    size_t n;
+    int err;
+
+    assert(x->into);
+    c->rev = (struct rev){x->rev + 1, x->n_changes};
+    n = body_size(c, value);
+    if (n > x->buf_bytes) {
+        size_t size = n < 4096 ? 4096 : n + n / 4;
+        uint8_t *buf = realloc(x->buf, size);
+
+        if (buf == NULL)
+            return -ENOMEM;
+        x->buf = buf;
+        x->buf_bytes = size;
+    }
+    body_encode(c, value, x->buf);
+    c->body = slice_of(x->buf, n);
+    err = delta_put(x->into, c);
+    if (err)
+        return err;
+    x->hash = state_hash_bytes(x->hash, c->tombstone ? 2 : 1, c->body);
+    x->n_changes++;
+    return 0;
+}
+
+/* The value and lease of a put: the request's, or what was there. */
+static int put_over(struct txn_run *x, const Etcdserverpb__PutRequest *req, const struct change *prev)
+{
+    struct change c = {
+        .key = msg_slice(req->key),
+        .create_revision = prev ? prev->create_revision : x->rev + 1,
+        .version = prev ? prev->version + 1 : 1,
+        .lease = req->ignore_lease ? prev->lease : req->lease,
+    };
+    struct slice value = msg_slice(req->value);
+
+    if (req->ignore_value) {
+        Mvccpb__KeyValue kv = MVCCPB__KEY_VALUE__INIT;
+
+        if (body_decode(prev->body, &kv) != 0)
+            return -EUCLEAN;
+        value = msg_slice(kv.value);
+    }
+    x->n_puts++;
+    x->put_bytes += (int64_t)(c.key.len + value.len);
+    x->keys_added += prev == NULL;
+    return change_make(x, &c, value);
+}
+
+int txn_put(struct txn_run *x, const Etcdserverpb__PutRequest *req, Etcdserverpb__PutResponse **ret)
+{
+    bool want_prev = req->prev_kv && x->out;
+    unsigned flags = want_prev || req->ignore_value ? 0 : BASE_NO_BODY;
+    Etcdserverpb__PutResponse *resp;
+    Mvccpb__KeyValue *prev_kv = NULL;
+    struct change prev;
+    bool exists;
+    int err;
+
+    *ret = NULL;
+    if (req->lease && !lease_exists(x->leases, req->lease))
+        return ERR_LEASE_NOT_FOUND;
+    err = view_get(x->view, msg_slice(req->key), txn_rev_now(x), flags, &x->row, &prev);
+    exists = err == 0;
+    if (err == ERR_KEY_NOT_FOUND)
+        err = req->ignore_value || req->ignore_lease ? ERR_KEY_NOT_FOUND : 0;
+    if (!err && exists && want_prev)
+        err = out_kv(x, &prev, &prev_kv);
+    if (!err)
+        err = put_over(x, req, exists ? &prev : NULL);
+    arena_fini(&x->row);
+    if (err)
+        return err;
+
+    resp = out_new(x, &etcdserverpb__put_response__descriptor);
+    if (resp) {
+        resp->header = out_header(x, txn_rev_now(x));
+        resp->prev_kv = prev_kv;
+    }
+    *ret = resp;
+    return 0;
+}
+
+static int delete_found(struct txn_run *x, struct slice key)
+{
+    struct change c = {.key = key, .tombstone = true};
+    int err = change_make(x, &c, SLICE_NONE);
+
+    if (err)
+        return err;
+    x->n_deletes++;
+    x->keys_added--;
+    return 0;
+}
+
+int txn_delete_key(struct txn_run *x, struct slice key)
+{
+    struct change prev;
+    int err = view_get(x->view, key, txn_rev_now(x), BASE_NO_BODY, &x->row, &prev);
+
+    arena_fini(&x->row);
+    if (err == ERR_KEY_NOT_FOUND)
+        return 0;
+    return err ? err : delete_found(x, key);
+}
+
+/* One key on its way out: kept for the answer when asked for. */
+static int delete_one(struct txn_run *x, const struct change *prev, Etcdserverpb__DeleteRangeResponse *resp,
+                      size_t *room)
+{
+    int err;
+
+    if (resp && x->out && prev->body.ptr) {
+        Mvccpb__KeyValue *kv;
+
+        if (resp->n_prev_kvs == *room) {
+            Mvccpb__KeyValue **more = out_array(x, *room * 2 + 8);
+
+            if (more && *room)
+                memcpy(more, resp->prev_kvs, *room * sizeof *more);
+            resp->prev_kvs = more;
+            *room = *room * 2 + 8;
+        }
+        err = x->out ? out_kv(x, prev, &kv) : 0;
+        if (err)
+            return err;
+        if (x->out)
+            resp->prev_kvs[resp->n_prev_kvs++] = kv;
+    }
+    if (resp)
+        resp->deleted++;
+    return delete_found(x, prev->key);
+}
+
+/* Deletes while the cursor stands: it reads at the revision before these changes, as any reader does. */
+static int delete_span(struct txn_run *x, struct slice from, struct slice end, unsigned flags,
+                       Etcdserverpb__DeleteRangeResponse *resp)
+{
+    struct view_cursor *cur = NULL;
+    size_t room = 0;
+    int err = view_cursor_new(x->view, from, end, txn_rev_now(x), flags, &cur);
+
+    while (!err) {
+        struct change prev;
+
+        err = view_cursor_next(cur, &x->row, &prev);
+        if (!err)
+            err = delete_one(x, &prev, resp, &room);
+        arena_fini(&x->row);
+    }
+    view_cursor_free(cur);
+    return err == ERR_KEY_NOT_FOUND ? 0 : err;
+}
+
+int txn_delete(struct txn_run *x, const Etcdserverpb__DeleteRangeRequest *req,
+               Etcdserverpb__DeleteRangeResponse **ret)
+{
+    Etcdserverpb__DeleteRangeResponse *resp = out_new(x, &etcdserverpb__delete_range_response__descriptor);
+    unsigned flags = resp && req->prev_kv ? 0 : BASE_NO_BODY;
+    struct slice from, end;
+    bool single;
+    int err;
+
+    *ret = NULL;
+    mvcc_bounds(msg_slice(req->key), msg_slice(req->range_end), &from, &end, &single);
+    if (single) {
+        struct change prev;
+        size_t room = 0;
+
+        err = view_get(x->view, from, txn_rev_now(x), flags, &x->row, &prev);
+        if (!err)
+            err = delete_one(x, &prev, resp, &room);
+        else if (err == ERR_KEY_NOT_FOUND)
+            err = 0;
+        arena_fini(&x->row);
+    } else {
+        err = delete_span(x, from, end, flags, resp);
+    }
+    if (err)
+        return err;
+    if (resp)
+        resp->header = out_header(x, txn_rev_now(x));
+    *ret = x->out ? resp : NULL;
+    return 0;
+}
+
+static int range_op(struct txn_run *x, const Etcdserverpb__RangeRequest *req, Etcdserverpb__RangeResponse **ret)
+{
+    static const struct mvcc_limits none;
+    Etcdserverpb__RangeResponse *resp = out_new(x, &etcdserverpb__range_response__descriptor);
+    int err;
+
+    *ret = NULL;
+    x->n_ranges++;
+    if (resp == NULL)
+        return 0;
+    err = mvcc_range(x->view, txn_rev_now(x), req, x->limits ? x->limits : &none, x->out, resp);
+    if (err < 0 || err == MVCC_TOO_LONG)
+        return err;
+    if (err) { /* for this caller alone: what the txn does must not depend on who waits for it */
+        out_give_up(x, err);
+        return 0;
+    }
+    if (!x->borrow)
+        out_own_kvs(x, resp);
+    resp->header = out_header(x, txn_rev_now(x));
+    *ret = x->out ? resp : NULL;
+    return 0;
+}
+
+/* ---- deciding --------------------------------------------------------------------------- */
+
+static size_t count_txns(const TxnRequest *req);
+
+static size_t count_list(RequestOp *const *ops, size_t n)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_TXN)
+            count += count_txns(ops[i]->request_txn);
+    return count;
+}
+
+static size_t count_txns(const TxnRequest *req)
+{
+    return 1 + count_list(req->success, req->n_success) + count_list(req->failure, req->n_failure);
+}
+
+static int order(int64_t a, int64_t b)
+{
+    return (a > b) - (a < b);
+}
+
+/* A member of the union that does not fit the target counts as zero, an unknown target as equal. */
+static int compare_fields(const Etcdserverpb__Compare *c, const struct change *have, struct slice value)
+{
+    int union_case = (int)c->target_union_case;
+
+    switch ((int)c->target) {
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__VERSION:
+        return order(have->version, union_case == ETCDSERVERPB__COMPARE__TARGET_UNION_VERSION ? c->version : 0);
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__CREATE:
+        return order(have->create_revision,
+                     union_case == ETCDSERVERPB__COMPARE__TARGET_UNION_CREATE_REVISION ? c->create_revision : 0);
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD:
+        return order(have->rev.main,
+                     union_case == ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION ? c->mod_revision : 0);
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__LEASE:
+        return order(have->lease, union_case == ETCDSERVERPB__COMPARE__TARGET_UNION_LEASE ? c->lease : 0);
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE:
+        return slice_cmp(value,
+                         union_case == ETCDSERVERPB__COMPARE__TARGET_UNION_VALUE ? msg_slice(c->value) : SLICE_NONE);
+    default:
+        return 0;
+    }
+}
+
+static bool compare_holds(const Etcdserverpb__Compare *c, const struct change *have, struct slice value)
+{
+    int result = compare_fields(c, have, value);
+
+    switch ((int)c->result) {
+    case ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL:
+        return result == 0;
+    case ETCDSERVERPB__COMPARE__COMPARE_RESULT__NOT_EQUAL:
+        return result != 0;
+    case ETCDSERVERPB__COMPARE__COMPARE_RESULT__GREATER:
+        return result > 0;
+    case ETCDSERVERPB__COMPARE__COMPARE_RESULT__LESS:
+        return result < 0;
+    default:
+        return true;
+    }
+}
+
+/* A key that is there. */
+static int compare_present(const Etcdserverpb__Compare *c, const struct change *have, bool *ret_holds)
+{
+    Mvccpb__KeyValue kv = MVCCPB__KEY_VALUE__INIT;
+
+    if (have->body.ptr && body_decode(have->body, &kv) != 0)
+        return -EUCLEAN;
+    *ret_holds = compare_holds(c, have, msg_slice(kv.value));
+    return 0;
+}
+
+static int compare_span(struct txn_run *x, const Etcdserverpb__Compare *c, struct slice from, struct slice end,
+                        unsigned flags, bool *ret_any, bool *ret_holds)
+{
+    struct view_cursor *cur = NULL;
+    uint32_t rows = 0;
+    int err = view_cursor_new(x->view, from, end, x->rev, flags, &cur);
+
+    *ret_holds = true;
+    while (!err && *ret_holds) {
+        struct change have;
+
+        err = view_cursor_next(cur, &x->row, &have);
+        if (!err) {
+            *ret_any = true;
+            err = compare_present(c, &have, ret_holds);
+        }
+        if (!err && x->limits && x->limits->rows_max && ++rows > x->limits->rows_max)
+            err = MVCC_TOO_LONG;
+        arena_fini(&x->row);
+    }
+    view_cursor_free(cur);
+    return err == ERR_KEY_NOT_FOUND ? 0 : err;
+}
+
+static int compare(struct txn_run *x, const Etcdserverpb__Compare *c, bool *ret_holds)
+{
+    bool is_value = (int)c->target == ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE;
+    unsigned flags = is_value ? 0 : BASE_NO_BODY;
+    struct slice from, end;
+    bool single, any = false;
+    int err;
+
+    mvcc_bounds(msg_slice(c->key), msg_slice(c->range_end), &from, &end, &single);
+    if (single) {
+        struct change have;
+
+        err = view_get(x->view, from, x->rev, flags, &x->row, &have);
+        any = err == 0;
+        if (any)
+            err = compare_present(c, &have, ret_holds);
+        else if (err == ERR_KEY_NOT_FOUND)
+            err = 0;
+        arena_fini(&x->row);
+    } else {
+        err = compare_span(x, c, from, end, flags, &any, ret_holds);
+    }
+    if (!err && !any) /* all zero; but a value that is not there is unlike any */
+        *ret_holds = !is_value && compare_holds(c, &(struct change){0}, SLICE_NONE);
+    return err;
+}
+
+/* The branch of this txn, then of the txns in that branch, into path. */
+static int decide(struct txn_run *x, const TxnRequest *req)
+{
+    bool holds = true;
+    RequestOp *const *ops;
+    size_t n;
+    int err = 0;
+
+    for (size_t i = 0; !err && holds && i < req->n_compare; i++)
+        err = compare(x, req->compare[i], &holds);
+    if (err)
+        return err;
+    x->path[x->path_n++] = holds;
+    ops = holds ? req->success : req->failure;
+    n = holds ? req->n_success : req->n_failure;
+    for (size_t i = 0; !err && i < n; i++)
+        if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_TXN)
+            err = decide(x, ops[i]->request_txn);
+    return err;
+}
+
+static int check_state_range(const struct txn_run *x, const Etcdserverpb__RangeRequest *req)
+{
+    if (req->revision == 0)
+        return 0;
+    if (req->revision > x->rev)
+        return ERR_FUTURE_REV;
+    return req->revision < x->view->compact_rev ? ERR_COMPACTED : 0;
+}
+
+static int check_state_put(struct txn_run *x, const Etcdserverpb__PutRequest *req)
+{
+    struct change prev;
+    int err;
+
+    if (req->lease && !lease_exists(x->leases, req->lease))
+        return ERR_LEASE_NOT_FOUND;
+    if (!req->ignore_value && !req->ignore_lease)
+        return 0;
+    err = view_get(x->view, msg_slice(req->key), x->rev, BASE_NO_BODY, &x->row, &prev);
+    arena_fini(&x->row);
+    return err;
+}
+
+/* What can refuse the branches taken. */
+static int check_state(struct txn_run *x, const TxnRequest *req)
+{
+    bool holds = x->path[x->path_at++];
+    RequestOp *const *ops = holds ? req->success : req->failure;
+    size_t n = holds ? req->n_success : req->n_failure;
+    int err = 0;
+
+    for (size_t i = 0; !err && i < n; i++) {
+        if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_RANGE)
+            err = check_state_range(x, ops[i]->request_range);
+        else if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT)
+            err = check_state_put(x, ops[i]->request_put);
+        else if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_TXN)
+            err = check_state(x, ops[i]->request_txn);
+    }
+    return err;
+}
+
+int txn_decide(struct txn_run *x, const TxnRequest *req)
+{
+    int err;
+
+    x->path = arena_alloc(x->work, count_txns(req) * sizeof *x->path);
+    if (x->path == NULL)
+        return x->into ? -ENOMEM : ERR_ARENA_FULL;
+    x->path_n = x->path_at = 0;
+    err = decide(x, req);
+    if (!err)
+        err = check_state(x, req);
+    x->path_at = 0;
+    return err;
+}
+
+/* ---- executing ---------------------------------------------------------------------------- */
+
+static int execute(struct txn_run *x, const TxnRequest *req, Etcdserverpb__TxnResponse **ret);
+
+/* resp may be NULL. */
+static int execute_op(struct txn_run *x, const RequestOp *op, ResponseOp *resp)
+{
+    ResponseOp drop;
+    int err;
+
+    if (resp == NULL)
+        resp = &drop;
+    switch (op->request_case) {
+    case ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_RANGE:
+        err = range_op(x, op->request_range, &resp->response_range);
+        resp->response_case = ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_RANGE;
+        return err;
+    case ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT:
+        err = txn_put(x, op->request_put, &resp->response_put);
+        resp->response_case = ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_PUT;
+        return err;
+    case ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_DELETE_RANGE:
+        err = txn_delete(x, op->request_delete_range, &resp->response_delete_range);
+        resp->response_case = ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_DELETE_RANGE;
+        return err;
+    case ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_TXN:
+        err = execute(x, op->request_txn, &resp->response_txn);
+        resp->response_case = ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_TXN;
+        return err;
+    default:
+        return 0;
+    }
+}
+
+static int execute(struct txn_run *x, const TxnRequest *req, Etcdserverpb__TxnResponse **ret)
+{
+    bool holds = x->path[x->path_at++];
+    RequestOp *const *ops = holds ? req->success : req->failure;
+    size_t n = holds ? req->n_success : req->n_failure;
+    Etcdserverpb__TxnResponse *resp = out_new(x, &etcdserverpb__txn_response__descriptor);
+    ResponseOp **responses = out_array(x, n);
+    int err = 0;
+
+    for (size_t i = 0; !err && i < n; i++) {
+        ResponseOp *r = out_new(x, &etcdserverpb__response_op__descriptor);
+
+        if (responses)
+            responses[i] = r;
+        err = execute_op(x, ops[i], r);
+    }
+    if (resp) {
+        resp->header = out_header(x, 0); /* stays empty in a nested one, as in etcd */
+        resp->succeeded = holds;
+        resp->responses = responses;
+        resp->n_responses = n;
+    }
+    *ret = x->out ? resp : NULL;
+    return err;
+}
+
+int txn_execute(struct txn_run *x, const TxnRequest *req, Etcdserverpb__TxnResponse **ret)
+{
+    int err;
+
+    assert(x->path_n > 0);
+    x->path_at = 0;
+    err = execute(x, req, ret);
+    if (!err && *ret)
+        (*ret)->header->revision = txn_rev_now(x);
+    return err;
+}
