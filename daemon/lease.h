@@ -16,34 +16,52 @@ struct lease_table;
 
 #define LEASE_TTL_MAX_S INT64_C(9000000000)
 #define LEASE_EXPIRE_MAX 500               /* leases in one expiry entry */
-#define LEASES_MAX 10000000                /* ERR_TOO_MANY_REQUESTS beyond */
+#define LEASES_MAX 10000000                /* a Grant beyond: ERR_TOO_MANY_REQUESTS */
 
 struct lease_info {
     int64_t id, granted_ttl_s;
-    int64_t remaining_ms; /* by this member's clock; may be negative: past expiry, not yet revoked */
+    int64_t checkpoint_s;  /* remaining TTL when it was last checkpointed; 0: never */
+    int64_t remaining_ms;  /* by this member's clock; may be negative: past expiry, not yet revoked */
 };
 
 struct lease_table *lease_table_new(struct clock *clock, int64_t min_ttl_s);
 void lease_table_free(struct lease_table *t);
 
-/* apply's thread. */
-int lease_grant(struct lease_table *t, int64_t id, int64_t ttl_s, int64_t remaining_s); /* ERR_LEASE_EXISTS */
+/* apply's thread. remaining_s: the checkpointed one, 0: none. */
+int lease_grant(struct lease_table *t, int64_t id, int64_t ttl_s, int64_t remaining_s); /* ERR_LEASE_EXISTS, -ENOMEM */
 int lease_revoke(struct lease_table *t, int64_t id);                                    /* ERR_LEASE_NOT_FOUND */
+int lease_checkpoint(struct lease_table *t, int64_t id, int64_t remaining_s);           /* ERR_LEASE_NOT_FOUND */
 bool lease_exists(struct lease_table *t, int64_t id);
 size_t lease_count(struct lease_table *t);
 
 /* Any thread. */
 int lease_get(struct lease_table *t, int64_t id, struct lease_info *ret_info);          /* ERR_LEASE_NOT_FOUND */
-/* A keep-alive: full TTL again. ERR_LEASE_NOT_FOUND; 1: past expiry, not yet revoked: wait for its revocation. */
+/* A keep-alive: full TTL again. ERR_LEASE_NOT_FOUND; ERR_NOT_PRIMARY_LESSOR; LEASE_PAST: past expiry, not yet revoked:
+ * wait for its revocation with lease_wait. */
+#define LEASE_PAST (-1000000)
 int lease_renew(struct lease_table *t, int64_t id, int64_t *ret_ttl_s);
-/* Ids sorted by remaining time, in the arena. */
+/* Ids sorted by remaining time, in the arena. 0 or ERR_ARENA_FULL. */
 int lease_list(struct lease_table *t, struct arena *a, int64_t **ret_ids, size_t *ret_n);
 int64_t lease_effective_ttl(const struct lease_table *t, int64_t ttl_s); /* raised to the minimum */
 
-/* The turn or a timer on the leader: up to max ids past expiry, each handed out once until it is revoked or
- * lease_retry() is called. */
+/* Any thread: until the lease is revoked (err 0), or this member no longer leads (ERR_NOT_PRIMARY_LESSOR). */
+struct lease_wait {
+    struct lease_wait *next; /* the table's */
+    int64_t id;
+    int err;
+    void (*done)(struct lease_wait *w); /* on the thread that revoked or demoted; must not block */
+};
+/* 0: it is gone already, w is not kept. 1: done will be called, unless lease_wait_cancel takes w back. */
+int lease_wait(struct lease_table *t, struct lease_wait *w);
+bool lease_wait_cancel(struct lease_table *t, struct lease_wait *w); /* false: done was, or is being, called */
+
+/* The turn or a timer on the leader: up to max ids past expiry. Each is handed out once; again only when it has not
+ * been revoked LEASE_RETRY_MS later. */
+#define LEASE_RETRY_MS 3000
 size_t lease_expired(struct lease_table *t, int64_t *ids, size_t max);
-/* Became leader: every lease starts anew with its remaining TTL, spread when there are many. Lost it: nothing expires. */
+/* Became leader: every lease starts anew with its checkpointed or full TTL and extend_ms, spread when there are many.
+ * Lost it: nothing expires. */
 void lease_promote(struct lease_table *t, uint32_t extend_ms);
 void lease_demote(struct lease_table *t);
-uint64_t lease_next_deadline_ms(struct lease_table *t); /* UINT64_MAX: nothing will expire */
+/* When to call lease_expired; UINT64_MAX: nothing will expire. */
+uint64_t lease_next_deadline_ms(struct lease_table *t);
