@@ -55,6 +55,8 @@ uint64_t call_deadline_ms(const struct call *c);   /* monotonic; UINT64_MAX: non
 struct slice call_metadata(struct call *c, const char *key);
 
 void call_answer(struct call *c, const ProtobufCMessage *m);  /* unary: packs at once, sends, ends OK */
+/* The same, already packed: not copied, done(owner) is called once, on any thread, when nobody reads it any more. */
+void call_answer_shared(struct call *c, struct slice bytes, void (*done)(void *owner), void *owner);
 void call_fail(struct call *c, int err);                      /* ERR_x, or -errno: INTERNAL */
 void call_fail_text(struct call *c, enum status status, const char *text);
 

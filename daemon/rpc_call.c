@@ -224,6 +224,34 @@ static void answer_unary(struct call *c, enum status status, const char *text)
     grpc_slice_unref(details);
 }
 
+/* Whether an answer of this size may be held for its client; fails the call when not. */
+static bool answer_fits(struct call *c, size_t bytes)
+{
+    if (bytes <= LIMIT_RESPONSE_BYTES - LIMIT_SEND_BURST_BYTES &&
+        atomic_load_explicit(&c->thread->rpc->response_bytes, memory_order_relaxed) <= LIMIT_RESPONSE_BYTES - bytes)
+        return true;
+    call_fail_text(c, STATUS_RESOURCE_EXHAUSTED, "cairn: too many bytes of responses wait for their clients");
+    return false;
+}
+
+void call_answer_shared(struct call *c, struct slice bytes, void (*done)(void *owner), void *owner)
+{
+    void *p = (void *)(uintptr_t)bytes.ptr; /* gRPC reads it only */
+
+    if (c->answered || c->gone || !answer_fits(c, bytes.len)) {
+        done(owner);
+        if (c->answered || c->gone)
+            call_settle(c);
+        return;
+    }
+    assert(c->method->kind == RPC_UNARY);
+    c->sending = buffer_of_slice(grpc_slice_new_with_user_data(p, bytes.len, done, owner));
+    c->sending_bytes = bytes.len;
+    account_answer(c, c->sending_bytes);
+    count_up(&stats_of(c)->sent);
+    answer_unary(c, STATUS_OK, NULL);
+}
+
 void call_answer(struct call *c, const ProtobufCMessage *m)
 {
     size_t bytes;
@@ -234,11 +262,8 @@ void call_answer(struct call *c, const ProtobufCMessage *m)
     }
     assert(c->method->kind == RPC_UNARY);
     bytes = protobuf_c_message_get_packed_size(m);
-    if (bytes > LIMIT_RESPONSE_BYTES - LIMIT_SEND_BURST_BYTES ||
-        atomic_load_explicit(&c->thread->rpc->response_bytes, memory_order_relaxed) > LIMIT_RESPONSE_BYTES - bytes) {
-        call_fail_text(c, STATUS_RESOURCE_EXHAUSTED, "cairn: too many bytes of responses wait for their clients");
+    if (!answer_fits(c, bytes))
         return;
-    }
     c->sending = buffer_pack(m, &c->sending_bytes);
     account_answer(c, c->sending_bytes);
     count_up(&stats_of(c)->sent);
