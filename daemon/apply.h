@@ -8,6 +8,8 @@
  * Owner: the apply thread, but for what is marked "any thread".
  */
 #pragma once
+#include "base.h"
+#include "datadir.h"
 #include "entry.h"
 #include "lease.h"
 #include "mailbox.h"
@@ -29,6 +31,8 @@ struct apply_options {
     uint64_t cluster_id, member_id;
     int64_t quota_bytes;          /* < 0: none */
     uint32_t max_txn_ops;
+    struct datadir *datadir;      /* where a defragmented base goes; NULL: cannot defragment */
+    struct base_options base;     /* how to open it; path is not read */
     void (*fatal)(void *ctx, int err, const char *what);
     void *fatal_ctx;
 };
@@ -76,6 +80,13 @@ struct apply_stats {
 };
 void apply_stats(const struct apply *a, struct apply_stats *ret_stats);
 
+/* Any thread: proposes on this member's own behalf; nobody hears what comes of it. ERR_TOO_MANY_REQUESTS, -ENOMEM. */
+int apply_propose(struct apply *a, enum entry_kind kind, struct slice body);
+/* Any thread: the quota has room for a write of this cost (txn_cost). When not, the NOSPACE alarm is proposed. */
+bool apply_quota_admits(struct apply *a, int64_t cost);
+/* Any thread: the disk is full: proposes the NOSPACE alarm of this member, unless it is set or on its way. */
+void apply_raise_nospace(struct apply *a);
+
 /* Any thread: freeze and flush now; done when base holds everything applied before the call (stop, defrag, Hash). */
 struct flush_wait {
     struct mail mail;
@@ -83,5 +94,6 @@ struct flush_wait {
     void (*done)(struct flush_wait *w);
 };
 void apply_flush(struct apply *a, struct flush_wait *w);
-/* Any thread: rewrite base compacted and switch to it. done on the apply thread. */
+/* Any thread: rewrite base compacted and switch to it; reads and writes go on meanwhile. done on the apply thread.
+ * err: -EOPNOTSUPP without a datadir, -ENOSPC, or -EIO. */
 void apply_defragment(struct apply *a, struct flush_wait *w);

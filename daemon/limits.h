@@ -25,6 +25,7 @@ enum {
     LIMIT_PROPOSALS = 5000,
     LIMIT_PROPOSAL_BYTES = 64 << 20,
     LIMIT_READ_WAITS = 10000,             /* reads that wait for an index: the same */
+    LIMIT_KEEPALIVES = 65536,             /* of one stream, not yet answered: `too many requests` */
     LIMIT_TXN_DEPTH = 32,                 /* nested txns: ERR_TOO_DEEP */
     LIMIT_REQUEST_SLACK_BYTES = 512 << 10,/* a gRPC message may exceed max-request-bytes by */
 
@@ -36,6 +37,7 @@ enum {
     /* apply to flush: the live delta. At FREEZE it is sealed; at STALL apply waits for flush. */
     LIMIT_DELTA_FREEZE_BYTES = 32 << 20,
     LIMIT_DELTA_STALL_BYTES = 64 << 20,
+    LIMIT_DELTA_FREEZE_KEYS = 48 << 10,   /* distinct ones: each may dirty a page of 4 KiB while it is flushed */
     LIMIT_FREEZE_IDLE_MS = 2000,          /* sealed this long after the last entry */
 
     /* hub to a stream: past it the watcher catches up later. */

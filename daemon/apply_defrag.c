@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* apply_defrag.c - defragmentation: a compacted copy of base takes its place while everything goes on.
+ *
+ *     apply    no frozen delta is under way and none is made from here on (the live one grows, at most to
+ *              LIMIT_DELTA_STALL_BYTES); defrag_wanted
+ *     flush    base-N+1 = copy of base-N, opened; CURRENT renamed to it: the commit point. Both hold the very same, so
+ *              a crash before or after it loses nothing
+ *     apply    store_swap_base, base-N is removed, who asked is answered
+ *
+ * Owner: defrag_copy is the flush thread's, the rest the apply thread's.
+ */
+#include <errno.h>
+#include "apply_state.h"
+#include "log.h"
+
+void apply_defragment(struct apply *a, struct flush_wait *w)
+{
+    mailbox_post(&a->defrag_box, &w->mail);
+    mailbox_nudge(&a->box);
+}
+
+static void answer(struct apply *a, int err)
+{
+    while (a->defrag_waits) {
+        struct flush_wait *w = a->defrag_waits;
+
+        a->defrag_waits = (struct flush_wait *)w->mail.next;
+        w->err = err;
+        w->done(w);
+    }
+}
+
+void defrags_take(struct apply *a)
+{
+    for (struct mail *m = mailbox_take(&a->defrag_box), *next; m; m = next) {
+        next = m->next;
+        m->next = (struct mail *)a->defrag_waits;
+        a->defrag_waits = (struct flush_wait *)m;
+    }
+    if (a->defrag_waits == NULL || a->defragmenting)
+        return;
+    if (a->o.datadir == NULL || a->failed || atomic_load(&a->stopping)) {
+        answer(a, a->o.datadir ? -EIO : -EOPNOTSUPP);
+    } else if (store_frozen(a->o.store) == NULL) { /* else the flush thread nudges when it is done */
+        a->defragmenting = true;
+        atomic_store_explicit(&a->defrag_wanted, true, memory_order_release);
+        mailbox_nudge(&a->flusher);
+    }
+}
+
+void defrag_copy(struct apply *a)
+{
+    struct datadir *d = a->o.datadir;
+    char path[DATADIR_PATH_BYTES];
+    struct base_options o = a->o.base;
+    unsigned old = d->base, new = old + 1;
+    struct base *b = NULL;
+    int err = datadir_make_base(d, new, path);
+
+    if (!err)
+        err = base_copy(store_base(a->o.store), path);
+    o.path = path;
+    if (!err)
+        err = base_open(&o, &b);
+    if (!err)
+        err = datadir_switch(d, new);
+    if (err) {
+        base_close(b);
+        (void)datadir_remove_base(d, new); /* the next start removes what is left */
+        b = NULL;
+    }
+    a->defrag_base = b;
+    a->defrag_old = old;
+    a->defrag_err = err;
+    atomic_store_explicit(&a->defrag_done, true, memory_order_release);
+    mailbox_nudge(&a->box);
+}
+
+void defrag_collect(struct apply *a)
+{
+    int err;
+
+    if (!atomic_load_explicit(&a->defrag_done, memory_order_acquire))
+        return;
+    err = a->defrag_err;
+    if (!err) {
+        apply_view_close(a);
+        err = store_swap_base(a->o.store, a->defrag_base);
+        if (err == -EBUSY || err == -ENOMEM)
+            return; /* the base before the present one is still being read; the step comes again */
+    }
+    if (err)
+        log_warn("apply: defragmentation failed", LOG_STR("error", strerror(-err)));
+    else
+        (void)datadir_remove_base(a->o.datadir, a->defrag_old); /* the next start removes what is left */
+    a->defrag_base = NULL;
+    a->defragmenting = false;
+    note_sizes(a);
+    atomic_store(&a->defrag_done, false);
+    atomic_store_explicit(&a->defrag_wanted, false, memory_order_release);
+    mailbox_nudge(&a->flusher); /* the sweep goes on */
+    answer(a, err);
+}
