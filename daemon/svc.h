@@ -31,15 +31,33 @@ struct svc {
     const char *version;
 };
 
-extern const struct rpc_method svc_methods[];
-extern const size_t svc_n_methods;
+/* Every method there is, one row after the other: the arrays of the services, each beside its handlers. */
+struct svc_service {
+    const struct rpc_method *methods;
+    size_t n;
+};
+const struct rpc_method *svc_methods(size_t *ret_n);
 
-/* Fills the header of a response: ids, term, and revision (0: the current one). */
+extern const struct svc_service svc_kv, svc_lease;
+
+/* Fills the header of a response: ids, term, and revision (0: the current one). NULL when the call's arena is full. */
 Etcdserverpb__ResponseHeader *svc_header(struct call *c, int64_t revision);
+/* The same in another arena; any thread that has the call for itself. */
+Etcdserverpb__ResponseHeader *svc_header_in(struct call *c, struct arena *a, int64_t revision);
 
 /* Proposes body under kind for this call; answer is called on the call's thread with the finished proposal. Fails the
  * call itself when it cannot be proposed. */
 void svc_propose(struct call *c, int kind, struct slice body, void (*answer)(struct call *c, struct proposal *p));
+/* The same for a message. */
+void svc_propose_message(struct call *c, int kind, const ProtobufCMessage *m,
+                         void (*answer)(struct call *c, struct proposal *p));
 
 /* Runs fn on the call's thread once a read there is linearizable (at once when no wait is needed); fails the call else. */
 void svc_read(struct call *c, void (*fn)(struct call *c));
+
+/* Answers a unary call from a view: build fills a response in a, without waiting; it runs on the call's thread within
+ * `limits`, or, when it returns MVCC_TOO_LONG (or its memory was not enough), again on a scan thread without any. The
+ * message it returns is packed before the view closes; err as of call_fail. Ends the call. */
+typedef int svc_build(struct call *c, struct view *v, const struct mvcc_limits *limits, struct arena *a,
+                      ProtobufCMessage **ret);
+void svc_answer_view(struct call *c, svc_build *build);
