@@ -229,7 +229,8 @@ static int flush_log(struct flush *f)
 
     if (err)
         return err;
-    qsort(f->pending, f->n_pending, sizeof *f->pending, pending_cmp);
+    if (f->n_pending)
+        qsort(f->pending, f->n_pending, sizeof *f->pending, pending_cmp);
     for (size_t i = 0; i < f->n_pending && err == 0; i++)
         err = flush_record(f, cur, &f->pending[i]);
     mdb_cursor_close(cur);
@@ -255,7 +256,8 @@ static int flush_leases(struct flush *f)
 {
     uint8_t crc[4];
 
-    qsort(f->moves, f->n_moves, sizeof *f->moves, move_cmp);
+    if (f->n_moves)
+        qsort(f->moves, f->n_moves, sizeof *f->moves, move_cmp);
     for (size_t i = 0; i < f->n_moves; i++) {
         struct slice key = slice_of(f->moves[i].key, BASE_LEASE_KEY_BYTES);
         int err = f->moves[i].gone ? row_delete(f, BASE_LEASE_KEYS, key, true)
