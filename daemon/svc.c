@@ -17,6 +17,10 @@
 static const struct svc_service *const services[] = {
     &svc_kv,
     &svc_lease,
+    &svc_cluster,
+    &svc_maint,
+    &svc_later,
+    &svc_health,
 };
 
 const struct rpc_method *svc_methods(size_t *ret_n)

@@ -38,7 +38,7 @@ struct svc_service {
 };
 const struct rpc_method *svc_methods(size_t *ret_n);
 
-extern const struct svc_service svc_kv, svc_lease;
+extern const struct svc_service svc_kv, svc_lease, svc_cluster, svc_maint, svc_later, svc_health;
 
 /* Fills the header of a response: ids, term, and revision (0: the current one). NULL when the call's arena is full. */
 Etcdserverpb__ResponseHeader *svc_header(struct call *c, int64_t revision);
