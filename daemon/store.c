@@ -64,6 +64,7 @@ struct slot {
 
 struct store {
     _Atomic(struct layers *) layers;
+    _Atomic(struct base *) base; /* the base of layers, for the flush thread, which pins nothing */
     _Atomic int64_t compact_rev, revision; /* C, R */
     _Atomic uint64_t applied;
     struct layers *replaced; /* apply's; may still be pinned */
@@ -262,6 +263,7 @@ int store_new(struct base *b, struct store **ret_store)
     }
     memset(s, 0, sizeof *s);
     store_publish(s, meta.seal.applied_index, meta.seal.compact_revision, meta.seal.revision);
+    atomic_store(&s->base, b);
     atomic_store(&s->layers, l);
     *ret_store = s;
     return 0;
@@ -279,15 +281,17 @@ struct delta *store_frozen(struct store *s)
 
 struct base *store_base(struct store *s)
 {
-    return current(s)->base;
+    return atomic_load_explicit(&s->base, memory_order_acquire);
 }
 
 /* ---- apply: changing layers (7) ------------------------------------------------------ */
 
-static void base_take_leave(struct store *s, struct base *b)
+/* b takes the place of the base there is, which is closed when no slot has a txn of it any more. */
+static void base_replace(struct store *s, struct base *b)
 {
-    s->retired = b;
+    s->retired = current(s)->base;
     memset(s->is_clear, 0, sizeof s->is_clear);
+    atomic_store_explicit(&s->base, b, memory_order_release);
 }
 
 /* Stores fresh in place of the current layers, which wait among the replaced until nobody pins them. */
@@ -342,7 +346,7 @@ int store_swap_base(struct store *s, struct base *b)
     if (fresh == NULL)
         return -ENOMEM;
     *fresh = (struct layers){.base = b, .frozen = l->frozen, .live = l->live};
-    base_take_leave(s, l->base);
+    base_replace(s, b);
     layers_replace(s, fresh);
     return 0;
 }
@@ -363,7 +367,7 @@ int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int
         return -ENOMEM;
     }
     *fresh = (struct layers){.base = b, .live = live};
-    base_take_leave(s, l->base);
+    base_replace(s, b);
     atomic_store(&s->layers, NULL);
     store_publish(s, applied_index, compact_rev, revision);
     atomic_store(&s->layers, fresh);

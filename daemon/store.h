@@ -68,7 +68,7 @@ int store_new(struct base *b, struct store **ret_store); /* on success takes the
 void store_free(struct store *s); /* no view may be open; closes the base */
 struct delta *store_live(struct store *s);
 struct delta *store_frozen(struct store *s);  /* NULL: none */
-struct base *store_base(struct store *s);
+struct base *store_base(struct store *s);      /* also the flush thread, which knows when it may change */
 /* Publish, with release, after the inserts of an entry: C, then R, then the applied index, so that who waited for
  * an index reads at a revision that has it. */
 void store_publish(struct store *s, uint64_t applied_index, int64_t compact_rev, int64_t revision);
