@@ -133,10 +133,13 @@ static int real_truncate(struct disk *d, struct disk_file *f, uint64_t size)
     return ftruncate(f->fd, (off_t)size) ? -errno : 0;
 }
 
-static void real_drop_cache(struct disk *d, struct disk_file *f)
+static void real_drop_cache(struct disk *d, struct disk_file *f, uint64_t offset, uint64_t n)
 {
+    const uint64_t page = 4096;
+    uint64_t from = offset / page * page, to = (offset + n + page - 1) / page * page; /* part pages are not dropped */
+
     (void)d;
-    (void)posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED); /* advice: the reader checks what it gets anyway */
+    (void)posix_fadvise(f->fd, (off_t)from, (off_t)(to - from), POSIX_FADV_DONTNEED); /* advice; readers check anyway */
 }
 
 static int real_rename(struct disk *d, const char *from, const char *to)

@@ -35,8 +35,9 @@ struct disk {
     int (*fdatasync)(struct disk *, struct disk_file *);
     int (*fallocate)(struct disk *, struct disk_file *, uint64_t size); /* zero-filled and written, so that fdatasync writes no metadata */
     int (*truncate)(struct disk *, struct disk_file *, uint64_t size);
-    /* Reads after it come from the medium, not from a page cache that a failed fsync may have made a liar. */
-    void (*drop_cache)(struct disk *, struct disk_file *);
+    /* Reads of these bytes (rounded to pages) now come from the medium, not from a page cache that a failed fsync may
+     * have made a liar. Only what has been synced can be dropped: sync first. */
+    void (*drop_cache)(struct disk *, struct disk_file *, uint64_t offset, uint64_t n);
     ssize_t (*size)(struct disk *, struct disk_file *);
     int (*rename)(struct disk *, const char *from, const char *to);
     int (*unlink)(struct disk *, const char *path);

@@ -19,7 +19,8 @@ struct wal;
 struct wal_options {
     struct disk *disk;
     const char *dir;            /* below the disk's root */
-    uint64_t segment_bytes;     /* LIMIT_WAL_SEGMENT_BYTES */
+    uint64_t segment_bytes;     /* LIMIT_WAL_SEGMENT_BYTES; the first ones are smaller */
+    struct rng *rng;            /* for nonces; NULL: rng_real() */
     uint64_t cluster_id, member_id; /* must match what the log was made with */
 };
 
@@ -45,7 +46,9 @@ void wal_close(struct wal *w);
 int wal_runs(struct wal *w, int (*fn)(void *ctx, uint64_t first, uint64_t term), void *ctx);
 
 /* One batch: cut everything from entries[0]->index on if the log has it, then append. Nothing is
- * promised before wal_sync. hard may be NULL (unchanged); commit is the watermark of the batch.
+ * promised before wal_sync. hard (its term and vote) may be NULL: unchanged. commit is the watermark of the
+ * batch; of it only what this log holds is kept. An earlier batch not yet synced is synced first: at most one is
+ * ever at risk, and recovery relies on that. Entries at or below the watermark are never cut.
  * 0; -ENOSPC before anything was written (raise NOSPACE, try again); anything else: stop. */
 int wal_append(struct wal *w, struct entry *const *entries, size_t n, const struct wal_state *hard, uint64_t commit);
 int wal_sync(struct wal *w);

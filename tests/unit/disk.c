@@ -38,7 +38,7 @@ static void disk(void)
     CHECK(d->pwrite(d, f, "hello", 5, 100) == 0);
     CHECK(d->fallocate(d, f, 200) == 0 && d->size(d, f) == 3000000); /* never shrinks */
     CHECK(d->fdatasync(d, f) == 0);
-    d->drop_cache(d, f);
+    d->drop_cache(d, f, 100, 5);
     CHECK(d->pread(d, f, buf, 5, 100) == 5 && memcmp(buf, "hello", 5) == 0);
     CHECK(d->truncate(d, f, 102) == 0 && d->pread(d, f, buf, 5, 100) == 2);
     d->close(d, f);

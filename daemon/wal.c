@@ -1,0 +1,686 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* wal.c - the write-ahead log: what this member has promised, in order.
+ *
+ * A log is a directory of segments, named by number in 16 hex digits (0000000000000001.wal). All integers are
+ * little-endian, all crcs CRC-32C. A segment is made of 512-byte sectors, zero-filled and synced before its first use:
+ *
+ *   sector 0: the segment's head               then batches, each beginning at a sector:
+ *     0  u64  "CAIRNWAL"                         0  u32  "BTCH"
+ *     8  u32  crc of bytes 12..119               4  u32  crc of bytes 8..95
+ *    12  u32  format, 1                          8  u64  nonce of the segment
+ *    16  u64  nonce, random, never 0            16  u64  number of the batch, +1 each, over all segments
+ *    24  u64  number of the segment             24  u64  its own offset in the segment
+ *    32  u64  size of the segment               32  u32  crc of the previous batch's head
+ *    40  u64  cluster id                        36  u32  bytes of the records, a multiple of 8
+ *    48  u64  member id                         40  u32  crc of the records
+ *    56  u64  index and                         44  u32  number of records
+ *    64  u64    term of the last entry before   48  u64  index of the first; the log is cut there first
+ *    72  u64  term, vote and                    56  u64  term of the entry before it
+ *    80  u64    commit                          64  u64  hard state: term,
+ *    88  u64    at that time                    72  u64    vote,
+ *    96  u64  number of the last batch before   80  u64    commit watermark
+ *   104  u32  crc of that batch's head          88  u32  sectors with at most one non-zero byte
+ *   108  u32  0                                 92  u32  5a5aa5a5
+ *   112  2 x 5a5aa5a5, then zeros               96  records, "BTCHEND!", zeros to the end of the sector
+ *
+ *   record:  0 u32 bytes of payload   4 u32 crc of those 4 bytes and of all from byte 8 to the payload's end
+ *            8 u64 index   16 u64 term   24 payload (entry.h), zeros to a multiple of 8
+ *
+ * Why so. A batch is one pwrite into prepared bytes and one fdatasync, which writes no metadata. At most one batch
+ * is unsynced at any time, and a segment is only begun when all before it is synced: so only the very last batch may
+ * be incomplete. No sector holds bytes of two batches: a write that breaks off damages nothing synced. The length
+ * lies under a crc of its own, so no length is believed unchecked. Nonce, number, own offset and the chain tell a
+ * stale or misdirected sector from one that belongs here, and no client can forge a head, not knowing the nonce.
+ *
+ * What the end may look like (wal_record.c decides, wal_open.c acts). Sectors are written whole or not at all and were
+ * zero before: a batch that misses sectors is torn, and cut on open by writing zeros over it. A batch with all its
+ * sectors but a wrong crc was changed later: corruption. So is a bad batch with a good one anywhere behind it, a gap in
+ * the numbers, and a log that ends below a commit watermark. When it cannot be told, it is corruption. What no
+ * log can see is the loss of whole synced sectors at its very end; peers can.
+ *
+ * Owner:    the WAL thread; wal_read any thread.
+ * Not here: recovery (wal_open.c), bytes (wal_record.c), what an entry means (apply.c).
+ * Sources:  RELIABILITY A.4 rules 1 to 5; etcd CVE-2020-15106 (lengths), LWN 752063 (fsync is not tried again).
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include "wal_impl.h"
+
+#define PREPARE_STEP_BYTES (1u << 20) /* zeroed by one wal_idle at least: a batch waits for it */
+#define FIRST_SEGMENT_PART 8          /* the first segment is an eighth; each next doubles, up to segment_bytes */
+
+void wal_segment_path(const struct wal *w, uint64_t number, char path[WAL_PATH_MAX + 32])
+{
+    (void)snprintf(path, WAL_PATH_MAX + 32, "%s/%016" PRIx64 ".wal", w->dir, number); /* fits: dir < WAL_PATH_MAX */
+}
+
+void wal_segment_unref(struct wal *w, struct wal_segment *s)
+{
+    if (s == NULL || --s->refs > 0)
+        return;
+    w->disk->close(w->disk, s->file);
+    free(s->offsets);
+    free(s);
+}
+
+int wal_segment_add(struct wal *w, struct wal_segment *s)
+{
+    if (w->n_segments == w->cap_segments) {
+        size_t cap = w->cap_segments ? w->cap_segments * 2 : 8;
+        void *p = realloc(w->segments, cap * sizeof *w->segments);
+
+        if (p == NULL)
+            return -ENOMEM;
+        w->segments = p;
+        w->cap_segments = cap;
+    }
+    w->segments[w->n_segments++] = s;
+    return 0;
+}
+
+static struct wal_segment *newest(const struct wal *w)
+{
+    assert(w->n_segments > 0);
+    return w->segments[w->n_segments - 1];
+}
+
+/* ---- which entry lies where ------------------------------------------------------ */
+
+uint64_t wal_term_at(const struct wal *w, uint64_t index)
+{
+    size_t i = w->n_runs;
+
+    assert(index >= w->state.first_index);
+    assert(index <= w->state.last_index);
+    if (index == w->state.first_index)
+        return w->state.first_term;
+    while (w->runs[i - 1].first > index) /* the newest are asked for; runs are few */
+        i--;
+    return w->runs[i - 1].term;
+}
+
+int wal_reserve(struct wal *w, size_t n)
+{
+    struct wal_segment *s = newest(w);
+
+    if (n > s->cap - s->n) {
+        size_t cap = s->cap * 2 > s->n + n ? s->cap * 2 : s->n + n;
+        void *p = realloc(s->offsets, cap * sizeof *s->offsets);
+
+        if (p == NULL)
+            return -ENOMEM;
+        s->offsets = p;
+        s->cap = (uint32_t)cap;
+    }
+    /* Each entry may begin a run. */
+    if (n > w->cap_runs - w->n_runs) {
+        size_t cap = w->n_runs + n + 16;
+        void *p = realloc(w->runs, cap * sizeof *w->runs);
+
+        if (p == NULL)
+            return -ENOMEM;
+        w->runs = p;
+        w->cap_runs = cap;
+    }
+    return 0;
+}
+
+void wal_cut(struct wal *w, uint64_t index, uint64_t prev_term)
+{
+    if (index <= w->state.first_index) {
+        /* The segments that held what lies before are gone: the log now begins here. */
+        w->state.first_index = index - 1;
+        w->state.first_term = prev_term;
+        w->n_runs = 0;
+    }
+    while (w->n_runs && w->runs[w->n_runs - 1].first >= index)
+        w->n_runs--;
+    for (size_t i = w->n_segments; i > 0; i--) {
+        struct wal_segment *s = w->segments[i - 1];
+
+        if (s->first + s->n > index)
+            s->n = s->first >= index ? 0 : (uint32_t)(index - s->first);
+        if (s->first >= index)
+            s->first = index;
+    }
+    w->state.last_index = index - 1;
+    w->state.last_term = wal_term_at(w, index - 1);
+}
+
+void wal_note(struct wal *w, uint64_t index, uint64_t term, uint32_t offset)
+{
+    struct wal_segment *s = newest(w);
+
+    assert(index == w->state.last_index + 1);
+    assert(term >= w->state.last_term);
+    assert(s->n < s->cap);
+    if (w->n_runs == 0 || w->runs[w->n_runs - 1].term != term) {
+        assert(w->n_runs < w->cap_runs);
+        w->runs[w->n_runs++] = (struct wal_run){index, term};
+    }
+    if (s->n == 0)
+        s->first = index;
+    assert(s->first + s->n == index);
+    s->offsets[s->n++] = offset;
+    w->state.last_index = index;
+    w->state.last_term = term;
+}
+
+/* ---- segments to come ------------------------------------------------------------- */
+
+/* Errors that leave the log as it was come back as -ENOSPC; all else ends it. */
+static int no_space_or_fail(struct wal *w, int err)
+{
+    if (err == -ENOSPC || err == -EDQUOT)
+        return -ENOSPC;
+    w->failed = true;
+    return err;
+}
+
+static int next_begin(struct wal *w)
+{
+    char path[WAL_PATH_MAX + 32];
+    struct wal_segment *s;
+    int err;
+
+    s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return -ENOMEM;
+    s->number = newest(w)->number + 1;
+    s->size = newest(w)->size * 2 < w->options.segment_bytes ? newest(w)->size * 2 : w->options.segment_bytes;
+    s->refs = 1;
+    wal_segment_path(w, s->number, path);
+    err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL, 0600, &s->file);
+    if (err) {
+        free(s);
+        return no_space_or_fail(w, err);
+    }
+    w->next = s;
+    w->next_ready = 0;
+    return 0;
+}
+
+/* Zero-fills the next segment up to `to` bytes, and when that is all of it, makes its name durable. */
+static int next_fill(struct wal *w, uint64_t to)
+{
+    struct wal_segment *s = w->next;
+    int err;
+
+    if (to > s->size)
+        to = s->size;
+    if (to <= w->next_ready)
+        return 0;
+    err = w->disk->fallocate(w->disk, s->file, to);
+    if (err)
+        return no_space_or_fail(w, err);
+    err = w->disk->fdatasync(w->disk, s->file);
+    if (err == 0 && to == s->size)
+        err = w->disk->fsync_dir(w->disk, w->dir);
+    if (err) {
+        w->failed = true;
+        return err;
+    }
+    w->next_ready = to;
+    return 0;
+}
+
+int wal_idle(struct wal *w)
+{
+    struct wal_segment *s = newest(w);
+    uint64_t half = s->size / 2, past, to;
+    int err;
+
+    if (w->failed)
+        return -EIO;
+    /* Not while a batch is at risk: a segment's file is only made when all of the one before is known to stay. */
+    if (w->dirty || s->used <= half)
+        return 0;
+    if (w->next == NULL && (err = next_begin(w)) != 0)
+        return err;
+    if (w->next_ready == w->next->size)
+        return 0;
+    /* A step at a time, so that no batch waits long; in proportion, so that it is ready when three quarters are used. */
+    past = s->used - half;
+    to = (uint64_t)((double)w->next->size * (double)past * 2 / (double)half);
+    if (to < w->next_ready + PREPARE_STEP_BYTES)
+        to = w->next_ready + PREPARE_STEP_BYTES;
+    return next_fill(w, to / WAL_SECTOR_BYTES * WAL_SECTOR_BYTES);
+}
+
+static uint64_t nonce_new(struct wal *w)
+{
+    struct rng *r = w->options.rng ? w->options.rng : rng_real();
+    uint64_t nonce = r->next(r);
+
+    return nonce ? nonce : 1;
+}
+
+/* Makes the prepared segment the newest one. Its head goes out with its first batch. */
+static int roll(struct wal *w, size_t batch_bytes)
+{
+    size_t need = WAL_SECTOR_BYTES + batch_bytes;
+    struct wal_segment *s;
+    int err;
+
+    assert(!w->dirty);
+    if (need > WAL_SEGMENT_MAX_BYTES)
+        return -EFBIG;
+    if (w->next == NULL && (err = next_begin(w)) != 0)
+        return err;
+    s = w->next;
+    if (s->size < need) /* one batch larger than a segment: the segment gives way */
+        s->size = need;
+    err = next_fill(w, s->size);
+    if (err)
+        return err;
+    s->nonce = nonce_new(w);
+    s->base_index = w->state.last_index;
+    s->first = w->state.last_index + 1;
+    pthread_mutex_lock(&w->mu);
+    err = wal_segment_add(w, s);
+    pthread_mutex_unlock(&w->mu);
+    if (err == 0)
+        w->next = NULL;
+    return err;
+}
+
+/* ---- appending --------------------------------------------------------------------- */
+
+static void pack_segment_head(const struct wal *w, const struct wal_segment *s, uint8_t *dst)
+{
+    const struct wal_segment_head h = {
+        .nonce = s->nonce, .segment = s->number, .size = s->size,
+        .cluster_id = w->options.cluster_id, .member_id = w->options.member_id,
+        .base_index = w->state.last_index, .base_term = w->state.last_term,
+        .term = w->state.term, .vote = w->state.vote, .commit = w->state.commit,
+        .prev_batch = w->last_batch, .prev_crc = w->last_crc,
+    };
+
+    wal_segment_head_pack(&h, dst);
+}
+
+static int buf_reserve(struct wal *w, size_t n)
+{
+    uint8_t *p;
+
+    if (n <= w->buf_size)
+        return 0;
+    p = realloc(w->buf, n);
+    if (p == NULL)
+        return -ENOMEM;
+    w->buf = p;
+    w->buf_size = n;
+    return 0;
+}
+
+/* Packs the batch (and before it the head of a segment that has none yet) and writes it in one go. */
+static int write_batch(struct wal *w, struct entry *const *entries, size_t n, struct wal_batch *b)
+{
+    struct wal_segment *s = newest(w);
+    size_t head = s->used == 0 ? WAL_SECTOR_BYTES : 0, total = head + wal_batch_bytes(b->body_bytes);
+    uint8_t *p;
+    int err;
+
+    err = buf_reserve(w, total);
+    if (err)
+        return err;
+    if (head)
+        pack_segment_head(w, s, w->buf);
+    b->nonce = s->nonce;
+    b->offset = s->used + head;
+    p = w->buf + head + WAL_BATCH_HEAD_BYTES;
+    for (size_t i = 0; i < n; i++)
+        p += wal_record_pack(entries[i], p);
+    wal_batch_pack(b, w->buf + head);
+    err = w->disk->pwrite(w->disk, s->file, w->buf, total, s->used);
+    if (err)
+        return err == -ENOSPC ? -EIO : err; /* the bytes were there: a disk that says this has lied before */
+    s->used += total;
+    return 0;
+}
+
+static void note_batch(struct wal *w, struct entry *const *entries, size_t n, const struct wal_batch *b)
+{
+    uint64_t offset = b->offset + WAL_BATCH_HEAD_BYTES;
+
+    pthread_mutex_lock(&w->mu);
+    if (n && b->first_index <= w->state.last_index)
+        wal_cut(w, b->first_index, b->prev_term);
+    for (size_t i = 0; i < n; i++) {
+        wal_note(w, entries[i]->index, entries[i]->term, (uint32_t)offset);
+        offset += wal_record_bytes(entries[i]->len);
+    }
+    w->state.term = b->term;
+    w->state.vote = b->vote;
+    w->state.commit = b->commit;
+    pthread_mutex_unlock(&w->mu);
+    w->last_batch = b->number;
+    w->last_crc = b->crc;
+}
+
+int wal_append(struct wal *w, struct entry *const *entries, size_t n, const struct wal_state *hard, uint64_t commit)
+{
+    struct wal_batch b = {.number = w->last_batch + 1, .prev_crc = w->last_crc, .n_entries = (uint32_t)n,
+                          .term = hard ? hard->term : w->state.term, .vote = hard ? hard->vote : w->state.vote};
+    uint64_t last = n ? entries[n - 1]->index : w->state.last_index;
+    struct wal_segment *s;
+    size_t body = 0;
+    int err;
+
+    if (w->failed)
+        return -EIO;
+    err = wal_sync(w); /* what an earlier call appended; mostly nothing */
+    if (err)
+        return err;
+    assert(b.term >= w->state.term);
+    for (size_t i = 0; i < n; i++) {
+        assert(i == 0 || entries[i]->index == entries[i - 1]->index + 1);
+        body += wal_record_bytes(entries[i]->len);
+    }
+    if (n) {
+        assert(entries[0]->index > w->state.commit);
+        assert(entries[0]->index <= w->state.last_index + 1);
+        b.first_index = entries[0]->index;
+        b.prev_term = wal_term_at(w, b.first_index - 1);
+    }
+    if (body > WAL_SEGMENT_MAX_BYTES)
+        return -EFBIG;
+    b.body_bytes = (uint32_t)body;
+    b.commit = commit < last ? commit : last;
+    if (b.commit < w->state.commit)
+        b.commit = w->state.commit;
+
+    s = newest(w);
+    if (s->used && wal_batch_bytes(body) > s->size - s->used && (err = roll(w, wal_batch_bytes(body))) != 0)
+        return err;
+    pthread_mutex_lock(&w->mu); /* the arrays may move */
+    err = wal_reserve(w, n);
+    pthread_mutex_unlock(&w->mu);
+    if (err == 0)
+        err = write_batch(w, entries, n, &b);
+    if (err) {
+        w->failed = true;
+        return err;
+    }
+    w->dirty = true;
+    note_batch(w, entries, n, &b);
+    return 0;
+}
+
+int wal_sync(struct wal *w)
+{
+    struct wal_segment *s = newest(w);
+    int err;
+
+    if (w->failed)
+        return -EIO;
+    if (!w->dirty)
+        return 0;
+    err = w->disk->fdatasync(w->disk, s->file);
+    if (err) {
+        w->failed = true; /* the kernel may have dropped the pages: a second fsync would say yes */
+        return err == -ENOSPC ? -EIO : err;
+    }
+    w->dirty = false;
+    return 0;
+}
+
+/* ---- reading and letting go ---------------------------------------------------------- */
+
+/* The segment that holds index, with a reference, and the record's place. mu is held. */
+static struct wal_segment *find(struct wal *w, uint64_t index, uint32_t *ret_offset)
+{
+    for (size_t i = w->n_segments; i > 0; i--) {
+        struct wal_segment *s = w->segments[i - 1];
+
+        if (index >= s->first && index - s->first < s->n) {
+            *ret_offset = s->offsets[index - s->first];
+            s->refs++;
+            return s;
+        }
+    }
+    return NULL;
+}
+
+/* 1: all n bytes; 0: not there; or -errno. */
+static int read_whole(struct wal *w, struct wal_segment *s, void *buf, size_t n, uint64_t offset)
+{
+    ssize_t got = w->disk->pread(w->disk, s->file, buf, n, offset);
+
+    return got < 0 ? (int)got : (size_t)got == n;
+}
+
+static int read_record(struct wal *w, struct wal_segment *s, uint32_t offset, uint64_t index, struct entry **ret_entry)
+{
+    uint8_t head[WAL_RECORD_HEAD_BYTES], *p = NULL;
+    struct wal_record r;
+    struct entry *e;
+    size_t len, n;
+    int ok;
+
+    ok = read_whole(w, s, head, sizeof head, offset);
+    if (ok <= 0)
+        return ok ? ok : -EUCLEAN;
+    len = wal_record_payload_len(head);
+    if (len > s->size - offset - sizeof head) /* asked before any memory is: the length may be rotten */
+        return -EUCLEAN;
+    n = sizeof head + len;
+    p = malloc(n);
+    e = entry_new(len);
+    ok = p && e ? read_whole(w, s, p, n, offset) : -ENOMEM;
+    if (ok == 0 || (ok > 0 && (!wal_record_parse(p, n, &r) || r.index != index)))
+        ok = -EUCLEAN;
+    if (ok > 0) {
+        e->index = r.index;
+        e->term = r.term;
+        memcpy(e->payload, r.payload.ptr, len); /* the border between disk and entries */
+        *ret_entry = e;
+        e = NULL;
+    }
+    entry_unref(e);
+    free(p);
+    return ok > 0 ? 0 : ok;
+}
+
+int wal_read(struct wal *w, uint64_t index, struct entry **ret_entry)
+{
+    struct wal_segment *s;
+    uint32_t offset;
+    int err;
+
+    pthread_mutex_lock(&w->mu);
+    s = find(w, index, &offset);
+    pthread_mutex_unlock(&w->mu);
+    if (s == NULL)
+        return -ENOENT;
+    err = read_record(w, s, offset, index, ret_entry);
+    pthread_mutex_lock(&w->mu);
+    wal_segment_unref(w, s);
+    pthread_mutex_unlock(&w->mu);
+    return err;
+}
+
+int wal_runs(struct wal *w, int (*fn)(void *ctx, uint64_t first, uint64_t term), void *ctx)
+{
+    int rc = 0;
+
+    for (size_t i = 0; i < w->n_runs && rc == 0; i++)
+        rc = fn(ctx, w->runs[i].first, w->runs[i].term);
+    return rc;
+}
+
+/* The log now begins after index. mu is held. */
+static void begin_after(struct wal *w, uint64_t index)
+{
+    size_t gone = 0;
+
+    w->state.first_term = wal_term_at(w, index);
+    w->state.first_index = index;
+    while (gone + 1 < w->n_runs && w->runs[gone + 1].first <= index + 1)
+        gone++;
+    if (gone)
+        memmove(w->runs, w->runs + gone, (w->n_runs - gone) * sizeof *w->runs);
+    w->n_runs -= gone;
+    if (w->n_runs && index == w->state.last_index)
+        w->n_runs = 0; /* nothing is left of the last run either */
+    else if (w->n_runs && w->runs[0].first <= index)
+        w->runs[0].first = index + 1;
+}
+
+int wal_release(struct wal *w, uint64_t index)
+{
+    char path[WAL_PATH_MAX + 32];
+
+    if (w->failed)
+        return -EIO;
+    while (w->n_segments > 1 && w->segments[1]->used && w->segments[1]->base_index <= index) {
+        struct wal_segment *s = w->segments[0];
+        int err;
+
+        if (w->dirty && w->n_segments == 2)
+            break; /* the newest may not survive yet: it cannot be all there is */
+        wal_segment_path(w, s->number, path);
+        err = w->disk->unlink(w->disk, path);
+        /* One at a time: were a later name to vanish first, a crash would leave a gap in the numbers. */
+        if (err == 0)
+            err = w->disk->fsync_dir(w->disk, w->dir);
+        if (err) {
+            w->failed = true;
+            return err;
+        }
+        pthread_mutex_lock(&w->mu);
+        begin_after(w, w->segments[1]->first - 1);
+        memmove(w->segments, w->segments + 1, (w->n_segments - 1) * sizeof *w->segments);
+        w->n_segments--;
+        wal_segment_unref(w, s);
+        pthread_mutex_unlock(&w->mu);
+    }
+    return 0;
+}
+
+uint64_t wal_bytes(struct wal *w)
+{
+    uint64_t bytes = w->next ? w->next_ready : 0;
+
+    for (size_t i = 0; i < w->n_segments; i++)
+        bytes += w->segments[i]->size;
+    return bytes;
+}
+
+void wal_close(struct wal *w)
+{
+    if (w == NULL)
+        return;
+    for (size_t i = 0; i < w->n_segments; i++)
+        wal_segment_unref(w, w->segments[i]);
+    wal_segment_unref(w, w->next);
+    (void)pthread_mutex_destroy(&w->mu); /* nobody reads any more */
+    free(w->segments);
+    free(w->runs);
+    free(w->buf);
+    free(w);
+}
+
+/* ---- a new log ------------------------------------------------------------------------- */
+
+/* The directory that holds dir. */
+static void parent_of(const char *dir, char parent[WAL_PATH_MAX])
+{
+    const char *slash = strrchr(dir, '/');
+
+    if (slash == NULL || slash == dir)
+        (void)snprintf(parent, WAL_PATH_MAX, "%s", slash ? "/" : ".");
+    else
+        (void)snprintf(parent, WAL_PATH_MAX, "%.*s", (int)(slash - dir), dir);
+}
+
+/* What a creation that crashed has left may go; a log that was begun may not. */
+static int remove_leftover(struct wal *w)
+{
+    char path[WAL_PATH_MAX + 32];
+    struct wal_segment_head h;
+    uint8_t sector[WAL_SECTOR_BYTES];
+    struct disk_file *f;
+    ssize_t n;
+    int err;
+
+    wal_segment_path(w, 1, path);
+    err = w->disk->open(w->disk, path, O_RDWR, 0, &f);
+    if (err)
+        return err == -ENOENT ? 0 : err;
+    n = w->disk->pread(w->disk, f, sector, sizeof sector, 0);
+    w->disk->close(w->disk, f);
+    if (n < 0)
+        return (int)n;
+    if (wal_segment_head_parse(slice_of(sector, (size_t)n), &h) == WAL_GOOD)
+        return -EEXIST;
+    return w->disk->unlink(w->disk, path);
+}
+
+static int create_first(struct wal *w)
+{
+    uint64_t size = w->options.segment_bytes / FIRST_SEGMENT_PART / WAL_SECTOR_BYTES * WAL_SECTOR_BYTES;
+    struct wal_segment *s = calloc(1, sizeof *s);
+    char path[WAL_PATH_MAX + 32];
+    int err;
+
+    if (s == NULL)
+        return -ENOMEM;
+    s->number = s->refs = 1;
+    s->size = size < 8 * WAL_SECTOR_BYTES ? 8 * WAL_SECTOR_BYTES : size;
+    s->nonce = nonce_new(w);
+    s->base_index = w->state.last_index;
+    s->first = w->state.last_index + 1;
+    wal_segment_path(w, s->number, path);
+    err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL, 0600, &s->file);
+    if (err == 0)
+        err = wal_segment_add(w, s);
+    if (err) {
+        if (s->file)
+            w->disk->close(w->disk, s->file);
+        free(s);
+        return err;
+    }
+    err = w->disk->fallocate(w->disk, s->file, s->size);
+    /* Whole before it has a head: a head says that the creation came this far. */
+    return err ? err : w->disk->fdatasync(w->disk, s->file);
+}
+
+int wal_create(const struct wal_options *o, uint64_t index, uint64_t term, const struct wal_state *hard)
+{
+    struct wal *w = calloc(1, sizeof *w);
+    char parent[WAL_PATH_MAX];
+    int err;
+
+    if (w == NULL)
+        return -ENOMEM;
+    assert(strlen(o->dir) < WAL_PATH_MAX);
+    (void)pthread_mutex_init(&w->mu, NULL); /* cannot fail with default attributes on Linux */
+    w->disk = o->disk;
+    w->options = *o;
+    (void)snprintf(w->dir, sizeof w->dir, "%s", o->dir);
+    w->state = (struct wal_state){.first_index = index, .first_term = term, .last_index = index, .last_term = term};
+    if (hard) {
+        w->state.term = hard->term;
+        w->state.vote = hard->vote;
+        w->state.commit = hard->commit < index ? hard->commit : index;
+    }
+    err = o->disk->mkdir(o->disk, o->dir, 0700);
+    if (err == -EEXIST)
+        err = remove_leftover(w);
+    if (err == 0)
+        err = create_first(w);
+    if (err == 0)
+        err = wal_append(w, NULL, 0, NULL, w->state.commit);
+    if (err == 0)
+        err = wal_sync(w);
+    if (err == 0)
+        err = o->disk->fsync_dir(o->disk, o->dir);
+    parent_of(o->dir, parent);
+    if (err == 0)
+        err = o->disk->fsync_dir(o->disk, parent);
+    wal_close(w);
+    return err;
+}
