@@ -39,6 +39,7 @@ struct client;
 struct feed;
 struct tree;
 struct dir_load;
+struct read;
 
 #define TREE_ROOT_ID 1
 /* Nodeids of the tree lie below this; the rest of the 64 bits is free for .etcd and the overlay. */
@@ -70,7 +71,7 @@ struct dir {
     int64_t announce_rev;
     struct key_meta marker;  /* of key "dir/"; mod_rev 0: no marker */
     struct node *children;   /* all nodes in it, ghosts too; linked by node->next */
-    uint32_t n_present;      /* of them present */
+    uint32_t n_present;      /* of them present, .value aside */
     struct timespec mtime;   /* moves with every change of its names */
     struct dir_load *load;   /* LOADING, or LOADED and being listed anew after a gap */
 };
@@ -87,13 +88,17 @@ struct node {
     struct node *hash_id, *hash_name;   /* chains of the tree's two tables */
     uint64_t ino;            /* st_ino: stable hash of kind and key, never 0 */
     struct timespec mtime, btime;       /* files: of meta.mod_rev and meta.create_rev */
-    struct key_meta meta;    /* files */
+    struct key_meta meta;    /* files; of a ghost, mod_rev is the revision at which it was absent */
     struct value *value;     /* the value of meta.mod_rev, when in memory; may be NULL */
     struct node *lru_next, *lru_prev;
+    struct read *unsent;     /* a Range of this key that opens can still share */
+    struct node *grave_next;
+    bool buried;             /* in the tree's list of graves */
+    uint64_t seen;           /* serial of the last listing that found it */
     struct dir *dir;         /* NODE_DIR */
     uint64_t notified_rev;   /* free for the notify layer */
     void *ext;               /* free for ops.c (its handles of this node); must be NULL when the node dies */
-    uint16_t name_len;
+    uint32_t name_len;
     char name[];             /* encoded, terminated; "" for the root */
 };
 

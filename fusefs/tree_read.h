@@ -11,6 +11,8 @@
 #include "client.h"
 #include "tree.h"
 
+struct lookup;
+
 struct wait {
     void (*done)(struct wait *w, int err);
     int64_t deadline_ms; /* client_now_ms() when to answer at the latest; 0: the client's default from now */
@@ -25,7 +27,13 @@ struct wait {
     /* tree_lookup, err ENOENT: the server said so just now, rather than the tree alone */
     bool authoritative;
 
-    struct wait *next, **prev; /* private: prev NULL while not queued */
+    /* Private. */
+    struct wait *next, **prev;         /* one queue; prev NULL: not queued */
+    struct wait *all_next, **all_prev; /* all that wait, for deadlines */
+    enum wait_kind { WAIT_ENTER, WAIT_LOOKUP_LOAD, WAIT_LOOKUP, WAIT_OPEN } kind;
+    struct tree *tree;
+    char *name;                        /* WAIT_LOOKUP_LOAD: the name, until its directory is loaded */
+    struct lookup *lookup;             /* WAIT_LOOKUP: its question */
 };
 
 /* A request was interrupted: done will not run. What it asked goes on for others. */
