@@ -161,6 +161,7 @@ static void move_leaf(struct tree *t, struct node *from, struct node *to, int64_
     to->meta = from->meta;
     to->mtime = from->mtime;
     to->btime = from->btime;
+    to->seen = from->seen;
     node_appear(t, to);
     node_set_value(t, to, v);
     value_unref(v);
