@@ -85,7 +85,7 @@ static int (*const appliers[ENTRY_KINDS])(struct apply *, struct applying *) = {
     [ENTRY_LEASE_CHECKPOINT] = apply_lease_checkpoint,
     [ENTRY_ALARM] = apply_alarm,
     [ENTRY_MEMBER_ATTR] = apply_member_attr,
-    [ENTRY_CONF] = apply_nothing, /* the turn's: it steps the core with it */
+    [ENTRY_CONF] = apply_conf,
 };
 
 /* 0, ERR_x or -errno, as of an applier. */
@@ -241,11 +241,12 @@ static void flushes_take(struct apply *a)
 
 /* ---- the step ------------------------------------------------------------------------------------ */
 
-/* Everything frozen and flushed, or no hope of it. */
+/* All that is known to be committed applied (reads may wait for it), frozen and flushed; or no hope of it. */
 static bool stop_done(const struct apply *a)
 {
     return a->failed || atomic_load(&a->flush_stop) || a->flush_blocked ||
-           (a->applied <= a->frozen_index && store_frozen(a->o.store) == NULL);
+           (a->applied >= atomic_load(&a->commit) && a->applied <= a->frozen_index &&
+            store_frozen(a->o.store) == NULL);
 }
 
 uint64_t apply_step(struct apply *a)
@@ -260,7 +261,7 @@ uint64_t apply_step(struct apply *a)
     waits_take(a);
     flushes_take(a);
     defrags_take(a);
-    n = a->failed || stopping ? 0 : apply_entries(a);
+    n = a->failed ? 0 : apply_entries(a);
     waits_answer(a);
     a->freeze_now |= stopping;
     freeze_if_due(a, clock->now_ms(clock));
@@ -277,7 +278,7 @@ uint64_t apply_step(struct apply *a)
         deadline_ms = clock->now_ms(clock) + RECLAIM_MS;
     if (freeze_deadline_ms(a) < deadline_ms)
         deadline_ms = freeze_deadline_ms(a);
-    if (!a->failed && !stopping && !apply_stalled(a) && a->applied < atomic_load(&a->commit))
+    if (!a->failed && !apply_stalled(a) && a->applied < atomic_load(&a->commit))
         deadline_ms = 0;
     return deadline_ms;
 }
@@ -430,21 +431,18 @@ static int load(struct apply *a)
 {
     struct base_reader *r = NULL;
     struct base_meta m;
-    uint8_t *conf;
     int err = base_reader_new(store_base(a->o.store), &r);
 
     if (!err)
         err = base_reader_renew(r);
     if (!err)
         err = base_reader_meta(r, &m);
-    if (!err) {
-        conf = malloc(m.seal.conf.len + 1);
-        err = conf ? 0 : -ENOMEM;
-    }
+    if (!err)
+        err = m.seal.conf.len <= sizeof a->conf_bytes ? 0 : -EUCLEAN;
     if (!err) {
         if (m.seal.conf.len)
-            memcpy(conf, m.seal.conf.ptr, m.seal.conf.len);
-        a->conf = slice_of(conf, m.seal.conf.len);
+            memcpy(a->conf_bytes, m.seal.conf.ptr, m.seal.conf.len);
+        a->conf = slice_of(a->conf_bytes, m.seal.conf.len);
         a->applied = a->frozen_index = m.seal.applied_index;
         a->applied_term = m.seal.applied_term;
         a->rev = m.seal.revision;
@@ -539,7 +537,6 @@ void apply_free(struct apply *a)
     rows_free(a);
     txn_run_fini(&a->run);
     arena_fini(&a->work);
-    free((void *)a->conf.ptr);
     pthread_mutex_destroy(&a->mu);
     free(a);
 }

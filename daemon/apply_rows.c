@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include "apply_state.h"
+#include "turn.h"
 
 int row_put(struct apply *a, enum table t, struct slice id, struct slice value)
 {
@@ -256,6 +257,25 @@ size_t apply_members(struct apply *a, struct arena *ar, struct member **ret_memb
     pthread_mutex_unlock(&a->mu);
     *ret_members = out;
     return n;
+}
+
+/* A change of the raft configuration: kept for the seal, told to the core. One that cannot be made from here does
+ * nothing: the core says so too. */
+int apply_conf(struct apply *a, struct applying *x)
+{
+    struct raft_conf_change change;
+    struct raft_conf old, new;
+    int err = turn_conf_decode(x->head.body, &change);
+
+    if (!err)
+        err = raftconf_decode(a->conf, &old);
+    if (err)
+        return err;
+    if (raft_conf_apply(&old, &change, &new) == 0) {
+        a->conf = raftconf_encode(&new, a->conf_bytes);
+        a->hash = state_hash_bytes(a->hash, 0x300, a->conf);
+    }
+    return a->turn ? turn_conf_applied(a->turn, x->entry->index, &change) : 0;
 }
 
 /* ---- at start --------------------------------------------------------------------------------- */

@@ -15,6 +15,7 @@
 #include "apply.h"
 #include "err.h"
 #include "msg.h"
+#include "raftconf.h"
 #include "txn.h"
 
 #define APPLY_ENTRIES_A_STEP 256  /* then messages are looked at again */
@@ -38,7 +39,8 @@ struct apply {
     uint64_t applied, applied_term;
     int64_t rev, compact_rev, key_count;
     uint64_t hash;
-    struct slice conf;                 /* owned */
+    uint8_t conf_bytes[RAFTCONF_BYTES_MAX];
+    struct slice conf;                 /* in conf_bytes, as raftconf.c encodes it */
     struct alarm alarms[ALARMS_MAX];   /* written under mu */
     size_t n_alarms;
     bool nospace, corrupt;
@@ -125,6 +127,7 @@ int apply_lease_expire(struct apply *a, struct applying *x);
 int apply_lease_checkpoint(struct apply *a, struct applying *x);
 int apply_alarm(struct apply *a, struct applying *x);
 int apply_member_attr(struct apply *a, struct applying *x);
+int apply_conf(struct apply *a, struct applying *x);
 
 /* apply.c */
 int apply_view(struct apply *a, struct view **ret_view); /* as of a->rev; stays open until apply_view_close */
