@@ -120,6 +120,11 @@ const char *bootstrap_check(struct config *c, uint64_t *ret_cluster_id, uint64_t
 
 /* ---- the parts ------------------------------------------------------------------------ */
 
+struct base_options bootstrap_base_options(void)
+{
+    return (struct base_options){.map_bytes = MAP_BYTES, .readers_max = READERS_MAX};
+}
+
 static struct wal_options wal_options_of(struct bootstrap *b, const char *dir)
 {
     return (struct wal_options){.disk = b->disk,
@@ -129,16 +134,17 @@ static struct wal_options wal_options_of(struct bootstrap *b, const char *dir)
                                 .member_id = b->member_id};
 }
 
-static int create(struct bootstrap *b, const char *wal_dir, bool no_sync)
+static int create(struct bootstrap *b, const char *wal_dir)
 {
     struct wal_state hard = {0};
     uint8_t conf_bytes[RAFTCONF_BYTES_MAX];
     char path[DATADIR_PATH_BYTES];
     struct raft_conf conf = {.voters = {.n = 1, .ids = {b->member_id}}};
-    struct base_options bo = {.path = path, .map_bytes = MAP_BYTES, .readers_max = READERS_MAX, .no_sync = no_sync};
+    struct base_options bo = bootstrap_base_options();
     struct wal_options wo = wal_options_of(b, wal_dir);
     int rc = datadir_make_base(&b->dir, 1, path);
 
+    bo.path = path;
     if (rc == 0)
         rc = base_create(&bo, b->cluster_id, b->member_id, raftconf_encode(&conf, conf_bytes));
     if (rc)
@@ -150,15 +156,16 @@ static int create(struct bootstrap *b, const char *wal_dir, bool no_sync)
     return rc ? fail(b, "%s/CURRENT: cannot be written: %s", b->dir.path, strerror(-rc)) : 0;
 }
 
-static int open_base(struct bootstrap *b, bool no_sync)
+static int open_base(struct bootstrap *b)
 {
     char path[DATADIR_PATH_BYTES];
-    struct base_options bo = {.path = path, .map_bytes = MAP_BYTES, .readers_max = READERS_MAX, .no_sync = no_sync};
+    struct base_options bo = bootstrap_base_options();
     struct base_reader *r = NULL;
     struct base_meta meta = {0};
     int rc;
 
     datadir_base_path(&b->dir, b->dir.base, path);
+    bo.path = path;
     rc = base_open(&bo, &b->base);
     if (rc)
         return fail(b, "%s: the store cannot be opened: %s; restore the data directory from a backup, or remove this member's",
@@ -210,8 +217,8 @@ int bootstrap_open(struct bootstrap *b, struct config *c)
     if (rc)
         (void)fail(b, "%s: %s", b->dir.wal_root, strerror(-rc));
     if (rc == 0 && b->dir.fresh)
-        rc = create(b, wal_dir, c->unsafe_no_fsync);
-    rc = rc ? rc : open_base(b, c->unsafe_no_fsync);
+        rc = create(b, wal_dir);
+    rc = rc ? rc : open_base(b);
     rc = rc ? rc : open_wal(b, wal_dir);
     if (rc)
         bootstrap_close(b);

@@ -27,6 +27,9 @@ struct bootstrap {
 /* What the flags say of the cluster, without touching a disk. NULL, or what is wrong. */
 const char *bootstrap_check(struct config *c, uint64_t *ret_cluster_id, uint64_t *ret_member_id);
 
+/* How a base of this member is opened; the path is the caller's. */
+struct base_options bootstrap_base_options(void);
+
 /* 0, or -1 with b->error and nothing left open. */
 int bootstrap_open(struct bootstrap *b, struct config *c);
 /* Closes what is still set (base goes to the store: set it to NULL then). */

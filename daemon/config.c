@@ -19,7 +19,7 @@
 
 enum { ARENA_LIMIT = 4 << 20, FILE_LIMIT = 1 << 20, ERROR_BYTES = 768 };
 
-enum kind { STRING, BOOL, UINT, INT, DURATION, URLS, ENUM, LATER, LATER_BOOL, IGNORED, ACTION_HELP, ACTION_VERSION };
+enum kind { STRING, UINT, INT, DURATION, URLS, ENUM, LATER, LATER_BOOL, IGNORED, ACTION_HELP, ACTION_VERSION };
 
 struct flag {
     const char *name;
@@ -68,7 +68,6 @@ static const struct flag flags[] = {
      "What compaction keeps: a duration or hours (periodic), a number (revision); 0: off."},
     {"log-level", ENUM, AT(log_level), "info", "debug|info|warn|error|panic|fatal", "Least level logged."},
     {"metrics", STRING, AT(metrics), "basic", NULL, "basic or extensive."},
-    {"unsafe-no-fsync", BOOL, AT(unsafe_no_fsync), "false", NULL, "Lose acknowledged writes at a power cut, but be faster."},
     {"config-file", STRING, AT(config_file), "", NULL, "YAML file; other flags and the environment are then ignored."},
     {"version", ACTION_VERSION, 0, NULL, NULL, "Print the version and exit."},
     {"help", ACTION_HELP, 0, NULL, NULL, "Print this and exit."},
@@ -83,7 +82,7 @@ static const struct flag flags[] = {
     LATER_SWITCH("peer-skip-client-san-verification", "false"), LATER_SWITCH("force-new-cluster", "false"),
     LATER_SWITCH("enable-log-rotation", "false"), LATER_SWITCH("enable-distributed-tracing", "false"),
     LATER_SWITCH("discovery-insecure-transport", "true"), LATER_SWITCH("discovery-insecure-skip-tls-verify", "false"),
-    LATER_SWITCH("enable-v2", "false"), LATER_SWITCH("debug", "false"),
+    LATER_SWITCH("enable-v2", "false"), LATER_SWITCH("debug", "false"), LATER_SWITCH("unsafe-no-fsync", "false"),
     LATER_SWITCH("experimental-initial-corrupt-check", "false"),
     LATER_FLAG("listen-client-http-urls", ""), LATER_FLAG("listen-metrics-urls", ""), LATER_FLAG("feature-gates", ""),
     LATER_FLAG("max-snapshots", "5"), LATER_FLAG("max-wals", "5"), LATER_FLAG("backend-bbolt-freelist-type", "map"),
@@ -154,7 +153,7 @@ static int flag_find(const char *name, size_t len)
 
 static bool is_switch(const struct flag *f)
 {
-    return f->kind == BOOL || f->kind == LATER_BOOL || f->kind == IGNORED || f->kind == ACTION_HELP ||
+    return f->kind == LATER_BOOL || f->kind == IGNORED || f->kind == ACTION_HELP ||
            f->kind == ACTION_VERSION;
 }
 
@@ -222,9 +221,6 @@ static const char *flag_store(struct reading *r, const struct flag *f, const cha
             return NULL; /* its meaning depends on the mode: finish() */
         memcpy(at, &text, sizeof text);
         return bad;
-    case BOOL:
-        *(bool *)at = parse_bool(text) == 1;
-        return NULL;
     case UINT:
     case INT:
         bad = parse_integer(text, f->kind == INT, &v);
@@ -264,7 +260,7 @@ static int take(struct reading *r, int i, const char *text, const char *where, i
 
     if (f->kind == IGNORED)
         return 0;
-    if ((f->kind == BOOL || f->kind == LATER_BOOL) && parse_bool(text) < 0)
+    if (f->kind == LATER_BOOL && parse_bool(text) < 0)
         return fail(r, result, "invalid boolean value \"%s\" for %s: parse error", text, where);
     if (f->kind == LATER || f->kind == LATER_BOOL)
         return check_later(r, f, text, CONFIG_BAD);

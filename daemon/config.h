@@ -41,7 +41,6 @@ struct config {
     const char *compaction_mode;      /* periodic or revision */
     int64_t compaction_retention;     /* ms, or revisions; 0: off */
     const char *log_level, *metrics, *config_file;
-    bool unsafe_no_fsync;
 };
 
 enum config_result {
