@@ -1,12 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Installs every Debian package the project builds, runs and tests with, if it is missing: as root, through sudo, or
-# else by naming them.
+# else by naming them. "deps.sh go" also installs what etcd's own end-to-end tests need (tests/etcd-e2e.sh).
 set -eu
 packages="gcc libc6-dev make pkg-config protobuf-c-compiler protobuf-compiler
   libprotobuf-c-dev libgrpc-dev liblmdb-dev libfuse3-dev fuse3 libmicrohttpd-dev libyaml-dev libssl-dev
   etcd-server etcd-client curl jq python3 inotify-tools attr rsync vim nano ed perl patch git moreutils
-  nghttp2-client procps iproute2 golang-etcd-server-dev golang-go"
+  procps iproute2 sed tar findutils util-linux"
+[ "${1:-}" = go ] && packages="$packages golang-etcd-server-dev golang-go"
 
 missing=
 for p in $packages; do

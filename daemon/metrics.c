@@ -194,11 +194,10 @@ void metrics_write(const struct metrics *m, FILE *f)
 {
     struct rlimit fd_limit = {0};
     struct apply_stats a;
-    struct hub_stats h;
+    struct hub_stats h = {0};
     unsigned fds = open_fds();
 
     apply_stats(m->apply, &a);
-    hub_stats(m->hub, &h);
     (void)getrlimit(RLIMIT_NOFILE, &fd_limit);
     head(f, "etcd_cluster_version", "gauge", "1; the label is the cluster's version.");
     (void)fprintf(f, "etcd_cluster_version{cluster_version=\"3.7\"} 1\n");

@@ -222,7 +222,6 @@ static int thread_new(struct rpc *r, unsigned number)
                sizeof t->scratch_first);
     t->wake_call = grpc_channel_create_call(r->nowhere, NULL, 0, t->cq, grpc_slice_from_static_string("/wake"), NULL,
                                             gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-    t->slot = r->options.slots ? r->options.slots[number] : NULL;
     return posts_new(t);
 }
 
@@ -380,6 +379,7 @@ int rpc_start(struct rpc *r)
         char name[16];
         int err;
 
+        t->slot = r->options.slots ? r->options.slots[i] : NULL;
         for (size_t k = 0; k < t->n_posts; k++)
             post_again(&t->posts[k]);
         snprintf(name, sizeof name, "rpc-%u", i);

@@ -87,7 +87,7 @@ struct rpc_options {
     size_t n_methods;
     void *service;                 /* call_service() */
     unsigned threads;              /* 1 by default on two cores; at most RPC_THREADS_MAX */
-    struct slot **slots;           /* call_slot(): one for each thread, the caller's; NULL: none */
+    struct slot **slots;           /* call_slot(): one for each thread, the caller's, read by rpc_start; NULL: none */
     size_t max_request_bytes;      /* message limit is this + LIMIT_REQUEST_SLACK_BYTES */
     uint32_t max_concurrent_streams;
     uint32_t keepalive_min_ms, keepalive_interval_ms, keepalive_timeout_ms;

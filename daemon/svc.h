@@ -40,6 +40,9 @@ const struct rpc_method *svc_methods(size_t *ret_n);
 
 extern const struct svc_service svc_kv, svc_lease, svc_cluster, svc_maint, svc_later, svc_health;
 
+/* What etcd's interceptors check of every call; struct rpc_options.admit. 0 or ERR_x. */
+int svc_admit(struct call *c, const ProtobufCMessage *req);
+
 /* Fills the header of a response: ids, term, and revision (0: the current one). NULL when the call's arena is full. */
 Etcdserverpb__ResponseHeader *svc_header(struct call *c, int64_t revision);
 /* The same in another arena; any thread that has the call for itself. */

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* main.c - cairnd: read the configuration, run one member until a signal. */
+#include <malloc.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include "log.h"
+#include "member.h"
+
+extern char **environ;
+
+static void set_level(const char *name)
+{
+    static const struct {
+        const char *name;
+        enum log_level level;
+    } levels[] = {{"debug", LOG_LEVEL_DEBUG}, {"info", LOG_LEVEL_INFO},   {"warn", LOG_LEVEL_WARN},
+                  {"error", LOG_LEVEL_ERROR}, {"panic", LOG_LEVEL_FATAL}, {"fatal", LOG_LEVEL_FATAL}};
+
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
+        if (strcmp(levels[i].name, name) == 0)
+            log_set_level(levels[i].level);
+}
+
+/* Waits for SIGTERM or SIGINT; which one it was. */
+static int await_signal(const sigset_t *set, struct member_process *m)
+{
+    const struct timespec second = {.tv_sec = 1};
+
+    for (;;) {
+        int sig = sigtimedwait(set, NULL, &second);
+
+        if (sig > 0)
+            return sig;
+        member_tick(m);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct member_process *m;
+    struct config c;
+    sigset_t set;
+    int sig;
+
+    switch (config_read(&c, argc, argv, environ)) {
+    case CONFIG_RUN:
+        break;
+    case CONFIG_DONE:
+        return 0;
+    case CONFIG_USAGE:
+        return 2;
+    case CONFIG_BAD:
+        return 1;
+    }
+    set_level(c.log_level);
+    (void)umask(077);
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    (void)sigprocmask(SIG_BLOCK, &set, NULL);
+    /* One arena per core is plenty, and what they hold back is bounded. */
+    (void)mallopt(M_ARENA_MAX, 4);
+    if (member_start(&c, &m) < 0) {
+        config_fini(&c);
+        return 1;
+    }
+    sig = await_signal(&set, m);
+    log_info("received signal; shutting down", LOG_STR("signal", sig == SIGTERM ? "terminated" : "interrupt"));
+    member_stop(m);
+    config_fini(&c);
+    /* As etcd does: the status says by which signal. */
+    if (getpid() != 1) {
+        (void)signal(sig, SIG_DFL);
+        (void)sigprocmask(SIG_UNBLOCK, &set, NULL);
+        (void)raise(sig);
+    }
+    return 0;
+}

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* member.c - one running member: every module made, joined, started and stopped in order.
+ *
+ * Order of start: flags agree; ports bound; data directory opened; threads from the log upwards; the log applied; the member
+ * published; only then the first byte of a client is read. Order of stop: the same backwards, so that nothing answers
+ * after what it stands on has gone. */
+#include "member.h"
+#include <errno.h>
+#include <malloc.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+#include "bootstrap.h"
+#include "compactor.h"
+#include "front.h"
+#include "limits.h"
+#include "log.h"
+#include "metrics.h"
+#include "svc.h"
+
+enum { SCAN_THREADS = 1, RPC_THREADS = 1, READY_LIMIT_MS = 600000, TRIM_FREE_BYTES = 4 << 20 };
+
+struct member_process {
+    struct config *config;
+    struct bootstrap boot;
+    struct metrics_histograms histograms;
+    struct entry_cache *cache;
+    struct compactor *compactor;
+    struct front *front;
+    struct slot *slots[RPC_THREADS];
+    struct svc svc; /* holds the other modules */
+    struct metrics metrics;
+    uint64_t calls_before, calls_peak; /* of member_tick */
+};
+
+/* A promise that can no longer be kept: nothing may be acknowledged after this, so nothing may run. What was acknowledged is
+ * on disk; the next start recovers it, or says what is wrong. */
+static void fatal(void *ctx, int err, const char *what)
+{
+    (void)ctx;
+    log_at(LOG_LEVEL_FATAL, "the member stops: what it promised to keep cannot be kept", LOG_STR("what", what),
+           LOG_STR("error", strerror(err < 0 ? -err : err)));
+    _exit(1);
+}
+
+static void log_full(void *ctx, bool full)
+{
+    struct member_process *m = ctx;
+
+    if (full)
+        apply_raise_nospace(m->svc.apply);
+    log_warn(full ? "wal: no space left for the log; writes wait" : "wal: the log has space again",
+             LOG_STR("dir", m->boot.dir.wal_root));
+}
+
+/* ---- what HTTP asks --------------------------------------------------------------------- */
+
+static void http_metrics(void *ctx, FILE *f)
+{
+    metrics_write(&((struct member_process *)ctx)->metrics, f);
+}
+
+static unsigned http_alarms(void *ctx)
+{
+    struct member_process *m = ctx;
+    struct arena a;
+    struct alarm *alarms;
+    unsigned set = 0;
+    size_t n;
+
+    arena_init(&a, 64 << 10, NULL, 0);
+    n = apply_alarms(m->svc.apply, &a, &alarms);
+    for (size_t i = 0; i < n; i++)
+        set |= alarms[i].type == ETCDSERVERPB__ALARM_TYPE__CORRUPT ? HTTP_ALARM_CORRUPT : HTTP_ALARM_NOSPACE;
+    arena_fini(&a);
+    return set;
+}
+
+static bool http_has_leader(void *ctx)
+{
+    struct turn_status s;
+
+    turn_status(((struct member_process *)ctx)->svc.turn, &s);
+    return s.leader != 0;
+}
+
+struct http_wait {
+    struct read_wait wait;
+    struct http_read *read;
+};
+
+static void http_wait_done(struct read_wait *w)
+{
+    struct http_wait *hw = (struct http_wait *)w;
+
+    http_read_done(hw->read, w->err);
+    free(hw);
+}
+
+static void http_read_begin(void *ctx, struct http_read *r)
+{
+    struct member_process *m = ctx;
+    struct http_wait *hw = calloc(1, sizeof *hw);
+
+    if (hw == NULL) {
+        http_read_done(r, -ENOMEM);
+        return;
+    }
+    hw->read = r;
+    hw->wait.done = http_wait_done;
+    hw->wait.deadline_ms = m->svc.clock->now_ms(m->svc.clock) + m->svc.request_timeout_ms;
+    if (turn_read(m->svc.turn, &hw->wait) == 0) {
+        http_read_done(r, 0);
+        free(hw);
+    }
+}
+
+/* ---- making -------------------------------------------------------------------------------- */
+
+static int make_front(struct member_process *m)
+{
+    const struct config *c = m->config;
+    const struct url *bad = NULL;
+    struct front_options o = {
+        .listen = &c->listen_client,
+        .rpc = {.service = &m->svc,
+                .threads = RPC_THREADS,
+                .slots = m->slots,
+                .admit = svc_admit,
+                .max_request_bytes = c->max_request_bytes,
+                .max_concurrent_streams = c->max_streams >= UINT32_MAX ? 0 : (uint32_t)c->max_streams,
+                .keepalive_min_ms = (uint32_t)c->keepalive_min_ms,
+                .keepalive_interval_ms = (uint32_t)c->keepalive_interval_ms,
+                .keepalive_timeout_ms = (uint32_t)c->keepalive_timeout_ms,
+                .request_timeout_ms = m->svc.request_timeout_ms},
+        .http = {.version = CAIRN_ETCD_VERSION,
+                 .cluster_version = CAIRN_CLUSTER_VERSION,
+                 .metrics = http_metrics,
+                 .alarms = http_alarms,
+                 .has_leader = http_has_leader,
+                 .read = http_read_begin,
+                 .ctx = m}};
+    int rc;
+
+    o.rpc.methods = svc_methods(&o.rpc.n_methods);
+    rc = front_new(&o, &m->front, &bad);
+    if (rc == 0)
+        return 0;
+    log_error("cannot listen for clients", LOG_STR("url", bad ? bad->text : ""), LOG_STR("error", strerror(-rc)),
+              LOG_STR("do", rc == -EADDRINUSE ? "stop the program that has this port, or choose another --listen-client-urls"
+                                              : "check --listen-client-urls"));
+    return -1;
+}
+
+static int make_compactor(struct member_process *m)
+{
+    const struct config *c = m->config;
+    bool periodic = strcmp(c->compaction_mode, "periodic") == 0;
+    struct compactor_options o = {.clock = m->svc.clock,
+                                  .store = m->svc.store,
+                                  .apply = m->svc.apply,
+                                  .leads = compactor_turn_leads,
+                                  .leads_ctx = m->svc.turn,
+                                  .mode = periodic ? COMPACTOR_PERIODIC : COMPACTOR_REVISION,
+                                  .retention_ms = periodic ? (uint64_t)c->compaction_retention : 0,
+                                  .retention_revisions = periodic ? 0 : c->compaction_retention};
+
+    return c->compaction_retention ? compactor_new(&o, &m->compactor) : 0;
+}
+
+/* Everything between the disk and the services, in the order in which each needs the one before. */
+static int make_modules(struct member_process *m)
+{
+    const struct config *c = m->config;
+    struct svc *s = &m->svc;
+    struct turn_options to;
+    struct apply_options ao;
+    int rc;
+
+    m->cache = entry_cache_new(LIMIT_ENTRY_CACHE_BYTES);
+    s->account = account_new(LIMIT_PROPOSALS, LIMIT_PROPOSAL_BYTES, s->rng->next(s->rng));
+    s->leases = lease_table_new(s->clock, (3 * (int64_t)c->election_ms + 1999) / 2000);
+    if (m->cache == NULL || s->account == NULL || s->leases == NULL)
+        return -ENOMEM;
+    rc = store_new(m->boot.base, &s->store);
+    if (rc)
+        return rc;
+    m->boot.base = NULL; /* the store's now */
+    for (int i = 0; i < RPC_THREADS; i++)
+        if ((m->slots[i] = slot_new(s->store)) == NULL)
+            return -ENOMEM;
+    ao = (struct apply_options){.clock = s->clock,
+                                .store = s->store,
+                                .cache = m->cache,
+                                .wal = m->boot.wal,
+                                .account = s->account,
+                                .leases = s->leases,
+                                .cluster_id = s->cluster_id,
+                                .member_id = s->member_id,
+                                .quota_bytes = s->quota_bytes,
+                                .max_txn_ops = s->max_txn_ops,
+                                .datadir = &m->boot.dir,
+                                .base = bootstrap_base_options(),
+                                .fatal = fatal};
+    rc = apply_new(&ao, &s->apply);
+    if (rc)
+        return rc;
+    to = (struct turn_options){.clock = s->clock,
+                               .rng = s->rng,
+                               .wal = m->boot.wal,
+                               .wal_state = m->boot.wal_state,
+                               .cache = m->cache,
+                               .account = s->account,
+                               .apply = s->apply,
+                               .store = s->store,
+                               .leases = s->leases,
+                               .member_id = s->member_id,
+                               .conf = m->boot.conf,
+                               .applied_index = m->boot.applied_index,
+                               .catchup_entries = c->catchup_entries,
+                               .heartbeat_ms = c->heartbeat_ms,
+                               .election_ms = c->election_ms,
+                               .wal_write = &m->histograms.wal_write,
+                               .wal_fsync = &m->histograms.wal_fsync,
+                               .fatal = fatal,
+                               .nospace = log_full,
+                               .fatal_ctx = m};
+    rc = turn_new(&to, &s->turn);
+    if (rc)
+        return rc;
+    apply_set_turn(s->apply, s->turn);
+    rc = scan_pool_new(s->store, SCAN_THREADS, &s->scan);
+    return rc ? rc : make_compactor(m);
+}
+
+static void fill_metrics(struct member_process *m)
+{
+    m->metrics = (struct metrics){.turn = m->svc.turn,
+                                  .apply = m->svc.apply,
+                                  .leases = m->svc.leases,
+                                  .rpc = front_rpc(m->front),
+                                  .store = m->svc.store,
+                                  .account = m->svc.account,
+                                  .histograms = &m->histograms,
+                                  .member_id = m->svc.member_id,
+                                  .quota_bytes = m->svc.quota_bytes,
+                                  .start_s = (int64_t)time(NULL)};
+    m->metrics.methods = svc_methods(&m->metrics.n_methods);
+}
+
+/* ---- starting ---------------------------------------------------------------------------- */
+
+static int start_threads(struct member_process *m)
+{
+    struct svc *s = &m->svc;
+    int rc = apply_start(s->apply);
+
+    rc = rc ? rc : turn_start(s->turn);
+    return rc || m->compactor == NULL ? rc : compactor_start(m->compactor);
+}
+
+/* Until this member leads and has applied its log to the end: before that, even a serializable read could go back in time. */
+static int await_applied(struct member_process *m)
+{
+    const struct timespec pause = {.tv_nsec = 200000};
+    uint64_t deadline = m->svc.clock->now_ms(m->svc.clock) + READY_LIMIT_MS;
+    struct turn_status t;
+
+    for (;;) {
+        turn_status(m->svc.turn, &t);
+        if (t.sole_leader && t.applied >= m->boot.wal_state.last_index)
+            return 0;
+        if (m->svc.clock->now_ms(m->svc.clock) > deadline)
+            return -ETIMEDOUT;
+        (void)nanosleep(&pause, NULL);
+    }
+}
+
+/* Tells the cluster this member's name and URLs, if they are not what it already knows. */
+static int publish_member(struct member_process *m)
+{
+    const struct config *c = m->config;
+    char *urls[64], *peers[64];
+    uint8_t body[16384];
+    Etcdserverpb__Member row = ETCDSERVERPB__MEMBER__INIT;
+
+    row.id = m->svc.member_id;
+    row.name = (char *)c->name;
+    for (size_t i = 0; i < c->advertise_client.n && i < 64; i++)
+        urls[i] = (char *)c->advertise_client.urls[i].text;
+    for (size_t i = 0; i < c->advertise_peer.n && i < 64; i++)
+        peers[i] = (char *)c->advertise_peer.urls[i].text;
+    row.clienturls = urls;
+    row.n_clienturls = c->advertise_client.n;
+    row.peerurls = peers;
+    row.n_peerurls = c->advertise_peer.n;
+    if (etcdserverpb__member__get_packed_size(&row) > sizeof body)
+        return -ENAMETOOLONG;
+    return apply_propose(m->svc.apply, ENTRY_MEMBER_ATTR, slice_of(body, etcdserverpb__member__pack(&row, body)));
+}
+
+static int open_store(struct member_process *m)
+{
+    int rc;
+
+    if (bootstrap_open(&m->boot, m->config) < 0) {
+        log_error("cannot start", LOG_STR("error", m->boot.error));
+        return -1;
+    }
+    m->svc.cluster_id = m->boot.cluster_id;
+    m->svc.member_id = m->boot.member_id;
+    if (m->boot.wal_state.cut_bytes)
+        log_warn("wal: a torn tail was cut, nothing of it was ever acknowledged",
+                 LOG_UINT("bytes", m->boot.wal_state.cut_bytes));
+    rc = make_modules(m);
+    if (rc)
+        log_error("cannot start", LOG_STR("error", strerror(-rc)));
+    return rc ? -1 : 0;
+}
+
+static int run(struct member_process *m)
+{
+    int rc = start_threads(m);
+
+    rc = rc ? rc : await_applied(m);
+    rc = rc ? rc : publish_member(m);
+    if (rc == 0) {
+        log_info("published local member to cluster through raft", LOG_HEX("local-member-id", m->svc.member_id),
+                 LOG_STR("name", m->config->name), LOG_HEX("cluster-id", m->svc.cluster_id));
+        fill_metrics(m);
+        rc = front_start(m->front);
+    }
+    if (rc)
+        log_error("cannot start", LOG_STR("error", strerror(-rc)));
+    return rc ? -1 : 0;
+}
+
+int member_start(struct config *c, struct member_process **ret_member)
+{
+    struct member_process *m = calloc(1, sizeof *m);
+    uint64_t cluster_id, member_id;
+    const char *bad = bootstrap_check(c, &cluster_id, &member_id);
+
+    if (m == NULL || bad) {
+        log_error("cannot start", LOG_STR("error", bad ? bad : "out of memory"));
+        free(m);
+        return -1;
+    }
+    m->config = c;
+    m->boot.dir.fd = m->boot.dir.lock_fd = -1;
+    metrics_histograms_init(&m->histograms);
+    m->svc = (struct svc){.clock = clock_real(),
+                          .rng = rng_real(),
+                          .max_request_bytes = c->max_request_bytes,
+                          .max_txn_ops = (uint32_t)c->max_txn_ops,
+                          .request_timeout_ms = LIMIT_SERVER_REQUEST_MS + 2 * c->election_ms,
+                          .quota_bytes = c->quota_bytes,
+                          .version = CAIRN_ETCD_VERSION};
+    log_info("starting an etcd-compatible server", LOG_STR("version", CAIRN_ETCD_VERSION), LOG_STR("name", c->name),
+             LOG_STR("data-dir", c->data_dir), LOG_UINT("snapshot-count", c->snapshot_count),
+             LOG_UINT("snapshot-catchup-entries", c->catchup_entries));
+    if (make_front(m) < 0 || open_store(m) < 0 || run(m) < 0) {
+        member_stop(m);
+        return -1;
+    }
+    log_info("enabled capabilities for version", LOG_STR("cluster-version", "3.7"));
+    log_info("ready to serve client requests");
+    for (size_t i = 0; i < c->listen_client.n; i++)
+        log_info("serving client traffic insecurely; this is strongly discouraged!", LOG_STR("traffic", "grpc+http"),
+                 LOG_STR("address", c->listen_client.urls[i].text));
+    *ret_member = m;
+    return 0;
+}
+
+void member_tick(struct member_process *m)
+{
+    uint64_t calls = 0, now;
+
+    for (size_t i = 0; i < m->metrics.n_methods; i++)
+        calls += rpc_stats(m->metrics.rpc, i)->started;
+    now = calls - m->calls_before;
+    m->calls_before = calls;
+    if (now > m->calls_peak)
+        m->calls_peak = now;
+    /* Load has dropped to a tenth: what the allocator holds back for it is given to the system. */
+    if (m->calls_peak > 1000 && now < m->calls_peak / 10) {
+        m->calls_peak = 0;
+        if (mallinfo2().fordblks > TRIM_FREE_BYTES)
+            (void)malloc_trim(0);
+    }
+}
+
+/* Also stops what a failed start has made so far. */
+void member_stop(struct member_process *m)
+{
+    struct svc *s = &m->svc;
+
+    if (m->metrics.rpc)
+        front_stop(m->front);
+    if (m->compactor)
+        compactor_stop(m->compactor);
+    if (s->scan)
+        scan_pool_stop(s->scan);
+    if (s->turn)
+        turn_stop(s->turn);
+    if (s->apply)
+        apply_stop(s->apply);
+    front_free(m->front);
+    compactor_free(m->compactor);
+    scan_pool_free(s->scan);
+    turn_free(s->turn);
+    apply_free(s->apply);
+    for (int i = 0; i < RPC_THREADS; i++)
+        if (m->slots[i])
+            slot_free(s->store, m->slots[i]);
+    store_free(s->store);
+    lease_table_free(s->leases);
+    account_free(s->account);
+    entry_cache_free(m->cache);
+    bootstrap_close(&m->boot);
+    log_info("closed etcd-compatible server", LOG_STR("name", m->config->name));
+    free(m);
+}

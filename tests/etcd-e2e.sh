@@ -1,0 +1,27 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# etcd 3.4.23's own end-to-end tests (Debian's golang-etcd-server-dev) against cairnd as "etcd": what passes, of how many. Not a
+# part of make test: it needs Go, and many of its tests ask for what cairnd does not have yet.
+#
+#   tests/etcd-e2e.sh [regexp]      default: the tests of a single member without TLS, auth, v2 and the JSON gateway
+set -u
+cd "$(dirname "$0")/.." || exit 1
+O=$PWD/${O:-build}
+contrib/deps.sh go || exit 1
+work=$(mktemp -d /var/tmp/cairn-e2e-XXXXXX)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/bin"
+ln -s "$O/cairnd" "$work/bin/etcd"
+ln -s "$(command -v etcdctl)" "$work/bin/etcdctl"
+gocode=$(dpkg -L golang-etcd-server-dev | grep -m1 '/gocode$')
+mkdir -p "$work/go/src"
+export GO111MODULE=off GOPATH=$gocode GOCACHE=$work/cache GOFLAGS=
+go test -c -o "$work/e2e.test" go.etcd.io/etcd/tests/e2e || exit 1
+src=$gocode/src/go.etcd.io/etcd
+cp -r "$src/tests/e2e" "$work/e2e" && cd "$work/e2e" || exit 1
+pattern=${1:-'NoTLS$|^TestCtlV3(Lock|Elect|Compact|CompactPhysical|Defrag|Version|DialWithHTTPScheme|PutTimeout|GetTimeout|DelTimeout|WatchTimeout|WatchInteractive|PutIgnoreValue|PutIgnoreLease|GetFormat|GetRev|GetKeysOnly|GetQuorum|EndpointHealth|EndpointStatus|EndpointHashKV|Alarm|TxnInteractiveFail|MakeMirror.*)$|^TestV3MetricsInsecure$'}
+timeout 3000 "$work/e2e.test" -test.v -test.timeout 50m -test.run "$pattern" -bin-dir "$work/bin" \
+    -cert-dir "$src/integration/fixtures" >"$work/out" 2>&1
+grep -E '^--- ' "$work/out" | sort
+echo "$(grep -c '^--- PASS' "$work/out") passed, $(grep -c '^--- FAIL' "$work/out") failed, $(grep -c '^--- SKIP' "$work/out") skipped"
+cp "$work/out" "$O/etcd-e2e.log"
