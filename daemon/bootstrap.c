@@ -206,7 +206,7 @@ int bootstrap_open(struct bootstrap *b, struct config *c)
     const char *bad;
     int rc;
 
-    *b = (struct bootstrap){.dir = {.fd = -1, .lock_fd = -1}};
+    *b = (struct bootstrap){.dir = {.fd = -1, .wal_fd = -1}};
     bad = bootstrap_check(c, &b->cluster_id, &b->member_id);
     if (bad)
         return fail(b, "%s", bad);

@@ -86,16 +86,20 @@ static int check_type(struct datadir *d, const char *path)
     return 0;
 }
 
+/* The lock is on the directory itself: a refused one stays as it was, without even a lock file. */
 static int lock(struct datadir *d)
 {
-    d->lock_fd = openat(d->fd, "LOCK", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (d->lock_fd < 0)
-        return fail(d, "%s/LOCK: %s", d->path, strerror(errno));
-    if (flock(d->lock_fd, LOCK_EX | LOCK_NB) == 0)
+    bool split = strcmp(d->wal_root, d->path) != 0;
+
+    if (flock(d->fd, LOCK_EX | LOCK_NB) < 0)
+        return fail(d, errno == EWOULDBLOCK ? "%s: is in use by another cairnd; stop that one, or give another --data-dir"
+                                            : "%s: cannot be locked", d->path);
+    if (!split)
         return 0;
-    if (errno == EWOULDBLOCK)
-        return fail(d, "%s: is in use by another cairnd; stop that one, or give another --data-dir", d->path);
-    return fail(d, "%s/LOCK: cannot be locked: %s", d->path, strerror(errno));
+    d->wal_fd = open(d->wal_root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (d->wal_fd < 0 || flock(d->wal_fd, LOCK_EX | LOCK_NB) < 0)
+        return fail(d, "%s: is in use by another cairnd, or cannot be locked; give another --wal-dir", d->wal_root);
+    return 0;
 }
 
 /* What stands in a directory without CURRENT. */
@@ -115,7 +119,7 @@ static int list_names(struct datadir *d, struct names *ret)
     while ((e = readdir(dir)) != NULL) {
         const char *n = e->d_name;
 
-        if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "LOCK") == 0 || strcmp(n, "CURRENT.new") == 0 ||
+        if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
             strcmp(n, "lost+found") == 0)
             continue;
         if (strcmp(n, "CREATING") == 0)
@@ -188,7 +192,7 @@ static int read_current(struct datadir *d, const char *wal_path)
 
 int datadir_open(struct datadir *d, const char *path, const char *wal_path)
 {
-    *d = (struct datadir){.fd = -1, .lock_fd = -1};
+    *d = (struct datadir){.fd = -1, .wal_fd = -1};
     if (make_path(d, path, d->path) < 0)
         return -1;
     d->fd = open(d->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -291,9 +295,9 @@ int datadir_remove_base(struct datadir *d, unsigned base)
 
 void datadir_close(struct datadir *d)
 {
-    if (d->lock_fd >= 0)
-        (void)close(d->lock_fd); /* gives up the lock */
+    if (d->wal_fd >= 0)
+        (void)close(d->wal_fd); /* gives up the lock */
     if (d->fd >= 0)
-        (void)close(d->fd);
-    d->fd = d->lock_fd = -1;
+        (void)close(d->fd); /* the same */
+    d->fd = d->wal_fd = -1;
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* datadir.h - the data directory: who may use it, and which base and log in it are current.
  *
- *     DIR/LOCK        flock'ed by the running member
  *     DIR/CURRENT     names base and log; renaming it is the commit point of a switch
  *     DIR/base-N/     the store (base.c)
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
@@ -16,13 +15,13 @@ enum { DATADIR_PATH_BYTES = 4096, DATADIR_ERROR_BYTES = 1024 };
 struct datadir {
     char path[DATADIR_PATH_BYTES];     /* absolute */
     char wal_root[DATADIR_PATH_BYTES]; /* where wal-M lies: path, or --wal-dir, absolute */
-    int fd, lock_fd;
+    int fd, wal_fd;                    /* both flock'ed; wal_fd is -1 when wal_root is path */
     bool fresh;                        /* no CURRENT yet: base-1 and wal-1 are to be made, then datadir_commit */
     unsigned base, wal;                /* N and M */
     char error[DATADIR_ERROR_BYTES];   /* one sentence, after a failure */
 };
 
-/* Makes and locks the directory, reads CURRENT. Writes nothing but what a fresh directory needs (LOCK, CREATING). 0, or -1 with
+/* Makes and locks the directory, reads CURRENT. Writes nothing but what a fresh directory needs (CREATING). 0, or -1 with
  * d->error: locked by another process, foreign, unreadable, open to others, on a file system that cannot hold it. */
 int datadir_open(struct datadir *d, const char *path, const char *wal_path);
 /* CURRENT now names d->base and d->wal; durable when it returns 0. -errno. */

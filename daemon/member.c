@@ -347,7 +347,7 @@ int member_start(struct config *c, struct member_process **ret_member)
         return -1;
     }
     m->config = c;
-    m->boot.dir.fd = m->boot.dir.lock_fd = -1;
+    m->boot.dir.fd = m->boot.dir.wal_fd = -1;
     metrics_histograms_init(&m->histograms);
     m->svc = (struct svc){.clock = clock_real(),
                           .rng = rng_real(),
