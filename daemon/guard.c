@@ -34,6 +34,7 @@ struct stream {
     uint32_t id; /* 0: free row */
     uint32_t message_left, message_got;
     uint8_t head[MESSAGE_HEAD_BYTES], head_have;
+    bool spoke; /* a whole message, or its end: not mute */
     bool client_ended, server_ended;
 };
 
@@ -53,7 +54,7 @@ struct guard {
     struct rate resets, control;
     size_t incomplete_bytes; /* the sum of message_got over the table */
     struct stream *rows;     /* open addressing, by id; n_rows is a power of two */
-    uint32_t n_rows, n_open;
+    uint32_t n_rows, n_open, n_mute;
 };
 
 uint32_t guard_code(enum guard_verdict v)
@@ -101,6 +102,11 @@ size_t guard_incomplete_bytes(const struct guard *g)
 uint32_t guard_open_streams(const struct guard *g)
 {
     return g->n_open;
+}
+
+uint32_t guard_mute_streams(const struct guard *g)
+{
+    return g->n_mute;
 }
 
 uint32_t guard_last_stream(const struct guard *g)
@@ -165,7 +171,14 @@ static enum guard_verdict stream_open(struct guard *g, uint32_t id)
         return GUARD_MEMORY;
     row_put(g, &(struct stream){.id = id});
     g->n_open++;
+    g->n_mute++;
     return GUARD_OK;
+}
+
+static void stream_speaks(struct guard *g, struct stream *s)
+{
+    g->n_mute -= !s->spoke;
+    s->spoke = true;
 }
 
 /* Closes the gap that the row leaves, so that probing still finds the rows behind it. */
@@ -174,6 +187,7 @@ static void stream_close(struct guard *g, struct stream *s)
     uint32_t mask = g->n_rows - 1, gap = (uint32_t)(s - g->rows), i = gap;
 
     g->incomplete_bytes -= s->message_got;
+    stream_speaks(g, s);
     for (;;) {
         i = (i + 1) & mask;
         if (g->rows[i].id == 0)
@@ -270,14 +284,17 @@ static void stream_ends(struct guard *g, uint32_t id, bool by_client)
     if (s == NULL)
         return;
     *(by_client ? &s->client_ended : &s->server_ended) = true;
+    stream_speaks(g, s);
     if (s->client_ended && s->server_ended)
         stream_close(g, s);
 }
 
-static enum guard_verdict message_begins(struct stream *s)
+static enum guard_verdict message_begins(struct guard *g, struct stream *s)
 {
     s->head_have = 0;
     s->message_left = get_u32be(s->head + 1);
+    if (s->message_left == 0)
+        stream_speaks(g, s);
     return s->message_left > LIMIT_CONN_INCOMPLETE_BYTES ? GUARD_MESSAGE : GUARD_OK;
 }
 
@@ -292,7 +309,7 @@ static enum guard_verdict message_bytes(struct guard *g, struct stream *s, struc
 
             s->head[s->head_have++] = *b.ptr;
             b = slice_of(b.ptr + 1, b.len - 1);
-            v = s->head_have == MESSAGE_HEAD_BYTES ? message_begins(s) : GUARD_OK;
+            v = s->head_have == MESSAGE_HEAD_BYTES ? message_begins(g, s) : GUARD_OK;
             if (v)
                 return v;
             continue;
@@ -305,6 +322,7 @@ static enum guard_verdict message_bytes(struct guard *g, struct stream *s, struc
         if (s->message_left == 0) {
             g->incomplete_bytes -= s->message_got;
             s->message_got = 0;
+            stream_speaks(g, s);
         }
     }
     return g->incomplete_bytes > LIMIT_CONN_INCOMPLETE_BYTES ? GUARD_INCOMPLETE : GUARD_OK;

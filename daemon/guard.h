@@ -40,6 +40,8 @@ void guard_server(struct guard *g, struct slice bytes);
 
 size_t guard_incomplete_bytes(const struct guard *g);
 uint32_t guard_open_streams(const struct guard *g);
+/* Open streams whose client has said nothing whole yet: they cost as much as any and do nothing. */
+uint32_t guard_mute_streams(const struct guard *g);
 uint32_t guard_last_stream(const struct guard *g);
 /* The server's bytes so far end between two frames: a GOAWAY may be put in. */
 bool guard_at_boundary(const struct guard *g);

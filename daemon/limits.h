@@ -14,6 +14,7 @@ enum {
     LIMIT_HEADER_BLOCK_BYTES = 64 << 10,  /* one header block: GOAWAY, close */
     LIMIT_OPEN_STREAMS = 10000,           /* a connection, when the flag sets none */
     LIMIT_OPEN_STREAMS_SLACK = 1000,      /* open beyond the limit: GOAWAY, close */
+    LIMIT_MUTE_STREAMS = 500,             /* open without a whole message, a connection: read at a walk */
     LIMIT_RST_PER_SECOND = 1000,          /* a connection: GOAWAY, close */
     LIMIT_CONTROL_PER_SECOND = 1000,      /* a connection, PING, SETTINGS and the like: GOAWAY, close */
     LIMIT_STALL_MS = 10000,               /* all incomplete bytes used up and the oldest sends nothing: close it */

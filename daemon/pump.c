@@ -12,6 +12,7 @@
  *           between a client's descriptor and its flows.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -30,6 +31,9 @@ enum {
     FDS_A_CONNECTION = 3,
     KEEPALIVE_S = 30,
     USER_TIMEOUT_MS = 20000,
+    TRIM_AFTER_BYTES = 16 << 20, /* of load; then, once a second has seen less than: */
+    TRIM_QUIET_BYTES = 1 << 20,
+    TRIM_CHECK_MS = 1000,
 };
 
 static struct conn *conn_of(struct end *e)
@@ -243,6 +247,7 @@ static void visit_again(struct pump *p)
     struct conn *c = p->ready, *next;
 
     p->ready = NULL;
+    p->hurry = false;
     for (; c; c = next) {
         next = c->ready_next;
         c->in_ready = false;
@@ -255,6 +260,26 @@ static void visit_again(struct pump *p)
         if (c->held)
             conn_move(p, c);
     }
+}
+
+static bool trim_due(const struct pump *p)
+{
+    return p->load - p->load_trimmed > TRIM_AFTER_BYTES;
+}
+
+/* After a flood malloc keeps a hundred megabytes in small pieces: a quiet second gives them back. */
+static void trim(struct pump *p)
+{
+    bool quiet = p->load - p->load_checked < TRIM_QUIET_BYTES;
+
+    if (!trim_due(p) || p->now_ms - p->trim_check_ms < TRIM_CHECK_MS)
+        return;
+    p->trim_check_ms = p->now_ms;
+    p->load_checked = p->load;
+    if (!quiet)
+        return;
+    (void)malloc_trim(0); /* 1: something went back */
+    p->load_trimmed = p->load;
 }
 
 static void obey(struct pump *p)
@@ -292,7 +317,7 @@ static int wait_ms(struct pump *p)
     uint64_t until = UINT64_MAX;
 
     if (p->ready)
-        return 0;
+        return p->hurry ? 0 : 1;
     if (p->sniffing.first)
         until = p->sniffing.first->deadline_ms;
     if (p->closing.first && p->closing.first->deadline_ms < until)
@@ -301,6 +326,8 @@ static int wait_ms(struct pump *p)
         until = p->paused_until_ms;
     if (p->n_held && p->now_ms + ACCEPT_PAUSE_MS < until)
         until = p->now_ms + ACCEPT_PAUSE_MS;
+    if (trim_due(p) && p->trim_check_ms + TRIM_CHECK_MS < until)
+        until = p->trim_check_ms + TRIM_CHECK_MS;
     if (until == UINT64_MAX)
         return -1;
     return until <= p->now_ms ? 0 : (int)(until - p->now_ms) + 1;
@@ -320,6 +347,7 @@ static void *pump_main(void *arg)
         visit_again(p);
         check_deadlines(p);
         accept_resume(p);
+        trim(p);
         obey(p);
         bury(p);
     }

@@ -17,6 +17,9 @@
 enum {
     VISIT_BYTES = 256 << 10,
     CLOSE_MS = 250,                       /* for the client to read what we said before the socket goes */
+    WALK_BYTES = 4096,                    /* read in one round from a connection that goes at a walk */
+    CONN_COST_BYTES = 16 << 10,           /* what core has held for one, and for each of its streams */
+    STREAM_COST_BYTES = 12 << 10,
     HELD_BYTES = LIMIT_PUMP_BUFFER_BYTES, /* a connection with less of unfinished messages is never held */
 };
 
@@ -65,6 +68,8 @@ static void conn_release(struct pump *p, struct conn *c)
     c->up = c->down = (struct flow){.ended = true};
     set_incomplete(p, c, 0);
     set_held(p, c, false);
+    if (c->guard)
+        p->load += CONN_COST_BYTES + (uint64_t)guard_open_streams(c->guard) * STREAM_COST_BYTES;
     guard_free(c->guard);
     c->guard = NULL;
 }
@@ -101,8 +106,10 @@ static void conn_finish(struct pump *p, struct conn *c)
     conn_list_move(c, &p->closing);
 }
 
-static void conn_wants_more(struct pump *p, struct conn *c)
+/* hurry: now, else in a millisecond. */
+static void conn_wants_more(struct pump *p, struct conn *c, bool hurry)
 {
+    p->hurry |= hurry;
     if (c->in_ready || c->dead)
         return;
     c->in_ready = true;
@@ -243,12 +250,12 @@ static bool flow_put(struct flow *f, const uint8_t *b, size_t n)
 }
 
 /* One read from f->from into the pump's buffer: > 0 bytes, 0 nothing now, -1 the end. */
-static ssize_t flow_get(struct pump *p, struct flow *f)
+static ssize_t flow_get(struct pump *p, struct flow *f, size_t max)
 {
-    ssize_t n = recv(f->from->fd, p->buffer, sizeof p->buffer, 0);
+    ssize_t n = recv(f->from->fd, p->buffer, max, 0);
 
     if (n > 0) {
-        if ((size_t)n < sizeof p->buffer && !f->from->hung_up)
+        if ((size_t)n < max && !f->from->hung_up)
             f->from->readable = false; /* drained: the next byte makes an edge */
         return n;
     }
@@ -268,6 +275,24 @@ static void up_ends(struct conn *c)
     (void)shutdown(c->grpc.fd, SHUT_WR); /* gRPC closes, and that ends the connection */
 }
 
+/* A connection that opens streams and says nothing on them goes at a walk: a little each millisecond, so that what it
+ * costs core comes between other clients' calls and not before them. */
+static bool walks(const struct conn *c)
+{
+    return guard_mute_streams(c->guard) > LIMIT_MUTE_STREAMS;
+}
+
+static bool must_wait(struct pump *p, struct conn *c)
+{
+    if (!walks(c))
+        return false;
+    if (c->read_ms == p->now_ms) {
+        conn_wants_more(p, c, false);
+        return true;
+    }
+    return false;
+}
+
 static void move_up(struct pump *p, struct conn *c)
 {
     size_t moved = 0;
@@ -280,16 +305,19 @@ static void move_up(struct pump *p, struct conn *c)
         if (!c->up.from->readable || must_hold(p, c))
             return;
         if (moved >= VISIT_BYTES) {
-            conn_wants_more(p, c);
+            conn_wants_more(p, c, true);
             return;
         }
-        n = flow_get(p, &c->up);
+        if (must_wait(p, c))
+            return;
+        n = flow_get(p, &c->up, walks(c) ? WALK_BYTES : sizeof p->buffer);
         if (n == 0)
             continue;
         if (n < 0)
             break;
         moved += (size_t)n;
         c->read_ms = p->now_ms;
+        p->load += (uint64_t)n;
         pump_count(&p->stats.client_bytes, (uint64_t)n);
         v = guard_client(c->guard, slice_of(p->buffer, (size_t)n), p->now_ms);
         if (v) {
@@ -315,10 +343,10 @@ static void move_down(struct pump *p, struct conn *c)
         if (!c->down.from->readable)
             return;
         if (moved >= VISIT_BYTES) {
-            conn_wants_more(p, c);
+            conn_wants_more(p, c, true);
             return;
         }
-        n = flow_get(p, &c->down);
+        n = flow_get(p, &c->down, sizeof p->buffer);
         if (n == 0)
             continue;
         if (n < 0) {
@@ -326,6 +354,7 @@ static void move_down(struct pump *p, struct conn *c)
             return;
         }
         moved += (size_t)n;
+        p->load += (uint64_t)n;
         pump_count(&p->stats.server_bytes, (uint64_t)n);
         guard_server(c->guard, slice_of(p->buffer, (size_t)n));
         if (!flow_put(&c->down, p->buffer, (size_t)n)) {

@@ -53,9 +53,12 @@ struct pump {
     bool accepting;
     unsigned n_held;
     struct conn_list sniffing, open, closing, dead;
-    struct conn *ready; /* more to do without waiting */
+    struct conn *ready; /* more to do without an event: at once (hurry) or in a millisecond */
+    bool hurry;
     _Atomic bool want_stop, want_cut, want_no_accept;
     sem_t accept_stopped;
+    /* Load that memory was used for, by a rough measure in bytes; malloc's leftovers go back when it is over. */
+    uint64_t load, load_trimmed, load_checked, trim_check_ms;
     struct pump_stats stats;
     uint8_t buffer[LIMIT_PUMP_BUFFER_BYTES];
 };
