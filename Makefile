@@ -77,6 +77,8 @@ check-pure: $(call obj,raftcore) raftcore/allowed-symbols
 check-doors:
 	@tests/doors.sh
 
+test-programs: $(units) $(fuzzers)
+
 deps:
 	@contrib/deps.sh
 
@@ -102,7 +104,7 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all check check-pure check-doors deps test demo bench install clean
+.PHONY: all check test-programs check-pure check-doors deps test demo bench install clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(shell find $O -name '*.d' 2>/dev/null)
