@@ -474,7 +474,7 @@ static void open_watch(struct feed *f)
     free(end);
 }
 
-/* The store as it is now is the beginning: nothing is listed yet, or all that is will be listed anew. */
+/* The store as it is now is the beginning; what was listed before is listed anew. */
 static void revision_known(struct feed *f, int64_t rev)
 {
     int64_t from = f->next_rev - 1;
@@ -487,8 +487,8 @@ static void revision_known(struct feed *f, int64_t rev)
         f->stats.gaps++;
         if (f->sink.gap)
             f->sink.gap(f->sink.ctx, from, rev);
-        tree_reload(f->tree, rev);
     }
+    tree_reload(f->tree, rev); /* at the very start too: a directory may have been listed before this answer came */
     open_watch(f);
 }
 

@@ -212,6 +212,8 @@ static struct node *dir_appear(struct tree *t, struct node *dir, struct slice na
     }
     if (tells(origin))
         tell(t, origin, CHANGE_CREATE, rev, n, NULL);
+    if (value && tells(origin))
+        tell(t, origin, CHANGE_CREATE, rev, value, &value->meta);
     return n;
 }
 
@@ -245,10 +247,15 @@ void dir_vanish(struct tree *t, struct node *n, int64_t rev, enum origin origin)
         load_cancel(t, n->dir->load);
     value = node_find(t, n, VALUE_NAME, NODE_VALUE);
     file = value && value->present ? node_get(t, dir, slice_of(n->name, n->name_len), NODE_FILE) : NULL;
+    if (file) {
+        const struct key_meta meta = value->meta;
+
+        move_leaf(t, value, file, rev);
+        if (tells(origin))
+            tell(t, origin, CHANGE_DELETE, rev, value, &meta);
+    }
     node_vanish(t, n, rev);
     dir_reset(n->dir);
-    if (file)
-        move_leaf(t, value, file, rev);
     if (tells(origin) || origin == FROM_OWN)
         tell(t, origin, CHANGE_DELETE, rev, n, NULL);
     if (file && tells(origin))
@@ -270,8 +277,8 @@ void dir_check_empty(struct tree *t, struct node *n, int64_t rev, enum origin or
 {
     struct dir *d = n->dir;
 
-    if (n == t->root || !n->present || d->lingers || !dir_is_empty(d))
-        return;
+    if (n == t->root || !n->present || d->lingers || d->load || !dir_is_empty(d))
+        return; /* one that is being listed is looked at when that is done */
     if (origin == FROM_ANSWER)
         return; /* the watch will tell, and this with it */
     if (origin == FROM_OWN && n->nlookup > 0) {

@@ -444,7 +444,8 @@ void load_backlog(struct tree *t, struct dir_load *l, const struct key_change *k
     l->n_backlog++;
 }
 
-/* After a gap: counts are void, what is being listed begins anew, what was listed is listed again. */
+/* After a gap, which ends at at_rev: counts are void, what is being listed begins anew, what was listed is listed
+ * again. */
 void tree_reload(struct tree *t, int64_t at_rev)
 {
     for (struct dir_load *l = t->loads; l; l = l->next) {
@@ -460,7 +461,7 @@ void tree_reload(struct tree *t, int64_t at_rev)
             if (n->kind != NODE_DIR || !n->present)
                 continue;
             n->dir->n_keys = -1;
-            if (n->dir->state == DIR_LOADED && n->dir->load == NULL)
+            if (n->dir->state == DIR_LOADED && n->dir->load == NULL && n->dir->rev < at_rev)
                 load_start(t, n, LOAD_AGAIN, at_rev);
         }
     pump(t);

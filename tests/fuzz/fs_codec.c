@@ -3,7 +3,6 @@
 #include <errno.h>
 
 #include "fusefs/codec.h"
-#include "tests/fuzz/replay.inc"
 
 #define INPUT_MAX 1024
 
@@ -20,6 +19,8 @@ static void as_name(struct slice name, bool in_root)
     assert(n == (int)name.len);
     assert(memcmp(again, name.ptr, name.len) == 0);
 }
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -40,3 +41,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     assert(memcmp(key, data, size) == 0);
     return 0;
 }
+
+static size_t seed_input(unsigned i, uint8_t *buf, size_t size)
+{
+    static const char *const seeds[] = {"%", "%2E", "%2E%2E", "%2Evalue", "%2Eetcd", ".value", ".etcd",
+                                        "%00%7F%25", "app%2Fdb%2Fhost", "h\xc3\xa9llo", "%2e", "a%2Fb%"};
+    size_t n;
+
+    if (i >= sizeof seeds / sizeof *seeds)
+        return 0;
+    n = strlen(seeds[i]);
+    if (n > size)
+        n = size;
+    memcpy(buf, seeds[i], n);
+    return n;
+}
+
+#define FUZZ_NAME "fs_codec"
+#define FUZZ_SEED_INPUTS seed_input
+#include "replay.inc"
