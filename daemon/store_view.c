@@ -27,11 +27,14 @@ static int view_deltas(const struct view *v, const struct delta *ret[DELTAS])
     return n;
 }
 
-static int answer(const struct change *c, struct change *ret)
+/* A delta has the body at no cost; who wanted none gets none all the same, as from base. */
+static int answer(const struct change *c, unsigned base_flags, struct change *ret)
 {
     if (c->tombstone)
         return ERR_KEY_NOT_FOUND;
     *ret = *c;
+    if (base_flags & BASE_NO_BODY)
+        ret->body = SLICE_NONE;
     return 0;
 }
 
@@ -43,7 +46,7 @@ int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags,
         c = delta_find(v->live, key, rev);
     if (c == NULL && v->frozen)
         c = delta_find(v->frozen, key, rev);
-    return c ? answer(c, ret) : base_get(v->reader, key, rev, v->compact_rev, base_flags, a, ret);
+    return c ? answer(c, base_flags, ret) : base_get(v->reader, key, rev, v->compact_rev, base_flags, a, ret);
 }
 
 /* ---- keys in order ------------------------------------------------------------------ */
@@ -160,7 +163,7 @@ int view_cursor_next(struct view_cursor *cur, struct arena *a, struct change *re
             if (cur->deltas[i].used)
                 c = delta_cursor_find(&cur->deltas[i].cur, cur->rev);
         if (c)
-            rc = answer(c, ret);
+            rc = answer(c, cur->base_flags, ret);
         else if (cur->base_used)
             rc = base_cursor_get(cur->base, cur->rev, cur->view->compact_rev, cur->base_flags, a, ret);
         else

@@ -323,6 +323,8 @@ static void check_gets(struct view *v, uint64_t *seed, struct arena *a)
         key_name(key, name);
         rc = view_get(v, slice_str(name), r, i % 2 ? BASE_NO_BODY : 0, a, &c);
         check_change("get", key, r, v, rc, &c);
+        if (rc == 0 && (c.body.ptr == NULL) != (i % 2 == 1))
+            BAD("get k%02d: a body where none was wanted, or none\n", key);
     }
     atomic_fetch_add(&n_gets, 20);
 }
