@@ -22,6 +22,7 @@ protos  = $(patsubst include/proto/%.proto,$O/proto/%.pb-c.o,$(wildcard include/
 pb_h    = $(protos:.o=.h)
 mains   = $O/daemon/main.o $O/fusefs/main.o $O/daemon/cairnctl.o
 units   = $(patsubst tests/unit/%.c,$O/tests/unit/%,$(wildcard tests/unit/*.c))
+helpers = $(patsubst tests/e2e/%.c,$O/tests/e2e/%,$(wildcard tests/e2e/*.c))
 fuzzers = $(patsubst tests/fuzz/%.c,$O/tests/fuzz/%,$(wildcard tests/fuzz/*.c))
 programs = $(if $(wildcard daemon/main.c),$O/cairnd) $(if $(wildcard fusefs/main.c),$O/cairnfs)
 
@@ -57,6 +58,7 @@ $O/tests/unit/%: $O/tests/unit/%.o $(daemon_link);           $(call Q,LD)$(CC) $
 # A fuzz target is LLVMFuzzerTestOneInput; tests/fuzz/replay.inc gives it a main that replays a corpus.
 $O/tests/fuzz/fs_%: $O/tests/fuzz/fs_%.o $(fusefs_link);     $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(FUSEFS_LIBS)
 $O/tests/fuzz/%: $O/tests/fuzz/%.o $(daemon_link);           $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(DAEMON_LIBS)
+$O/tests/e2e/%: $O/tests/e2e/%.o $(daemon_link);             $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(DAEMON_LIBS)
 $O/tests/bench/%: $O/tests/bench/%.o $(daemon_link);         $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(DAEMON_LIBS)
 $O/tests/bench/fs_%: $O/tests/bench/fs_%.o $(fusefs_link);   $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(FUSEFS_LIBS)
 
@@ -66,7 +68,7 @@ $O/%.o: %.c;    $(call Q,CC)mkdir -p $(@D); $(CC) $(CFLAGS) -c -o $@ $<
 $O/%.o: $O/%.c; $(call Q,CC)$(CC) $(CFLAGS) -c -o $@ $<
 
 # Generated headers come before whatever may include them.
-$(call obj,daemon fusefs tests/unit tests/fuzz tests/bench) $(protos): | $(pb_h)
+$(call obj,daemon fusefs tests/unit tests/fuzz tests/e2e tests/bench) $(protos): | $(pb_h)
 
 # raftcore may call memcpy and friends, and nothing else: no clock, no file, no socket, no malloc.
 check-pure: $(call obj,raftcore) raftcore/allowed-symbols
@@ -82,7 +84,7 @@ test-programs: $(units) $(fuzzers)
 deps:
 	@contrib/deps.sh
 
-check: all $(units) $(fuzzers) check-doors $(if $(SAN)$(TSAN),,check-pure)
+check: all $(units) $(fuzzers) $(helpers) check-doors $(if $(SAN)$(TSAN),,check-pure)
 	@O=$O SAN=$(SAN) TSAN=$(TSAN) tests/run.sh $(T)
 
 test: deps

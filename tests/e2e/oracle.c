@@ -1,0 +1,1033 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* oracle.c - two servers, one stream of random operations, in lockstep: every answer must be the same.
+ *
+ *     oracle ADDRESS ADDRESS [operations]
+ *
+ * From the environment: SEED (printed); LEAVE_OUT, words among keys_only (etcd 3.7 leaves the lease out of such
+ * answers) and watch.
+ *
+ * Operations: Put, Range with every option, DeleteRange, Txn with nested ones, Compact, the lease calls, HashKV, and
+ * watches from a past revision. Answers are compared as text, without what may differ: cluster_id, member_id,
+ * raft_term, a lease's remaining TTL, hash_revision (not in etcd 3.4), the headers of nested txns' answers. Where
+ * etcd leaves the order open (equal sort keys, Leases) it is made the same first.
+ *
+ * Not asked, because etcd 3.4 differs from 3.7 or falls over: sort enums out of range; HashKV at or below the
+ * compacted revision; a from-key delete and an ignore_value put in one txn; a watch from the compacted revision. */
+#include <grpc/byte_buffer.h>
+#include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/time.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+#include "bytes.h"
+#include "rpc.pb-c.h"
+
+enum { KEYS = 40, LEASES = 6, CALL_S = 20, TEXT_BYTES = 4 << 20 };
+
+static uint64_t seed;
+static struct arena arena; /* of the operation at hand */
+static int64_t revision = 1, compacted = -1;
+static long n_errors, n_asked[32];
+static bool ask_keys_only = true, ask_watches = true;
+
+static uint64_t rnd(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed;
+}
+
+static size_t below(size_t n)
+{
+    return (size_t)(rnd() % n);
+}
+
+static bool one_in(size_t n)
+{
+    return below(n) == 0;
+}
+
+static void die(const char *format, ...)
+{
+    va_list ap;
+
+    va_start(ap, format);
+    vprintf(format, ap);
+    va_end(ap);
+    printf("\n");
+    exit(1);
+}
+
+/* ---- the two servers --------------------------------------------------------------------- */
+
+struct answer {
+    grpc_status_code status;
+    char *details; /* owned */
+    uint8_t *bytes; /* owned; NULL: no message */
+    size_t len;
+};
+
+struct server {
+    const char *address;
+    grpc_channel *channel;
+    /* one call at a time */
+    grpc_call *call;
+    grpc_metadata_array initial, trailing;
+    grpc_byte_buffer *received;
+    grpc_slice details;
+    grpc_status_code status;
+    char *text; /* the last answer, TEXT_BYTES */
+} servers[2];
+
+static grpc_completion_queue *cq;
+
+static gpr_timespec in_seconds(int s)
+{
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_seconds(s, GPR_TIMESPAN));
+}
+
+static grpc_byte_buffer *pack(const ProtobufCMessage *m)
+{
+    size_t n = protobuf_c_message_get_packed_size(m);
+    grpc_slice s = grpc_slice_malloc(n);
+    grpc_byte_buffer *b;
+
+    protobuf_c_message_pack(m, GRPC_SLICE_START_PTR(s));
+    b = grpc_raw_byte_buffer_create(&s, 1);
+    grpc_slice_unref(s);
+    return b;
+}
+
+static void batch(struct server *sv, const grpc_op *ops, size_t n)
+{
+    if (grpc_call_start_batch(sv->call, ops, n, sv, NULL) != GRPC_CALL_OK)
+        die("grpc_call_start_batch");
+}
+
+static void call_open(struct server *sv, const char *method)
+{
+    grpc_slice m = grpc_slice_from_static_string(method);
+
+    sv->call = grpc_channel_create_call(sv->channel, NULL, GRPC_PROPAGATE_DEFAULTS, cq, m, NULL, in_seconds(CALL_S), NULL);
+    grpc_metadata_array_init(&sv->initial);
+    grpc_metadata_array_init(&sv->trailing);
+    sv->received = NULL;
+}
+
+static void call_close(struct server *sv)
+{
+    grpc_call_unref(sv->call);
+    grpc_metadata_array_destroy(&sv->initial);
+    grpc_metadata_array_destroy(&sv->trailing);
+    if (sv->received)
+        grpc_byte_buffer_destroy(sv->received);
+    sv->call = NULL;
+}
+
+/* What came, taken out of sv. */
+static struct answer take(struct server *sv)
+{
+    struct answer a = {.status = sv->status, .details = grpc_slice_to_c_string(sv->details)};
+
+    if (sv->received) {
+        grpc_byte_buffer_reader reader;
+        grpc_slice all;
+
+        grpc_byte_buffer_reader_init(&reader, sv->received);
+        all = grpc_byte_buffer_reader_readall(&reader);
+        a.len = GRPC_SLICE_LENGTH(all);
+        a.bytes = malloc(a.len + 1);
+        memcpy(a.bytes, GRPC_SLICE_START_PTR(all), a.len);
+        grpc_slice_unref(all);
+        grpc_byte_buffer_reader_destroy(&reader);
+    }
+    grpc_slice_unref(sv->details);
+    return a;
+}
+
+static void answer_free(struct answer *a)
+{
+    gpr_free(a->details);
+    free(a->bytes);
+}
+
+static void unary_start(struct server *sv, const char *method, const ProtobufCMessage *req)
+{
+    grpc_byte_buffer *message = pack(req);
+    grpc_op ops[] = {
+        /* The servers are just starting: wait for a connection instead of failing again and again. */
+        {.op = GRPC_OP_SEND_INITIAL_METADATA, .flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY},
+        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = message},
+        {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &sv->initial},
+        {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &sv->received},
+        {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+         .data.recv_status_on_client = {.trailing_metadata = &sv->trailing, .status = &sv->status,
+                                        .status_details = &sv->details}},
+    };
+
+    call_open(sv, method);
+    batch(sv, ops, sizeof ops / sizeof ops[0]);
+    grpc_byte_buffer_destroy(message);
+}
+
+static struct server *wait_one(int seconds)
+{
+    grpc_event e = grpc_completion_queue_next(cq, in_seconds(seconds), NULL);
+
+    if (e.type != GRPC_OP_COMPLETE)
+        die("no answer in %d s", seconds);
+    return e.tag;
+}
+
+/* ---- messages as text ----------------------------------------------------------------------- */
+
+struct text {
+    char *at;
+    size_t room;
+};
+
+static void say(struct text *t, const char *format, ...)
+{
+    va_list ap;
+    int n;
+
+    va_start(ap, format);
+    n = vsnprintf(t->at, t->room, format, ap);
+    va_end(ap);
+    if (n < 0 || (size_t)n >= t->room)
+        die("an answer too long to be written down");
+    t->at += n;
+    t->room -= (size_t)n;
+}
+
+static void say_bytes(struct text *t, ProtobufCBinaryData b)
+{
+    say(t, "\"");
+    for (size_t i = 0; i < b.len; i++)
+        say(t, b.data[i] > ' ' && b.data[i] < 127 && b.data[i] != '\\' ? "%c" : "\\%02x", b.data[i]);
+    say(t, "\"");
+}
+
+static bool is_left_out(const char *name)
+{
+    static const char *const names[] = {"cluster_id", "member_id", "raft_term", "TTL", "hash_revision"};
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(name, names[i]) == 0)
+            return true;
+    return false;
+}
+
+static void say_message(struct text *t, const ProtobufCMessage *m, int depth);
+
+static void say_value(struct text *t, const ProtobufCFieldDescriptor *f, const void *p, int depth)
+{
+    switch (f->type) {
+    case PROTOBUF_C_TYPE_MESSAGE:
+        say(t, "{");
+        say_message(t, *(ProtobufCMessage *const *)p, depth + 1);
+        say(t, "}");
+        break;
+    case PROTOBUF_C_TYPE_BYTES:
+        say_bytes(t, *(const ProtobufCBinaryData *)p);
+        break;
+    case PROTOBUF_C_TYPE_STRING:
+        say(t, "\"%s\"", *(char *const *)p ? *(char *const *)p : "");
+        break;
+    case PROTOBUF_C_TYPE_BOOL:
+        say(t, "%d", *(const protobuf_c_boolean *)p);
+        break;
+    case PROTOBUF_C_TYPE_ENUM:
+    case PROTOBUF_C_TYPE_INT32:
+    case PROTOBUF_C_TYPE_UINT32:
+        say(t, "%d", *(const int32_t *)p);
+        break;
+    default:
+        say(t, "%lld", (long long)*(const int64_t *)p);
+    }
+}
+
+static size_t value_size(ProtobufCType type)
+{
+    switch (type) {
+    case PROTOBUF_C_TYPE_BYTES:
+        return sizeof(ProtobufCBinaryData);
+    case PROTOBUF_C_TYPE_MESSAGE:
+    case PROTOBUF_C_TYPE_STRING:
+        return sizeof(void *);
+    case PROTOBUF_C_TYPE_BOOL:
+        return sizeof(protobuf_c_boolean);
+    case PROTOBUF_C_TYPE_ENUM:
+    case PROTOBUF_C_TYPE_INT32:
+    case PROTOBUF_C_TYPE_UINT32:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+static bool is_zero(const ProtobufCFieldDescriptor *f, const void *p)
+{
+    static const uint8_t zero[8];
+
+    if (f->type == PROTOBUF_C_TYPE_BYTES)
+        return ((const ProtobufCBinaryData *)p)->len == 0;
+    if (f->type == PROTOBUF_C_TYPE_STRING)
+        return *(char *const *)p == NULL || **(char *const *)p == 0;
+    return memcmp(p, zero, value_size(f->type)) == 0;
+}
+
+/* Every field that is not zero, in the order of the .proto. */
+static void say_message(struct text *t, const ProtobufCMessage *m, int depth)
+{
+    for (unsigned i = 0; i < m->descriptor->n_fields; i++) {
+        const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
+        const uint8_t *p = (const uint8_t *)m + f->offset;
+
+        if (is_left_out(f->name))
+            continue;
+        if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF) {
+            if (*(const uint32_t *)((const uint8_t *)m + f->quantifier_offset) != f->id)
+                continue;
+        } else if (f->label == PROTOBUF_C_LABEL_REPEATED) {
+            size_t n = *(const size_t *)((const uint8_t *)m + f->quantifier_offset);
+
+            for (size_t k = 0; k < n; k++) {
+                say(t, " %s:", f->name);
+                say_value(t, f, *(uint8_t *const *)p + k * value_size(f->type), depth);
+            }
+            continue;
+        } else if (is_zero(f, p)) {
+            continue;
+        }
+        say(t, " %s:", f->name);
+        say_value(t, f, p, depth);
+    }
+}
+
+/* ---- what etcd leaves open, made the same ------------------------------------------------------ */
+
+static int64_t sort_number(const Mvccpb__KeyValue *kv, int target)
+{
+    return target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__VERSION  ? kv->version
+           : target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__CREATE ? kv->create_revision
+                                                                        : kv->mod_revision;
+}
+
+static bool ties(const Mvccpb__KeyValue *a, const Mvccpb__KeyValue *b, int target)
+{
+    if (target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__KEY)
+        return false;
+    if (target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__VALUE)
+        return slice_eq(slice_of(a->value.data, a->value.len), slice_of(b->value.data, b->value.len));
+    return sort_number(a, target) == sort_number(b, target);
+}
+
+/* Equals by key; and of those that tie with the last of a cut answer, which of them came is open: dropped. */
+static void settle_range(const Etcdserverpb__RangeRequest *q, Etcdserverpb__RangeResponse *r)
+{
+    bool hidden = q->keys_only && q->sort_target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__VALUE;
+    size_t keep = r->n_kvs;
+
+    for (size_t i = 1; i < r->n_kvs; i++)
+        for (size_t k = i; k > 0 && ties(r->kvs[k - 1], r->kvs[k], q->sort_target) &&
+                           slice_cmp(slice_of(r->kvs[k]->key.data, r->kvs[k]->key.len),
+                                     slice_of(r->kvs[k - 1]->key.data, r->kvs[k - 1]->key.len)) < 0;
+             k--) {
+            Mvccpb__KeyValue *swap = r->kvs[k];
+
+            r->kvs[k] = r->kvs[k - 1];
+            r->kvs[k - 1] = swap;
+        }
+    if (!r->more || q->sort_target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__KEY)
+        return;
+    while (keep > 0 && (hidden || ties(r->kvs[keep - 1], r->kvs[r->n_kvs - 1], q->sort_target)))
+        keep--;
+    for (; r->n_kvs > keep; r->n_kvs--)
+        mvccpb__key_value__free_unpacked(r->kvs[r->n_kvs - 1], NULL);
+}
+
+static int by_lease(const void *a, const void *b)
+{
+    int64_t x = (*(Etcdserverpb__LeaseStatus *const *)a)->id, y = (*(Etcdserverpb__LeaseStatus *const *)b)->id;
+
+    return (x > y) - (x < y);
+}
+
+static int by_bytes(const void *a, const void *b)
+{
+    const ProtobufCBinaryData *x = a, *y = b;
+
+    return slice_cmp(slice_of(x->data, x->len), slice_of(y->data, y->len));
+}
+
+static void settle(const ProtobufCMessage *req, ProtobufCMessage *m)
+{
+    if (m->descriptor == &etcdserverpb__range_response__descriptor)
+        settle_range((const Etcdserverpb__RangeRequest *)req, (Etcdserverpb__RangeResponse *)m);
+    if (m->descriptor == &etcdserverpb__lease_leases_response__descriptor) {
+        Etcdserverpb__LeaseLeasesResponse *r = (Etcdserverpb__LeaseLeasesResponse *)m;
+
+        if (r->n_leases)
+            qsort(r->leases, r->n_leases, sizeof *r->leases, by_lease);
+    }
+    if (m->descriptor == &etcdserverpb__lease_time_to_live_response__descriptor) {
+        Etcdserverpb__LeaseTimeToLiveResponse *r = (Etcdserverpb__LeaseTimeToLiveResponse *)m;
+
+        if (r->n_keys)
+            qsort(r->keys, r->n_keys, sizeof *r->keys, by_bytes);
+    }
+}
+
+/* ---- one operation ------------------------------------------------------------------------------- */
+
+static void show(const char *method, const ProtobufCMessage *req)
+{
+    char *text = malloc(TEXT_BYTES);
+    struct text t = {text, TEXT_BYTES};
+
+    say_message(&t, req, 0);
+    printf("# %s%s\n", method, text);
+    free(text);
+}
+
+/* A txn with several things wrong is refused for one of them: for which differs between 3.4 and 3.7. */
+static bool both_refuse_txn(const ProtobufCMessage *req)
+{
+    static const char ok[] = "status 0 ";
+
+    return req->descriptor == &etcdserverpb__txn_request__descriptor && strncmp(servers[0].text, ok, strlen(ok)) &&
+           strncmp(servers[1].text, ok, strlen(ok));
+}
+
+static void compare(const char *method, const ProtobufCMessage *req)
+{
+    if (strcmp(servers[0].text, servers[1].text) == 0 || both_refuse_txn(req))
+        return;
+    show(method, req);
+    for (int i = 0; i < 2; i++)
+        printf("# %s: %s\n", servers[i].address, servers[i].text);
+    die("not ok - they differ (compacted %lld)", (long long)compacted);
+}
+
+/* Both answers; compared. Returns the first server's, to be freed with protobuf_c; NULL: an error. */
+static ProtobufCMessage *ask(const char *method, const ProtobufCMessage *req, const ProtobufCMessageDescriptor *rd)
+{
+    ProtobufCMessage *first = NULL;
+
+    for (int i = 0; i < 2; i++)
+        unary_start(&servers[i], method, req);
+    for (int i = 0; i < 2; i++)
+        (void)wait_one(CALL_S + 5);
+    for (int i = 0; i < 2; i++) {
+        struct answer a = take(&servers[i]);
+        struct text t = {servers[i].text, TEXT_BYTES};
+        ProtobufCMessage *m = a.bytes ? protobuf_c_message_unpack(rd, NULL, a.len, a.bytes) : NULL;
+
+        if (a.bytes && m == NULL)
+            die("not ok - %s answers %s with what is no message", servers[i].address, method);
+        say(&t, "status %d \"%s\"", a.status, a.details);
+        if (a.status == GRPC_STATUS_OK && m == NULL)
+            die("not ok - %s answers %s with OK and nothing", servers[i].address, method);
+        if (m) {
+            settle(req, m);
+            say_message(&t, m, 0);
+        }
+        n_errors += i == 0 && a.status != GRPC_STATUS_OK;
+        answer_free(&a);
+        call_close(&servers[i]);
+        if (i == 0)
+            first = m;
+        else if (m)
+            protobuf_c_message_free_unpacked(m, NULL);
+    }
+    compare(method, req);
+    return first;
+}
+
+/* ---- random requests --------------------------------------------------------------------------------- */
+
+static ProtobufCBinaryData bytes_copy(const void *p, size_t n)
+{
+    ProtobufCBinaryData b = {n, arena_alloc(&arena, n + 1)};
+
+    memcpy(b.data, p, n);
+    return b;
+}
+
+static ProtobufCBinaryData some_key(void)
+{
+    static const char *const stems[] = {"a", "a/", "a/b", "a/b/", "b", "k\xff", "\x01", "\xff\xff", "zz/\x80", "0"};
+    char key[700];
+    size_t k = below(KEYS), n = (size_t)snprintf(key, sizeof key, "%s%s", stems[k % 10], k < 10 ? "" : k < 20 ? "x" : k < 30 ? "\xff" : "");
+
+    if (k >= 30) { /* longer than a row of base's index */
+        memset(key + n, 'l', 600);
+        n += 499 + k % 4;
+    }
+    return bytes_copy(key, n);
+}
+
+static ProtobufCBinaryData some_end(ProtobufCBinaryData key)
+{
+    switch (below(5)) {
+    case 0:
+        return bytes_copy("\0", 1);
+    case 1: /* a prefix, or all above it */
+        key = bytes_copy(key.data, key.len);
+        while (key.len && key.data[key.len - 1] == 0xff)
+            key.len--;
+        if (key.len == 0)
+            return bytes_copy("\0", 1);
+        key.data[key.len - 1]++;
+        return key;
+    case 2: {
+        ProtobufCBinaryData end = some_key();
+
+        /* etcd's tree of a txn's deletes does not take kindly to empty intervals. */
+        if (slice_cmp(slice_of(end.data, end.len), slice_of(key.data, key.len)) > 0)
+            return end;
+        return (ProtobufCBinaryData){0};
+    }
+    default:
+        return (ProtobufCBinaryData){0};
+    }
+}
+
+static ProtobufCBinaryData some_value(void)
+{
+    size_t n = one_in(30) ? below(6000) : below(6);
+    ProtobufCBinaryData v = {n, arena_alloc(&arena, n + 1)};
+
+    for (size_t i = 0; i < n; i++)
+        v.data[i] = (uint8_t)("ab\0\xff"[below(4)]);
+    return v;
+}
+
+static int64_t some_revision(void)
+{
+    switch (below(8)) {
+    case 0:
+        return (int64_t)below((size_t)revision + 3);
+    case 1:
+        return -(int64_t)below(3);
+    default:
+        return compacted < 0 ? (int64_t)below((size_t)revision + 1)
+                             : compacted + (int64_t)below((size_t)(revision - compacted) + 1);
+    }
+}
+
+static void *message(const ProtobufCMessageDescriptor *d)
+{
+    ProtobufCMessage *m = arena_alloc(&arena, d->sizeof_message);
+
+    protobuf_c_message_init(d, m);
+    return m;
+}
+
+static Etcdserverpb__RangeRequest *some_range(bool in_txn)
+{
+    Etcdserverpb__RangeRequest *q = message(&etcdserverpb__range_request__descriptor);
+
+    q->key = one_in(100) ? (ProtobufCBinaryData){0} : one_in(4) ? bytes_copy("\0", 1) : some_key();
+    q->range_end = some_end(q->key);
+    if (one_in(4) && !in_txn)
+        q->range_end = some_key(); /* perhaps below key: nothing */
+    q->revision = one_in(3) ? some_revision() : 0;
+    if (in_txn && one_in(3))
+        q->revision = 0; /* else hardly a txn would pass */
+    q->limit = one_in(3) ? (int64_t)below(15) - 1 : 0;
+    q->sort_order = one_in(2) ? (int)below(3) : 0;
+    q->sort_target = one_in(2) && !in_txn ? (int)below(5) : 0;
+    q->serializable = one_in(3);
+    q->keys_only = one_in(5) && ask_keys_only;
+    q->count_only = one_in(8);
+    if (one_in(5))
+        q->min_mod_revision = some_revision();
+    if (one_in(5))
+        q->max_mod_revision = some_revision();
+    if (one_in(5))
+        q->min_create_revision = some_revision();
+    if (one_in(5))
+        q->max_create_revision = some_revision();
+    return q;
+}
+
+static Etcdserverpb__PutRequest *some_put(bool ignore)
+{
+    Etcdserverpb__PutRequest *q = message(&etcdserverpb__put_request__descriptor);
+
+    q->key = one_in(200) ? (ProtobufCBinaryData){0} : some_key();
+    q->value = some_value();
+    q->lease = one_in(4) ? 1 + (int64_t)below(LEASES) : 0;
+    q->prev_kv = one_in(3);
+    if (ignore && one_in(8)) {
+        q->ignore_value = true;
+        if (!one_in(4))
+            q->value.len = 0;
+    }
+    if (ignore && one_in(8)) {
+        q->ignore_lease = true;
+        if (!one_in(4))
+            q->lease = 0;
+    }
+    return q;
+}
+
+static Etcdserverpb__DeleteRangeRequest *some_delete(void)
+{
+    Etcdserverpb__DeleteRangeRequest *q = message(&etcdserverpb__delete_range_request__descriptor);
+
+    q->key = one_in(200) ? (ProtobufCBinaryData){0} : some_key();
+    if (one_in(2))
+        q->range_end = some_end(q->key);
+    if (q->range_end.len == 1 && q->range_end.data[0] == 0 && !one_in(4))
+        q->range_end.len = 0; /* seldom nearly all */
+    q->prev_kv = one_in(2);
+    return q;
+}
+
+static Etcdserverpb__Compare *some_compare(void)
+{
+    Etcdserverpb__Compare *c = message(&etcdserverpb__compare__descriptor);
+
+    c->key = one_in(200) ? (ProtobufCBinaryData){0} : some_key();
+    if (one_in(4))
+        c->range_end = some_end(c->key);
+    c->result = (int)below(4);
+    c->target = (int)below(5);
+    switch (one_in(10) ? (int)below(5) : (int)c->target) { /* seldom a member that does not fit */
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__VERSION:
+        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_VERSION;
+        c->version = (int64_t)below(4);
+        break;
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__CREATE:
+        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_CREATE_REVISION;
+        c->create_revision = one_in(2) ? 0 : some_revision();
+        break;
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD:
+        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION;
+        c->mod_revision = one_in(2) ? 0 : some_revision();
+        break;
+    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE:
+        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_VALUE;
+        c->value = some_value();
+        break;
+    default:
+        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_LEASE;
+        c->lease = (int64_t)below(LEASES);
+    }
+    return c;
+}
+
+static Etcdserverpb__TxnRequest *some_txn(int depth, bool ignore);
+
+static Etcdserverpb__RequestOp *some_op(int depth, bool ignore)
+{
+    Etcdserverpb__RequestOp *op = message(&etcdserverpb__request_op__descriptor);
+    size_t what = below(20);
+
+    if (what < 7) {
+        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT;
+        op->request_put = some_put(ignore);
+    } else if (what < 12) {
+        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_RANGE;
+        op->request_range = some_range(true);
+    } else if (what < 16 || depth == 0) {
+        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_DELETE_RANGE;
+        op->request_delete_range = some_delete();
+        if (ignore) /* then etcd falls over a from-key delete */
+            op->request_delete_range->range_end.len = 0;
+    } else if (!one_in(50)) {
+        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_TXN;
+        op->request_txn = some_txn(depth - 1, ignore);
+    }
+    return op;
+}
+
+static Etcdserverpb__TxnRequest *some_txn(int depth, bool ignore)
+{
+    Etcdserverpb__TxnRequest *q = message(&etcdserverpb__txn_request__descriptor);
+
+    q->n_compare = one_in(3) ? 0 : below(3);
+    q->n_success = below(4);
+    q->n_failure = below(4);
+    if (one_in(100))
+        q->n_success = 129;
+    q->compare = arena_alloc(&arena, (q->n_compare + 1) * sizeof *q->compare);
+    q->success = arena_alloc(&arena, (q->n_success + 1) * sizeof *q->success);
+    q->failure = arena_alloc(&arena, (q->n_failure + 1) * sizeof *q->failure);
+    for (size_t i = 0; i < q->n_compare; i++)
+        q->compare[i] = some_compare();
+    for (size_t i = 0; i < q->n_success; i++)
+        q->success[i] = some_op(depth, ignore);
+    for (size_t i = 0; i < q->n_failure; i++)
+        q->failure[i] = some_op(depth, ignore);
+    return q;
+}
+
+#define RESPONSE(type) &etcdserverpb__##type##_response__descriptor
+
+/* Notes the revision an answer tells, if it came. */
+static void note(ProtobufCMessage *m)
+{
+    const Etcdserverpb__ResponseHeader *h;
+
+    if (m == NULL)
+        return;
+    /* Of every answer asked for here the header is the first field. */
+    assert(strcmp(m->descriptor->fields[0].name, "header") == 0);
+    h = *(Etcdserverpb__ResponseHeader **)((uint8_t *)m + m->descriptor->fields[0].offset);
+    if (h && h->revision > revision)
+        revision = h->revision;
+    protobuf_c_message_free_unpacked(m, NULL);
+}
+
+/* ---- watches --------------------------------------------------------------------------------------------- */
+
+/* A call on a queue of its own; what is under way is counted, so that the end waits for it. */
+struct watch {
+    struct server *server;
+    grpc_completion_queue *cq;
+    int n_under_way;
+    struct text t;
+};
+
+enum { TAG_RECEIVED = 1, TAG_OTHER = 2 };
+
+static void watch_post(struct watch *w, const grpc_op *ops, size_t n, intptr_t tag)
+{
+    if (grpc_call_start_batch(w->server->call, ops, n, (void *)tag, NULL) != GRPC_CALL_OK)
+        die("watch: grpc_call_start_batch");
+    w->n_under_way++;
+}
+
+static void watch_send(struct watch *w, const Etcdserverpb__WatchRequest *req)
+{
+    grpc_byte_buffer *b = pack(&req->base);
+    grpc_op op = {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = b};
+
+    watch_post(w, &op, 1, TAG_OTHER);
+    grpc_byte_buffer_destroy(b);
+}
+
+static void watch_receive(struct watch *w)
+{
+    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &w->server->received};
+
+    watch_post(w, &op, 1, TAG_RECEIVED);
+}
+
+/* The next thing that is done; 0: none in that time. */
+static intptr_t watch_wait(struct watch *w, int ms)
+{
+    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
+    grpc_event e = grpc_completion_queue_next(w->cq, until, NULL);
+
+    if (e.type != GRPC_OP_COMPLETE)
+        return 0;
+    w->n_under_way--;
+    return (intptr_t)e.tag;
+}
+
+static void watch_open(struct watch *w, struct server *sv)
+{
+    grpc_slice method = grpc_slice_from_static_string("/etcdserverpb.Watch/Watch");
+    grpc_op start[] = {
+        {.op = GRPC_OP_SEND_INITIAL_METADATA},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &sv->initial},
+    };
+    grpc_op end = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+                   .data.recv_status_on_client = {.trailing_metadata = &sv->trailing, .status = &sv->status,
+                                                  .status_details = &sv->details}};
+
+    *w = (struct watch){.server = sv, .cq = grpc_completion_queue_create_for_next(NULL), .t = {sv->text, TEXT_BYTES}};
+    *sv->text = 0;
+    sv->call = grpc_channel_create_call(sv->channel, NULL, GRPC_PROPAGATE_DEFAULTS, w->cq, method, NULL,
+                                        in_seconds(CALL_S), NULL);
+    grpc_metadata_array_init(&sv->initial);
+    grpc_metadata_array_init(&sv->trailing);
+    sv->received = NULL;
+    watch_post(w, start, 2, TAG_OTHER);
+    watch_post(w, &end, 1, TAG_OTHER);
+    watch_receive(w);
+}
+
+static void watch_close(struct watch *w)
+{
+    grpc_call_cancel(w->server->call, NULL);
+    while (w->n_under_way > 0)
+        if (watch_wait(w, 1000 * CALL_S) == 0)
+            die("watch: does not end");
+    grpc_slice_unref(w->server->details);
+    call_close(w->server);
+    grpc_completion_queue_shutdown(w->cq);
+    grpc_completion_queue_destroy(w->cq);
+}
+
+/* One response: its events go into the text. True: the event of revision `last` has come, or the watch is over. */
+static bool watch_take(struct watch *w, int64_t last)
+{
+    struct server *sv = w->server;
+    grpc_byte_buffer_reader reader;
+    Etcdserverpb__WatchResponse *r;
+    grpc_slice all;
+    bool done = false;
+
+    if (sv->received == NULL)
+        die("not ok - %s ends a watch", sv->address);
+    grpc_byte_buffer_reader_init(&reader, sv->received);
+    all = grpc_byte_buffer_reader_readall(&reader);
+    r = etcdserverpb__watch_response__unpack(NULL, GRPC_SLICE_LENGTH(all), GRPC_SLICE_START_PTR(all));
+    grpc_slice_unref(all);
+    grpc_byte_buffer_reader_destroy(&reader);
+    grpc_byte_buffer_destroy(sv->received);
+    sv->received = NULL;
+    if (r == NULL)
+        die("not ok - %s: no watch response", sv->address);
+    if (r->created || r->canceled)
+        say(&w->t, "\n#   created %d canceled %d id %lld compacted %lld \"%s\"", r->created, r->canceled,
+            (long long)r->watch_id, (long long)r->compact_revision, r->cancel_reason);
+    for (size_t i = 0; i < r->n_events; i++) {
+        say(&w->t, "\n#   ");
+        say_message(&w->t, &r->events[i]->base, 0);
+        done = done || r->events[i]->kv->mod_revision >= last;
+    }
+    done = done || r->canceled;
+    etcdserverpb__watch_response__free_unpacked(r, NULL);
+    return done;
+}
+
+static void watch_run(struct server *sv, const Etcdserverpb__WatchRequest *create, int64_t last)
+{
+    gpr_timespec end = in_seconds(CALL_S - 5);
+    struct watch w;
+
+    watch_open(&w, sv);
+    watch_send(&w, create);
+    for (;;) {
+        if (watch_wait(&w, 1000) == TAG_RECEIVED) {
+            if (watch_take(&w, last))
+                break;
+            watch_receive(&w);
+        }
+        if (gpr_time_cmp(gpr_now(GPR_CLOCK_MONOTONIC), end) > 0) {
+            show("watch", &create->base);
+            die("not ok - %s: a watch that does not come to %lld:%s", sv->address, (long long)last, sv->text);
+        }
+    }
+    watch_close(&w);
+}
+
+/* The last events of the range are made here, a put and a delete of its first key: when one of them that no filter
+ * drops has come, all has. Progress would not say so: etcd 3.4 tells it of a watcher that is behind. */
+static void ask_watch(void)
+{
+    Etcdserverpb__WatchRequest *q = message(&etcdserverpb__watch_request__descriptor);
+    Etcdserverpb__WatchCreateRequest *c = message(&etcdserverpb__watch_create_request__descriptor);
+    Etcdserverpb__PutRequest *put = message(&etcdserverpb__put_request__descriptor);
+    Etcdserverpb__DeleteRangeRequest *delete = message(&etcdserverpb__delete_range_request__descriptor);
+    int64_t first = compacted < 0 ? 1 : compacted + 1, last;
+
+    q->request_union_case = ETCDSERVERPB__WATCH_REQUEST__REQUEST_UNION_CREATE_REQUEST;
+    q->create_request = c;
+    c->key = one_in(2) ? bytes_copy("\0", 1) : some_key();
+    c->range_end = one_in(2) ? bytes_copy("\0", 1) : some_end(c->key);
+    if (first > revision)
+        first = revision;
+    c->start_revision = one_in(6) && compacted > 1 ? (int64_t)below((size_t)compacted) /* to be cancelled */
+                                                             : first + (int64_t)below((size_t)(revision - first) + 1);
+    if (first <= compacted && c->start_revision == compacted)
+        c->start_revision = 0;
+    c->prev_kv = one_in(2);
+    c->n_filters = one_in(3);
+    c->filters = arena_alloc(&arena, sizeof *c->filters);
+    c->filters[0] = (int)below(2);
+    c->watch_id = one_in(3) ? (int64_t)below(9) - 2 : 0; /* any but a counted-up one */
+    put->key = delete->key = c->key;
+    note(ask("/etcdserverpb.KV/Put", &put->base, RESPONSE(put)));
+    last = revision;
+    note(ask("/etcdserverpb.KV/DeleteRange", &delete->base, RESPONSE(delete_range)));
+    if (c->n_filters == 0 || c->filters[0] == ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NOPUT)
+        last = revision;
+    for (int i = 0; i < 2; i++)
+        watch_run(&servers[i], q, last);
+    compare("watch", &q->base);
+}
+
+/* ---- the run ------------------------------------------------------------------------------------------------ */
+
+static void ask_compact(void)
+{
+    Etcdserverpb__CompactionRequest *q = message(&etcdserverpb__compaction_request__descriptor);
+    ProtobufCMessage *m;
+
+    q->revision = some_revision();
+    if (q->revision > revision - 50 && !one_in(4))
+        q->revision = compacted + (revision - compacted) / 2; /* leave some past to read */
+    q->physical = true;
+    m = ask("/etcdserverpb.KV/Compact", &q->base, RESPONSE(compaction));
+    if (m)
+        compacted = q->revision;
+    note(m);
+}
+
+static void ask_lease(void)
+{
+    int64_t id = 1 + (int64_t)below(LEASES);
+    size_t what = below(10);
+
+    if (what < 4) {
+        Etcdserverpb__LeaseGrantRequest *q = message(&etcdserverpb__lease_grant_request__descriptor);
+
+        q->id = id;
+        q->ttl = one_in(10) ? 9000000001 : 3600 + (int64_t)below(1000);
+        note(ask("/etcdserverpb.Lease/LeaseGrant", &q->base, RESPONSE(lease_grant)));
+    } else if (what < 6) {
+        Etcdserverpb__LeaseRevokeRequest *q = message(&etcdserverpb__lease_revoke_request__descriptor);
+
+        q->id = id;
+        note(ask("/etcdserverpb.Lease/LeaseRevoke", &q->base, RESPONSE(lease_revoke)));
+    } else if (what < 9) {
+        Etcdserverpb__LeaseTimeToLiveRequest *q = message(&etcdserverpb__lease_time_to_live_request__descriptor);
+
+        q->id = id;
+        q->keys = !one_in(4);
+        note(ask("/etcdserverpb.Lease/LeaseTimeToLive", &q->base, RESPONSE(lease_time_to_live)));
+    } else {
+        Etcdserverpb__LeaseLeasesRequest *q = message(&etcdserverpb__lease_leases_request__descriptor);
+
+        note(ask("/etcdserverpb.Lease/LeaseLeases", &q->base, RESPONSE(lease_leases)));
+    }
+}
+
+static void ask_hash(void)
+{
+    Etcdserverpb__HashKVRequest *q = message(&etcdserverpb__hash_kvrequest__descriptor);
+
+    if (revision <= compacted)
+        return;
+    q->revision = one_in(2) ? 0 : one_in(5) ? revision + 1 : compacted + 1 + (int64_t)below((size_t)(revision - compacted));
+    if (q->revision == 0 && compacted < 0 && one_in(2))
+        q->revision = 1;
+    note(ask("/etcdserverpb.Maintenance/HashKV", &q->base, &etcdserverpb__hash_kvresponse__descriptor));
+}
+
+enum { PUT, RANGE, DELETE, TXN, COMPACT, LEASE, HASH, WATCH, KINDS };
+
+static void step(void)
+{
+    static const int of_a_thousand[KINDS] = {[PUT] = 250,    [RANGE] = 336, [DELETE] = 60, [TXN] = 270,
+                                             [COMPACT] = 4,  [LEASE] = 60,  [HASH] = 15,   [WATCH] = 5};
+    int dice = (int)below(1000), kind = 0;
+
+    while (dice >= of_a_thousand[kind])
+        dice -= of_a_thousand[kind++];
+    n_asked[kind]++;
+    switch (kind) {
+    case PUT:
+        note(ask("/etcdserverpb.KV/Put", &some_put(true)->base, RESPONSE(put)));
+        break;
+    case RANGE:
+        note(ask("/etcdserverpb.KV/Range", &some_range(false)->base, RESPONSE(range)));
+        break;
+    case DELETE:
+        note(ask("/etcdserverpb.KV/DeleteRange", &some_delete()->base, RESPONSE(delete_range)));
+        break;
+    case TXN:
+        note(ask("/etcdserverpb.KV/Txn", &some_txn(2, one_in(4))->base, RESPONSE(txn)));
+        break;
+    case COMPACT:
+        ask_compact();
+        break;
+    case LEASE:
+        ask_lease();
+        break;
+    case HASH:
+        ask_hash();
+        break;
+    case WATCH:
+        if (ask_watches)
+            ask_watch();
+        break;
+    }
+}
+
+/* Until both answer. */
+static void wait_ready(struct server *sv)
+{
+    Etcdserverpb__RangeRequest q = ETCDSERVERPB__RANGE_REQUEST__INIT;
+    time_t end = time(NULL) + 30;
+
+    q.key = (ProtobufCBinaryData){1, (uint8_t *)"k"};
+    for (;;) {
+        struct answer a;
+
+        unary_start(sv, "/etcdserverpb.KV/Range", &q.base);
+        (void)wait_one(CALL_S + 5);
+        a = take(sv);
+        call_close(sv);
+        answer_free(&a);
+        if (a.status == GRPC_STATUS_OK)
+            return;
+        if (time(NULL) > end)
+            die("not ok - %s does not answer: status %d", sv->address, a.status);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    grpc_channel_credentials *plain;
+    grpc_arg args[] = {
+        {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_ENABLE_HTTP_PROXY, .value.integer = 0},
+        {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = -1},
+        {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, .value.integer = 100},
+        {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, .value.integer = 500},
+    };
+    grpc_channel_args channel_args = {sizeof args / sizeof args[0], args};
+    int operations = argc > 3 ? atoi(argv[3]) : 10000;
+
+    if (argc < 3)
+        die("usage: oracle ADDRESS ADDRESS [operations]");
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)time(NULL) * 2654435761u + (uint64_t)getpid();
+    if (getenv("LEAVE_OUT")) {
+        ask_keys_only = strstr(getenv("LEAVE_OUT"), "keys_only") == NULL;
+        ask_watches = strstr(getenv("LEAVE_OUT"), "watch") == NULL;
+    }
+    printf("# SEED=%llu\n", (unsigned long long)seed);
+    grpc_init();
+    cq = grpc_completion_queue_create_for_next(NULL);
+    plain = grpc_insecure_credentials_create();
+    for (int i = 0; i < 2; i++) {
+        servers[i].address = argv[1 + i];
+        servers[i].channel = grpc_channel_create(argv[1 + i], plain, &channel_args);
+        servers[i].text = malloc(TEXT_BYTES);
+        wait_ready(&servers[i]);
+    }
+    arena_init(&arena, 64 << 20, NULL, 0);
+    for (int i = 0; i < operations; i++) {
+        step();
+        arena_fini(&arena);
+    }
+    printf("# revision %lld, compacted %lld; %ld puts, %ld ranges, %ld deletes, %ld txns, %ld compactions, %ld lease calls, "
+           "%ld hashes, %ld watches; %ld answers were errors\n",
+           (long long)revision, (long long)compacted, n_asked[PUT], n_asked[RANGE], n_asked[DELETE], n_asked[TXN],
+           n_asked[COMPACT], n_asked[LEASE], n_asked[HASH], n_asked[WATCH], n_errors);
+    printf("ok - %d operations, the same answers\n", operations);
+    for (int i = 0; i < 2; i++) {
+        grpc_channel_destroy(servers[i].channel);
+        free(servers[i].text);
+    }
+    grpc_channel_credentials_release(plain);
+    grpc_completion_queue_shutdown(cq);
+    grpc_completion_queue_destroy(cq);
+    grpc_shutdown();
+    return 0;
+}
