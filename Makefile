@@ -79,12 +79,12 @@ check-pure: $(call obj,raftcore) raftcore/allowed-symbols
 check-doors:
 	@tests/doors.sh
 
-test-programs: $(units) $(fuzzers)
+test-programs: $(units) $(fuzzers) $(helpers)
 
 deps:
 	@contrib/deps.sh
 
-check: all $(units) $(fuzzers) $(helpers) check-doors $(if $(SAN)$(TSAN),,check-pure)
+check: all test-programs check-doors $(if $(SAN)$(TSAN),,check-pure)
 	@O=$O SAN=$(SAN) TSAN=$(TSAN) tests/run.sh $(T)
 
 test: deps

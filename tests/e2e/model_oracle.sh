@@ -12,8 +12,9 @@ etcd=${ETCD:-$(command -v etcd)} || { echo "there is no etcd to compare with"; e
 work=$(mktemp -d -p /dev/shm cairn-oracle-XXXXXX 2>/dev/null || mktemp -d "${TMPDIR:-/tmp}/cairn-oracle-XXXXXX")
 port=${PORT:-$((25000 + $$ % 1000 * 4))}
 pids=
-trap 'for p in $pids; do kill -9 "$p" 2>/dev/null; done; wait 2>/dev/null; rm -rf "$work"' EXIT
+trap 'exec 2>/dev/null; for p in $pids; do kill -9 "$p"; done; wait; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
+export LEAVE_OUT=${LEAVE_OUT-watch} # until the hub is there
 ops=${OPS:-10000}
 [ -n "${SAN:-}${TSAN:-}" ] && ops=$((ops / 5))
 
