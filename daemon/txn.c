@@ -265,12 +265,12 @@ int txn_delete_key(struct txn_run *x, struct slice key)
 }
 
 /* One key on its way out: kept for the answer when asked for. */
-static int delete_one(struct txn_run *x, const struct change *prev, Etcdserverpb__DeleteRangeResponse *resp,
-                      size_t *room)
+static int delete_one(struct txn_run *x, const struct change *prev, bool want_prev,
+                      Etcdserverpb__DeleteRangeResponse *resp, size_t *room)
 {
     int err;
 
-    if (resp && x->out && prev->body.ptr) {
+    if (want_prev && x->out) {
         Mvccpb__KeyValue *kv;
 
         if (resp->n_prev_kvs == *room) {
@@ -293,9 +293,10 @@ static int delete_one(struct txn_run *x, const struct change *prev, Etcdserverpb
 }
 
 /* Deletes while the cursor stands: it reads at the revision before these changes, as any reader does. */
-static int delete_span(struct txn_run *x, struct slice from, struct slice end, unsigned flags,
+static int delete_span(struct txn_run *x, struct slice from, struct slice end, bool want_prev,
                        Etcdserverpb__DeleteRangeResponse *resp)
 {
+    unsigned flags = want_prev ? 0 : BASE_NO_BODY;
     struct view_cursor *cur = NULL;
     size_t room = 0;
     int err = view_cursor_new(x->view, from, end, txn_rev_now(x), flags, &cur);
@@ -305,7 +306,7 @@ static int delete_span(struct txn_run *x, struct slice from, struct slice end, u
 
         err = view_cursor_next(cur, &x->row, &prev);
         if (!err)
-            err = delete_one(x, &prev, resp, &room);
+            err = delete_one(x, &prev, want_prev, resp, &room);
         arena_fini(&x->row);
     }
     view_cursor_free(cur);
@@ -316,7 +317,7 @@ int txn_delete(struct txn_run *x, const Etcdserverpb__DeleteRangeRequest *req,
                Etcdserverpb__DeleteRangeResponse **ret)
 {
     Etcdserverpb__DeleteRangeResponse *resp = out_new(x, &etcdserverpb__delete_range_response__descriptor);
-    unsigned flags = resp && req->prev_kv ? 0 : BASE_NO_BODY;
+    bool want_prev = resp && req->prev_kv;
     struct slice from, end;
     bool single;
     int err;
@@ -327,14 +328,14 @@ int txn_delete(struct txn_run *x, const Etcdserverpb__DeleteRangeRequest *req,
         struct change prev;
         size_t room = 0;
 
-        err = view_get(x->view, from, txn_rev_now(x), flags, &x->row, &prev);
+        err = view_get(x->view, from, txn_rev_now(x), want_prev ? 0 : BASE_NO_BODY, &x->row, &prev);
         if (!err)
-            err = delete_one(x, &prev, resp, &room);
+            err = delete_one(x, &prev, want_prev, resp, &room);
         else if (err == ERR_KEY_NOT_FOUND)
             err = 0;
         arena_fini(&x->row);
     } else {
-        err = delete_span(x, from, end, flags, resp);
+        err = delete_span(x, from, end, want_prev, resp);
     }
     if (err)
         return err;
@@ -439,7 +440,7 @@ static int compare_present(const Etcdserverpb__Compare *c, const struct change *
 {
     Mvccpb__KeyValue kv = MVCCPB__KEY_VALUE__INIT;
 
-    if (have->body.ptr && body_decode(have->body, &kv) != 0)
+    if ((int)c->target == ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE && body_decode(have->body, &kv) != 0)
         return -EUCLEAN;
     *ret_holds = compare_holds(c, have, msg_slice(kv.value));
     return 0;

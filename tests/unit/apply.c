@@ -184,6 +184,7 @@ static void txn_order_and_headers(void)
     CHECK(resp->responses[2]->response_range->kvs[0]->value.data[0] == '2'); /* sees the put before it */
     CHECK(resp->responses[2]->response_range->header->revision == 3);
     CHECK(resp->responses[4]->response_delete_range->deleted == 1);
+    CHECK(resp->responses[4]->response_delete_range->n_prev_kvs == 0); /* not asked for */
     CHECK(resp->responses[5]->response_txn->succeeded); /* compared with the state before the txn */
     CHECK(resp->responses[5]->response_txn->header && resp->responses[5]->response_txn->header->revision == 0);
     CHECK_DUMP(&r, 0, "a=2@2.3.2.0 c=4@3.3.1.0");
