@@ -89,9 +89,9 @@ enum raft_msg_type {
     RAFT_HEARTBEAT = 3,       /* commit; ctx: the newest read round */
     RAFT_HEARTBEAT_REPLY = 4, /* ctx echoed */
     RAFT_VOTE = 5,            /* index, log_term: the candidate's last entry; transfer */
-    RAFT_VOTE_REPLY = 6,
+    RAFT_VOTE_REPLY = 6,      /* reject: index, log_term are the newest entry the voter knows to be committed */
     RAFT_PRE_VOTE = 7,        /* term: the one the sender would campaign in; otherwise as VOTE */
-    RAFT_PRE_VOTE_REPLY = 8,
+    RAFT_PRE_VOTE_REPLY = 8,  /* the same */
     RAFT_SNAPSHOT = 9,        /* index, log_term, conf: what the host's transfer holds */
     RAFT_TIMEOUT_NOW = 10,    /* campaign at once (T 3.10) */
     RAFT_READ = 11,           /* ctx: a follower asks for a read index */

@@ -130,6 +130,8 @@ void election_want(struct raft *r, enum campaign how); /* stand when possible */
 void election_try(struct raft *r);                     /* something `wanted` waits for may have come */
 void election_vote_stored(struct raft *r);
 void election_on_vote(struct raft *r, const struct raft_msg *m);
+void election_refuse(struct raft *r, enum raft_msg_type answer, uint64_t to);
+void election_learn_commit(struct raft *r, const struct raft_msg *m);
 void election_on_vote_reply(struct raft *r, const struct raft_msg *m);
 bool election_in_lease(const struct raft *r); /* a leader lives: who asks for votes disturbs */
 void election_on_timeout_now(struct raft *r, const struct raft_msg *m);

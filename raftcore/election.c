@@ -147,6 +147,29 @@ bool election_in_lease(const struct raft *r)
     return r->leader && r->now < r->heard_at + r->election_ms;
 }
 
+/* A refusal says what is committed. Without it a cluster could stand still for ever: a removed member, which has
+ * applied its removal and never stands again, refuses everybody whose log is shorter, while those do not know
+ * that it is committed and go on asking. (The simulation found this; etcd-io/raft has no remedy.) */
+void election_refuse(struct raft *r, enum raft_msg_type answer, uint64_t to)
+{
+    struct raft_msg *a = raft_send(r, answer, to);
+
+    if (a == NULL)
+        return;
+    a->reject = true;
+    a->index = r->commit;
+    a->log_term = termlog_term(&r->log, r->commit);
+}
+
+/* That an entry is committed is true everywhere and for ever; and if our log has this very entry, it has all
+ * before it (T 3.5, Log Matching). */
+void election_learn_commit(struct raft *r, const struct raft_msg *m)
+{
+    if (r->role != RAFT_LEADER && m->reject && m->log_term && m->index <= r->log.last &&
+        termlog_term(&r->log, m->index) == m->log_term)
+        raft_set_commit(r, m->index);
+}
+
 void election_on_vote(struct raft *r, const struct raft_msg *m)
 {
     bool pre = m->type == RAFT_PRE_VOTE;
@@ -157,10 +180,7 @@ void election_on_vote(struct raft *r, const struct raft_msg *m)
     bool up_to_date = m->log_term > last_term || (m->log_term == last_term && m->index >= r->log.last);
 
     if (!free_to || !up_to_date) {
-        struct raft_msg *a = raft_send(r, answer, m->from);
-
-        if (a)
-            a->reject = true;
+        election_refuse(r, answer, m->from);
         return;
     }
     if (!pre) {

@@ -397,8 +397,6 @@ static bool take_higher_term(struct raft *r, const struct raft_msg *m)
 
 static void answer_lower_term(struct raft *r, const struct raft_msg *m)
 {
-    struct raft_msg *a;
-
     switch (m->type) {
     case RAFT_APPEND:
     case RAFT_HEARTBEAT:
@@ -408,9 +406,7 @@ static void answer_lower_term(struct raft *r, const struct raft_msg *m)
         raft_send(r, RAFT_APPEND_REPLY, m->from);
         return;
     case RAFT_PRE_VOTE:
-        a = raft_send(r, RAFT_PRE_VOTE_REPLY, m->from);
-        if (a)
-            a->reject = true;
+        election_refuse(r, RAFT_PRE_VOTE_REPLY, m->from);
         return;
     default:
         return;
@@ -448,6 +444,8 @@ static void on_msg(struct raft *r, const struct raft_msg *m)
         raft_drop(r);
         return;
     }
+    if (m->type == RAFT_VOTE_REPLY || m->type == RAFT_PRE_VOTE_REPLY)
+        election_learn_commit(r, m);
     if (m->term > r->term && !take_higher_term(r, m))
         return;
     if (m->term < r->term) {
