@@ -11,6 +11,7 @@
  * Not here: header compression: names and values are core's affair, their number of bytes is ours.
  */
 #include "guard.h"
+#include <errno.h>
 #include "limits.h"
 
 enum {
@@ -47,7 +48,10 @@ struct rate {
 struct guard {
     struct frame from_client, from_server;
     uint32_t preface_left;
+    size_t boundary;  /* in the last call's bytes: where the frame began that it ended in */
+    bool no_boundary; /* it began before, or within a header block */
     uint32_t streams_max;
+    bool acked; /* the client has acknowledged a SETTINGS frame */
     enum guard_verdict verdict;
     uint32_t block_stream, block_bytes; /* a header block goes on; 0: none */
     uint32_t last_stream;
@@ -114,6 +118,18 @@ uint32_t guard_last_stream(const struct guard *g)
     return g->last_stream;
 }
 
+size_t guard_partial_head(const struct guard *g, const uint8_t **ret_head)
+{
+    *ret_head = g->from_client.head;
+    return g->from_client.have < FRAME_HEAD_BYTES ? g->from_client.have : 0;
+}
+
+bool guard_client_boundary(const struct guard *g, size_t *ret_bytes)
+{
+    *ret_bytes = g->boundary;
+    return !g->no_boundary;
+}
+
 bool guard_at_boundary(const struct guard *g)
 {
     return g->from_server.have == 0;
@@ -163,9 +179,11 @@ static bool table_resize(struct guard *g, uint32_t n)
     return true;
 }
 
+/* Before the client has acknowledged our SETTINGS it cannot know the limit. Afterwards core ends a connection that goes
+ * beyond it, all streams at once, so the guard objects first. */
 static enum guard_verdict stream_open(struct guard *g, uint32_t id)
 {
-    if (g->n_open >= g->streams_max + LIMIT_OPEN_STREAMS_SLACK)
+    if (g->n_open >= g->streams_max + (g->acked ? 0 : LIMIT_OPEN_STREAMS_SLACK))
         return GUARD_STREAMS;
     if (2 * (g->n_open + 1) > g->n_rows && !table_resize(g, g->n_rows ? 2 * g->n_rows : TABLE_FIRST))
         return GUARD_MEMORY;
@@ -203,6 +221,29 @@ static void stream_close(struct guard *g, struct stream *s)
         g->rows = NULL;
         g->n_rows = 0;
     }
+}
+
+static int by_id(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+int guard_streams(const struct guard *g, uint32_t **ret_ids, uint32_t *ret_n)
+{
+    uint32_t *ids = calloc(g->n_open + 1, sizeof *ids), n = 0;
+
+    if (ids == NULL)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < g->n_rows; i++)
+        if (g->rows[i].id)
+            ids[n++] = g->rows[i].id;
+    assert(n == g->n_open);
+    qsort(ids, n, sizeof *ids, by_id);
+    *ret_ids = ids;
+    *ret_n = n;
+    return 0;
 }
 
 /* ---- what the client may do ----------------------------------------------------- */
@@ -270,6 +311,9 @@ static enum guard_verdict client_frame_begins(struct guard *g, const struct fram
         return block_grows(g, f);
     case RST_STREAM:
         return reset(g, f, now_ms);
+    case SETTINGS:
+        g->acked |= (f->flags & ACK) != 0;
+        return control(g, now_ms);
     case WINDOW_UPDATE:
         return GUARD_OK; /* one for each few kilobytes read, and nothing is kept for it */
     default:
@@ -365,15 +409,27 @@ static bool ends_stream(const struct frame *f)
     return (f->type == DATA || f->type == HEADERS) && (f->flags & END_STREAM);
 }
 
+/* A frame begins: before its head, is whoever got all bytes so far between two frames? */
+static void note_boundary(struct guard *g, const struct frame *f, size_t at)
+{
+    if (f->have == 0 || at == 0) { /* a head that began in the call before is counted as beginning in this */
+        g->boundary = at;
+        g->no_boundary = g->block_stream != 0;
+    }
+}
+
 static enum guard_verdict client_bytes(struct guard *g, struct slice b, uint64_t now_ms)
 {
+    const uint8_t *from = b.ptr;
     struct frame *f = &g->from_client;
     enum guard_verdict v = GUARD_OK;
 
+    g->no_boundary = true;
     while (b.len && v == GUARD_OK) {
         struct slice part;
 
         if (f->have < FRAME_HEAD_BYTES) {
+            note_boundary(g, f, (size_t)(b.ptr - from));
             if (!head_takes(f, &b))
                 return GUARD_OK;
             v = client_frame_begins(g, f, now_ms);
@@ -390,6 +446,8 @@ static enum guard_verdict client_bytes(struct guard *g, struct slice b, uint64_t
             f->have = 0;
             if (ends_stream(f))
                 stream_ends(g, f->stream, true);
+            if (v == GUARD_OK)
+                note_boundary(g, f, (size_t)(b.ptr - from));
         }
     }
     return v;
@@ -403,6 +461,7 @@ enum guard_verdict guard_client(struct guard *g, struct slice bytes, uint64_t no
         return g->verdict;
     g->preface_left -= (uint32_t)skip;
     g->verdict = client_bytes(g, slice_of(bytes.ptr + skip, bytes.len - skip), now_ms);
+    g->boundary += skip;
     return g->verdict;
 }
 

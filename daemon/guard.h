@@ -29,7 +29,8 @@ enum guard_verdict { GUARD_OK, GUARD_TABLE(X) GUARD_COUNT };
 uint32_t guard_code(enum guard_verdict v);
 const char *guard_text(enum guard_verdict v);
 
-/* streams_max: open at once, LIMIT_OPEN_STREAMS_SLACK beyond it is a violation. NULL: no memory. */
+/* streams_max: open at once; LIMIT_OPEN_STREAMS_SLACK more until the client has acknowledged our SETTINGS.
+ * NULL: no memory. */
 struct guard *guard_new(uint32_t streams_max);
 void guard_free(struct guard *g); /* takes NULL */
 
@@ -43,5 +44,12 @@ uint32_t guard_open_streams(const struct guard *g);
 /* Open streams whose client has said nothing whole yet: they cost as much as any and do nothing. */
 uint32_t guard_mute_streams(const struct guard *g);
 uint32_t guard_last_stream(const struct guard *g);
+/* The last bytes of the client that are the begin of a frame's head, at most 8; *ret_head: where they are kept. */
+size_t guard_partial_head(const struct guard *g, const uint8_t **ret_head);
+/* How many bytes of the last guard_client lie before the frame that it ended in, or objected to. False: that frame's
+ * head was whole before the call, or a header block goes on: whoever got the bytes so far waits for the rest. */
+bool guard_client_boundary(const struct guard *g, size_t *ret_bytes);
+/* The open streams, oldest first, in heap memory of the caller's. 0 or -ENOMEM. */
+int guard_streams(const struct guard *g, uint32_t **ret_ids, uint32_t *ret_n);
 /* The server's bytes so far end between two frames: a GOAWAY may be put in. */
 bool guard_at_boundary(const struct guard *g);

@@ -226,8 +226,22 @@ static void on_event(struct pump *p, struct end *e, uint32_t events)
         conn_sniff(p, c);
     else if (c->list == &p->closing && e->hung_up)
         conn_close(p, c);
-    else
+    else if (c->list == &p->open)
         conn_move(p, c);
+}
+
+/* The next few streams of each client that left many. */
+static void unwind(struct pump *p)
+{
+    struct conn *c, *next;
+
+    if (p->unwound_ms == p->now_ms)
+        return;
+    p->unwound_ms = p->now_ms;
+    for (c = p->unwinding.first; c; c = next) {
+        next = c->next;
+        conn_unwind(p, c);
+    }
 }
 
 static void check_deadlines(struct pump *p)
@@ -295,6 +309,8 @@ static void obey(struct pump *p)
             conn_close(p, p->sniffing.first);
         while (p->open.first)
             conn_close(p, p->open.first);
+        while (p->unwinding.first)
+            conn_close(p, p->unwinding.first);
         while (p->closing.first)
             conn_close(p, p->closing.first);
     }
@@ -316,7 +332,7 @@ static int wait_ms(struct pump *p)
 {
     uint64_t until = UINT64_MAX;
 
-    if (p->ready)
+    if (p->ready || p->unwinding.first)
         return p->hurry ? 0 : 1;
     if (p->sniffing.first)
         until = p->sniffing.first->deadline_ms;
@@ -345,6 +361,7 @@ static void *pump_main(void *arg)
         for (int i = 0; i < n; i++)
             on_event(p, events[i].data.ptr, events[i].events);
         visit_again(p);
+        unwind(p);
         check_deadlines(p);
         accept_resume(p);
         trim(p);

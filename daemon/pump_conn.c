@@ -18,6 +18,8 @@ enum {
     VISIT_BYTES = 256 << 10,
     CLOSE_MS = 250,                       /* for the client to read what we said before the socket goes */
     WALK_BYTES = 4096,                    /* read in one round from a connection that goes at a walk */
+    UNWIND_STREAMS = 256,                 /* a client that leaves more open is unwound, */
+    UNWIND_STEP = 16,                     /* so many each millisecond */
     CONN_COST_BYTES = 16 << 10,           /* what core has held for one, and for each of its streams */
     STREAM_COST_BYTES = 12 << 10,
     HELD_BYTES = LIMIT_PUMP_BUFFER_BYTES, /* a connection with less of unfinished messages is never held */
@@ -71,7 +73,9 @@ static void conn_release(struct pump *p, struct conn *c)
     if (c->guard)
         p->load += CONN_COST_BYTES + (uint64_t)guard_open_streams(c->guard) * STREAM_COST_BYTES;
     guard_free(c->guard);
+    free(c->unwind_ids);
     c->guard = NULL;
+    c->unwind_ids = NULL;
 }
 
 void conn_close(struct pump *p, struct conn *c)
@@ -97,8 +101,15 @@ void conn_free(struct conn *c)
 /* What was said to the client gets time to arrive: closing with unread bytes at once would reset the connection. */
 static void conn_finish(struct pump *p, struct conn *c)
 {
+    bool deaf = c->client.hung_up || shutdown(c->client.fd, SHUT_WR);
+
+    if (c->between_frames && guard_open_streams(c->guard) > UNWIND_STREAMS &&
+        guard_streams(c->guard, &c->unwind_ids, &c->n_unwind) == 0) {
+        conn_list_move(c, &p->unwinding);
+        return;
+    }
     conn_release(p, c);
-    if (c->client.hung_up || shutdown(c->client.fd, SHUT_WR)) {
+    if (deaf) {
         conn_close(p, c);
         return;
     }
@@ -275,6 +286,34 @@ static void up_ends(struct conn *c)
     (void)shutdown(c->grpc.fd, SHUT_WR); /* gRPC closes, and that ends the connection */
 }
 
+/* Hands on what was read, as far as the guard lets it pass. A frame's head goes on only when it is whole: so gRPC can
+ * be told of a reset between what it has got and what it will not get. */
+static enum guard_verdict forward(struct pump *p, struct conn *c, size_t n, bool *ret_lost)
+{
+    const uint8_t *head;
+    size_t n_head = guard_partial_head(c->guard, &head), before;
+    uint8_t *from = p->buffer - n_head;
+    enum guard_verdict v;
+
+    memcpy(from, head, n_head);
+    v = guard_client(c->guard, slice_of(p->buffer, n), p->now_ms);
+    c->between_frames = guard_client_boundary(c->guard, &before);
+    if (v && (!c->between_frames || before == 0))
+        return v;
+    if (v) {
+        n = before;
+    } else {
+        size_t n_rest = guard_partial_head(c->guard, &head);
+
+        c->between_frames &= n_rest || before == n;
+        n -= n_rest; /* modulo 2^64: a head may take more than was read now */
+    }
+    n += n_head;
+    set_incomplete(p, c, guard_incomplete_bytes(c->guard));
+    *ret_lost = n && !flow_put(&c->up, from, n);
+    return v;
+}
+
 /* A connection that opens streams and says nothing on them goes at a walk: a little each millisecond, so that what it
  * costs core comes between other clients' calls and not before them. */
 static bool walks(const struct conn *c)
@@ -319,17 +358,20 @@ static void move_up(struct pump *p, struct conn *c)
         c->read_ms = p->now_ms;
         p->load += (uint64_t)n;
         pump_count(&p->stats.client_bytes, (uint64_t)n);
-        v = guard_client(c->guard, slice_of(p->buffer, (size_t)n), p->now_ms);
+        v = forward(p, c, (size_t)n, &lost);
         if (v) {
             conn_refuse(p, c, v);
             return;
         }
-        set_incomplete(p, c, guard_incomplete_bytes(c->guard));
-        if (!flow_put(&c->up, p->buffer, (size_t)n))
+        if (lost)
             break;
     }
-    if (!c->up.ended && (lost || c->up.left == NULL))
+    if (c->up.ended || (!lost && c->up.left))
+        return;
+    if (lost || !c->between_frames || guard_open_streams(c->guard) <= UNWIND_STREAMS)
         up_ends(c);
+    else
+        conn_finish(p, c); /* its client is gone, or has half-closed: either way nobody speaks for its streams */
 }
 
 static void move_down(struct pump *p, struct conn *c)
@@ -372,6 +414,33 @@ void conn_move(struct pump *p, struct conn *c)
         move_down(p, c);
     if (c->list == &p->open)
         move_up(p, c);
+}
+
+/* What core has for the streams costs the more the more of them end at once, and all clients wait for it. So it is
+ * told of each by a RST_STREAM, a few at a time; what it says is thrown away. Oldest first: so that neighbours in
+ * malloc's heap go together, and leave room. */
+void conn_unwind(struct pump *p, struct conn *c)
+{
+    enum { RST_BYTES = 13 };
+    size_t n = 0;
+    bool lost = false;
+
+    free(c->down.left);
+    c->down.left = NULL;
+    while (c->grpc.readable && flow_get(p, &c->down, sizeof p->buffer) > 0)
+        ;
+    if (!flow_flush(&c->up, &lost) && !lost)
+        return;
+    for (int i = 0; i < UNWIND_STEP && c->unwind_at < c->n_unwind; i++, n += RST_BYTES) {
+        uint8_t *frame = p->buffer + n;
+
+        put_u32be(frame, 4u << 8 | 3); /* length 4, RST_STREAM */
+        frame[4] = 0;
+        put_u32be(frame + 5, c->unwind_ids[c->unwind_at++]);
+        put_u32be(frame + 9, 8); /* CANCEL */
+    }
+    if (n == 0 || lost || !flow_put(&c->up, p->buffer, n))
+        conn_close(p, c);
 }
 
 void conn_check_stall(struct pump *p)

@@ -7,7 +7,7 @@
 #include "pump.h"
 #include "seam.h"
 
-enum { PUMP_LISTENERS_MAX = 16 };
+enum { PUMP_LISTENERS_MAX = 16, PUMP_HEADROOM = 16 };
 
 struct end {
     enum { END_WAKE, END_LISTENER, END_CLIENT, END_GRPC } kind;
@@ -31,6 +31,9 @@ struct conn {
     struct end client, grpc;
     struct flow up, down; /* client to gRPC, gRPC to client */
     struct guard *guard;
+    uint32_t *unwind_ids; /* the streams still to be reset are [unwind_at, n_unwind) */
+    uint32_t n_unwind, unwind_at;
+    bool between_frames; /* what gRPC has got ends between two frames of the client */
     size_t incomplete_bytes; /* its part of stats.incomplete_bytes */
     uint64_t deadline_ms;    /* while sniffing or closing */
     uint64_t read_ms;        /* when its client last sent something */
@@ -52,7 +55,8 @@ struct pump {
     uint64_t paused_until_ms; /* accepting; 0: not paused */
     bool accepting;
     unsigned n_held;
-    struct conn_list sniffing, open, closing, dead;
+    struct conn_list sniffing, open, unwinding, closing, dead;
+    uint64_t unwound_ms;
     struct conn *ready; /* more to do without an event: at once (hurry) or in a millisecond */
     bool hurry;
     _Atomic bool want_stop, want_cut, want_no_accept;
@@ -60,6 +64,7 @@ struct pump {
     /* Load that memory was used for, by a rough measure in bytes; malloc's leftovers go back when it is over. */
     uint64_t load, load_trimmed, load_checked, trim_check_ms;
     struct pump_stats stats;
+    uint8_t headroom[PUMP_HEADROOM]; /* the begin of a frame's head goes before what is read */
     uint8_t buffer[LIMIT_PUMP_BUFFER_BYTES];
 };
 
@@ -72,6 +77,8 @@ static inline void pump_count(_Atomic uint64_t *n, uint64_t add)
 void conn_list_move(struct conn *c, struct conn_list *to);
 /* Both ends are there: moves what can be moved; may close the connection. Does nothing with one that is not open. */
 void conn_move(struct pump *p, struct conn *c);
+/* A client is gone whose many streams are being taken from core a few at a time: the next few. */
+void conn_unwind(struct pump *p, struct conn *c);
 /* At once; the row stays until the round is over, for events of this round may still name it. */
 void conn_close(struct pump *p, struct conn *c);
 void conn_free(struct conn *c); /* a closed one's row */

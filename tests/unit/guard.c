@@ -8,7 +8,7 @@
 #include "tap.h"
 
 enum { DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION };
-enum { END_STREAM = 1, END_HEADERS = 4, PADDED = 8 };
+enum { END_STREAM = 1, ACK = 1, END_HEADERS = 4, PADDED = 8 };
 enum { STREAMS_MAX = 100 };
 
 /* ---- frames by hand ----------------------------------------------------------------- */
@@ -217,6 +217,15 @@ static void floods(void)
         frame(HEADERS, END_HEADERS, id, 1);
         CHECK(client(g, 0) == GUARD_OK);
     }
+    frame(HEADERS, END_HEADERS, id, 1);
+    CHECK(client(g, 0) == GUARD_STREAMS);
+    guard_free(g);
+
+    g = guard_after_preface();
+    frame(SETTINGS, ACK, 0, 0);
+    for (id = 1; id < 2 * STREAMS_MAX; id += 2)
+        frame(HEADERS, END_HEADERS, id, 1);
+    CHECK(client(g, 0) == GUARD_OK);
     frame(HEADERS, END_HEADERS, id, 1);
     CHECK(client(g, 0) == GUARD_STREAMS);
     guard_free(g);
