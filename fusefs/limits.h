@@ -36,3 +36,30 @@
 #define FEED_OWN_REVS 16384                 /* own commits remembered until the watch brings them */
 #define FEED_RETRY_MS 100                   /* before a broken watch is opened anew */
 #define FEED_WATCH_OPEN_MS 5000             /* a watch that is not created by then is opened anew */
+
+/* ---- injections and invalidations ------------------------------------------- */
+#define INJECTORS 4                         /* processes; directories are spread over them */
+#define INJECT_TIMEOUT_MS 2000              /* then its injector is killed and replaced */
+#define INJECT_QUEUE_MAX 32768              /* injections that wait, in all; beyond it they are dropped and counted */
+#define INJECT_COALESCE 256                 /* above so many waiting in a shard, a MODIFY merges with a waiting one */
+#define INJECT_BLIND_PER_S 200              /* so many a second without looking whether anybody watches */
+#define WATCHERS_SCAN_GAP_MS 10             /* between two looks at who watches what */
+#define NOTIFY_THREADS 4                    /* directories are spread over them */
+
+/* ---- handles and commits ------------------------------------------------------ */
+#define HANDLE_IDLE_MS 5000                 /* without a write: what is dirty is committed */
+#define HANDLE_APPEND_EAGER 3               /* appends of a handle that are committed each; then in groups */
+#define HANDLE_APPEND_IDLE_MS 100           /* of such a group */
+#define HANDLE_EXTENTS_MAX 1024             /* pieces written in place that are kept apart; then they are joined */
+#define COMMIT_RETRIES 64                   /* rebasing on a value that others keep changing */
+#define COMMIT_REREAD_MS 200                /* between two looks whether a commit of unknown outcome arrived */
+#define REQUEST_OVERHEAD_BYTES 512          /* of a save's Txn beside its key (twice) and value */
+#define TXN_OPS_MAX 128                     /* the server's default --max-txn-ops */
+#define ERRORS_MAX 256                      /* lines of .etcd/errors */
+
+/* ---- overlay ------------------------------------------------------------------- */
+#define OVERLAY_BYTES (64u << 20)           /* contents of all files that are only here */
+#define OVERLAY_LINGER_MS 2000              /* a temporary file after its last close; a key renamed to an editor's name */
+
+/* ---- control ------------------------------------------------------------------- */
+#define STREAM_BACKLOG_BYTES (64u << 20)    /* of one reader of .etcd/events; beyond it a gap line */

@@ -347,8 +347,11 @@ void session_unmount(struct session *s)
 void session_turn(struct session *s, int wait_ms)
 {
     struct epoll_event events[EVENTS_PER_TURN];
-    int n = epoll_wait(s->epoll_fd, events, EVENTS_PER_TURN, timers_wait_ms(s, wait_ms));
+    int n;
 
+    if (s->before_sleep)
+        s->before_sleep(s);
+    n = epoll_wait(s->epoll_fd, events, EVENTS_PER_TURN, timers_wait_ms(s, wait_ms));
     for (int i = 0; i < n; i++) {
         struct source *src = events[i].data.ptr;
 

@@ -44,6 +44,7 @@ struct session {
     unsigned signals_seen;
     void (*on_signal)(struct session *s); /* SIGINT, SIGTERM, SIGHUP; may be NULL */
     void (*on_ready)(struct session *s);  /* INIT was answered; may be NULL */
+    void (*before_sleep)(struct session *s); /* each turn, before it waits; may set timers; may be NULL */
     dev_t dev;                            /* st_dev of the mount; 0: unknown */
     unsigned request_timeout_s;           /* the kernel aborts the mount over an older request; 0: never */
 };

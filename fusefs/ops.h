@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ops.h - the mount as a whole, and the requests of the kernel.
+ *
+ * struct fs   everything of one mount. Owner: the core thread.
+ * struct op   one request that waits for something. It is answered exactly once: by op_reply_*(), or with EINTR when
+ *             the caller is interrupted; what it started then goes on and its later reply goes nowhere.
+ *
+ * Each FUSE operation is one function here or in ops_*.c. It answers at once, or makes an op and answers from a
+ * completion. A reply the kernel does not take (the caller was interrupted at that moment) is taken back:
+ * lookup counts, handles.
+ */
+#pragma once
+#include <fuse_lowlevel.h>
+
+#include "client.h"
+#include "feed.h"
+#include "injector_pool.h"
+#include "main_options.h"
+#include "notify.h"
+#include "session.h"
+#include "tree.h"
+#include "tree_read.h"
+
+#define TIMEOUT_S 60.0 /* of attributes and names in the kernel: finite, so that a race nobody thought of heals */
+
+struct handle;
+struct overlay;
+struct control;
+struct fuse_lowlevel_ops;
+
+struct fs {
+    struct session session;
+    struct options opt;
+    struct client *client;
+    struct tree *tree;
+    struct feed *feed;
+    struct source client_source;
+    struct timer tree_timer, feed_timer;
+    struct notify *notify;
+    struct injector_pool *injectors;
+    struct overlay *overlay;
+    struct control *control;
+    struct handle *handles;   /* all open ones of files */
+    uint64_t n_handles, n_commits, n_commits_failed, commits_in_flight;
+    bool nospace;             /* the last change was refused for the quota */
+    int64_t started_ms;
+};
+
+extern const struct fuse_lowlevel_ops ops_table;
+
+static inline struct fs *req_fs(fuse_req_t req)
+{
+    return ((struct session *)fuse_req_userdata(req))->owner;
+}
+
+/* ---- requests that wait ------------------------------------------------------------ */
+
+struct op {
+    struct fs *fs;
+    fuse_req_t req; /* NULL: answered */
+    pid_t pid;      /* of the caller: its thread id */
+    struct wait wait;
+    struct node *node;      /* ref'd: what it is about */
+    struct node *node2;     /* ref'd */
+    char *name, *name2;     /* owned */
+    struct fuse_file_info fi;
+    struct handle *handle;
+    uint64_t arg;
+};
+
+/* NULL: no memory, and the request has been answered so. name may be NULL. */
+struct op *op_new(fuse_req_t req, struct node *node, const char *name);
+/* The op must have been answered. */
+void op_free(struct op *op);
+
+/* Each answers, unless that has been done already. Those that hand something to the kernel return whether the kernel took it. */
+void op_err(struct op *op, int err);
+bool op_entry(struct op *op, struct node *n);
+bool op_create(struct op *op, struct node *n, const struct fuse_file_info *fi);
+bool op_open(struct op *op, const struct fuse_file_info *fi);
+
+/* The same for requests that were never made an op. */
+bool reply_entry(fuse_req_t req, struct node *n, double entry_timeout);
+void reply_attr(fuse_req_t req, struct fs *fs, struct node *n, const struct handle *h);
+
+/* ---- shared by the ops ---------------------------------------------------------------- */
+
+/* The node of a nodeid that the kernel must know; NULL: answered with ESTALE. */
+struct node *req_node(fuse_req_t req, fuse_ino_t ino);
+struct node *req_dir(fuse_req_t req, fuse_ino_t ino); /* also ENOTDIR */
+
+/* 0, or what a change answers right away: EROFS on a read-only mount, or once the quorum is lost longer than grace. */
+int fs_may_change(const struct fs *fs);
+/* When a change that waits for the quorum gives up, as a client_now_ms(). */
+int64_t fs_change_timeout_ms(const struct fs *fs);
+/* A line for .etcd/errors. */
+void fs_error(struct fs *fs, const char *what, const char *path, int err, const char *text);
+
+pid_t thread_group(pid_t tid); /* 0: unknown (another pid namespace, or it is gone) */
+
+/* ops.c */
+void op_lookup_answered(struct op *op, struct node *n);
+/* ops_file.c */
+void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+void fs_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+/* ops_dir.c */
+void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+/* ops_rename.c */
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+               unsigned flags);
+/* ops_inject.c: answers to an injector's request for what was announced to it. True: answered. */
+bool inject_lookup(fuse_req_t req, struct node *dir, const char *name);
+bool inject_make(fuse_req_t req, struct node *dir, const char *name, struct fuse_file_info *fi);
+bool inject_remove(fuse_req_t req, struct node *dir, const char *name);
+bool inject_open(fuse_req_t req, struct node *n, struct fuse_file_info *fi);
+bool inject_setattr(fuse_req_t req, struct node *n);
+/* xattr.c */
+void fs_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags);
+void fs_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
