@@ -53,6 +53,7 @@
 #define HANDLE_EXTENTS_MAX 1024             /* pieces written in place that are kept apart; then they are joined */
 #define COMMIT_RETRIES 64                   /* rebasing on a value that others keep changing */
 #define COMMIT_REREAD_MS 200                /* between two looks whether a commit of unknown outcome arrived */
+#define CODEC_KEY_MAX (1u << 20)              /* of a key that a renamed directory makes */
 #define REQUEST_OVERHEAD_BYTES 512          /* of a save's Txn beside its key (twice) and value */
 #define TXN_OPS_MAX 128                     /* the server's default --max-txn-ops */
 #define ERRORS_MAX 256                      /* lines of .etcd/errors */

@@ -14,6 +14,8 @@
 
 #include "client.h"
 #include "feed.h"
+#include "handle.h"
+#include "handle_txn.h"
 #include "injector_pool.h"
 #include "main_options.h"
 #include "notify.h"
@@ -24,6 +26,7 @@
 #define TIMEOUT_S 60.0 /* of attributes and names in the kernel: finite, so that a race nobody thought of heals */
 
 struct handle;
+struct ofile;
 struct overlay;
 struct control;
 struct fuse_lowlevel_ops;
@@ -41,8 +44,11 @@ struct fs {
     struct overlay *overlay;
     struct control *control;
     struct handle *handles;   /* all open ones of files */
+    uint64_t n_unborn;        /* handles that are creating their key */
     uint64_t n_handles, n_commits, n_commits_failed, commits_in_flight;
-    bool nospace;             /* the last change was refused for the quota */
+    bool nospace;             /* the last change was refused for the quota, or the server said so */
+    int64_t status_ms;        /* when the server was last asked about that */
+    bool feed_ready;          /* the first watch stands */
     int64_t started_ms;
 };
 
@@ -64,7 +70,13 @@ struct op {
     struct node *node2;     /* ref'd */
     char *name, *name2;     /* owned */
     struct fuse_file_info fi;
-    struct handle *handle;
+    struct handle *handle;  /* the kernel's to release once it has been told; else ours to free */
+    struct gate gate;
+    struct commit_wait commit;
+    uint8_t *data;          /* owned: what a WRITE that waits brought */
+    size_t size;
+    off_t off;
+    void (*next)(struct op *op); /* what comes after a common step */
     uint64_t arg;
 };
 
@@ -73,11 +85,15 @@ struct op *op_new(fuse_req_t req, struct node *node, const char *name);
 /* The op must have been answered. */
 void op_free(struct op *op);
 
+/* The request, to be answered now by the caller; NULL: it has been. */
+fuse_req_t op_take(struct op *op);
 /* Each answers, unless that has been done already. Those that hand something to the kernel return whether the kernel took it. */
 void op_err(struct op *op, int err);
 bool op_entry(struct op *op, struct node *n);
 bool op_create(struct op *op, struct node *n, const struct fuse_file_info *fi);
 bool op_open(struct op *op, const struct fuse_file_info *fi);
+void op_write(struct op *op, size_t size);
+void op_attr(struct op *op, struct node *n, const struct handle *h); /* h: the size is its buffer's; may be NULL */
 
 /* The same for requests that were never made an op. */
 bool reply_entry(fuse_req_t req, struct node *n, double entry_timeout);
@@ -91,15 +107,15 @@ struct node *req_dir(fuse_req_t req, fuse_ino_t ino); /* also ENOTDIR */
 
 /* 0, or what a change answers right away: EROFS on a read-only mount, or once the quorum is lost longer than grace. */
 int fs_may_change(const struct fs *fs);
-/* When a change that waits for the quorum gives up, as a client_now_ms(). */
-int64_t fs_change_timeout_ms(const struct fs *fs);
 /* A line for .etcd/errors. */
 void fs_error(struct fs *fs, const char *what, const char *path, int err, const char *text);
 
 pid_t thread_group(pid_t tid); /* 0: unknown (another pid namespace, or it is gone) */
 
 /* ops.c */
-void op_lookup_answered(struct op *op, struct node *n);
+struct node *fs_child(struct fs *fs, struct node *dir, const char *name, struct ofile **ret_ofile);
+/* Runs resume once no commit of a released handle of n is under way. */
+void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *op));
 /* ops_file.c */
 void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
@@ -109,14 +125,21 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph);
 void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void open_flags(const struct fs *fs, struct fuse_file_info *fi, const struct handle *h);
+/* ops_create.c */
+int fs_check_name(const struct fs *fs, const struct node *dir, const char *name, bool is_dir);
 /* ops_dir.c */
 void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name);
+void fs_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
 /* ops_rename.c */
 void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
                unsigned flags);
@@ -124,6 +147,7 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 bool inject_lookup(fuse_req_t req, struct node *dir, const char *name);
 bool inject_make(fuse_req_t req, struct node *dir, const char *name, struct fuse_file_info *fi);
 bool inject_remove(fuse_req_t req, struct node *dir, const char *name);
+bool inject_rename(fuse_req_t req, struct node *dir, const char *name, struct node *newdir, const char *newname);
 bool inject_open(fuse_req_t req, struct node *n, struct fuse_file_info *fi);
 bool inject_setattr(fuse_req_t req, struct node *n);
 /* xattr.c */

@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ops_rename.c - renaming is one transaction, or none (A.3, A.5).
+ *
+ *     overlay -> editors' name       stays in the overlay
+ *     overlay -> other name          one put of its content onto the key: lease and create_revision stay
+ *     key -> editors' name           limbo (overlay.h): nothing is published yet
+ *     key -> key                     put there, delete here; compared with the revision read
+ *     key <-> key (EXCHANGE)         two puts
+ *     directory -> directory         one range delete and a put for each key, up to what a transaction holds; else EXDEV
+ *
+ * The kernel now has the old inode under the new name, but that name's key has a node of its own: so the name is invalidated
+ * after the reply. Until then OPEN of the old node answers ESTALE and the kernel looks the name up afresh.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "codec.h"
+#include "ops.h"
+#include "overlay.h"
+#include "rpc.pb-c.h"
+
+#define FLAG_NOREPLACE 1u
+#define FLAG_EXCHANGE  2u
+#define ATTEMPTS_MAX   8
+
+/* One rename on its way; op->node is what is renamed, op->node2 the directory it goes to, op->name2 the new name. */
+struct renaming {
+    struct op *op;
+    unsigned flags, attempts;
+    struct node *from_dir;       /* ref'd; of a key */
+    uint64_t ofile_id;           /* the overlay's file; 0: a key */
+    struct value *value;         /* of the source */
+    struct value *other;         /* EXCHANGE: of the target */
+    bool guessed_present;        /* the target was thought to exist */
+    struct client_call range;    /* a directory's keys */
+    Etcdserverpb__RangeResponse *keys;
+};
+
+static void renaming_end(struct renaming *r, int err)
+{
+    struct op *op = r->op;
+
+    op_err(op, err);
+    if (err == 0) {
+        notify_name(op->fs->notify, op->node2, op->name2);
+        if (r->flags & FLAG_EXCHANGE && r->from_dir)
+            notify_name(op->fs->notify, r->from_dir, op->name);
+    }
+    node_unref(op->fs->tree, r->from_dir);
+    value_unref(r->value);
+    value_unref(r->other);
+    if (r->keys)
+        protobuf_c_message_free_unpacked(&r->keys->base, NULL);
+    op_free(op);
+    free(r);
+}
+
+/* The key and node the new name has. */
+static int target_key(const struct op *op, bool dir, uint8_t **ret_key, size_t *ret_len)
+{
+    return -node_child_key(op->fs->tree, op->node2, slice_str(op->name2), dir, ret_key, ret_len);
+}
+
+static struct node *target(const struct op *op)
+{
+    return tree_child(op->fs->tree, op->node2, slice_str(op->name2));
+}
+
+/* What the overlay has under the new name gives way. */
+static void target_ofile_gone(const struct op *op)
+{
+    struct ofile *f = overlay_by_name(op->fs->overlay, op->node2, op->name2);
+
+    if (f)
+        overlay_unlink(f);
+}
+
+/* ---- overlay -> key ------------------------------------------------------------------------- */
+
+static void publish_start(struct renaming *r, bool guess);
+
+static void publish_done(struct txn *t, void *arg, int err)
+{
+    struct renaming *r = arg;
+    struct fs *fs = r->op->fs;
+    struct ofile *f = overlay_by_id(fs->overlay, r->ofile_id);
+    struct node *n;
+
+    (void)t;
+    if (err == -1 && !(r->flags & FLAG_NOREPLACE) && ++r->attempts < ATTEMPTS_MAX) {
+        publish_start(r, !r->guessed_present);
+        return;
+    }
+    if (err == 0) {
+        n = target(r->op);
+        if (f && n)
+            handles_publish(fs, f, n, r->value);
+        if (f)
+            overlay_unlink(f);
+    }
+    if (f)
+        f->publishing = false;
+    renaming_end(r, err == -1 ? r->flags & FLAG_NOREPLACE ? EEXIST : ESTALE : err);
+}
+
+static void publish_start(struct renaming *r, bool guess)
+{
+    struct txn *t = txn_new(r->op->fs, publish_done, r);
+    uint8_t *key = NULL;
+    size_t len = 0;
+
+    if (t == NULL || target_key(r->op, false, &key, &len) != 0) {
+        txn_cancel(t);
+        renaming_end(r, ENOMEM);
+        return;
+    }
+    r->guessed_present = guess;
+    txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, guess ? TXN_GREATER : TXN_EQUAL, 0);
+    txn_put(t, slice_of(key, len), r->value, guess ? TXN_IGNORE_LEASE : 0);
+    txn_run(t);
+    free(key);
+}
+
+static void rename_ofile(struct renaming *r, struct ofile *f)
+{
+    struct op *op = r->op;
+    struct node *there = target(op);
+    int err = fs_check_name(op->fs, op->node2, op->name2, false);
+
+    if (err == 0 && there && there->kind == NODE_DIR)
+        err = EISDIR;
+    if (err || (there == NULL && overlay_is_editors(op->name2))) {
+        renaming_end(r, err ? err : overlay_rename(f, op->node2, op->name2));
+        return;
+    }
+    r->value = value_new(ofile_content(f), &(struct key_meta){0});
+    if (r->value == NULL) {
+        renaming_end(r, ENOMEM);
+        return;
+    }
+    if (there)
+        overlay_limbo_end(there);
+    r->ofile_id = f->nodeid;
+    publish_start(r, there != NULL && !(r->flags & FLAG_NOREPLACE));
+}
+
+/* ---- key -> key --------------------------------------------------------------------------------- */
+
+static void move_read(struct wait *w, int err);
+
+static void move_done(struct txn *t, void *arg, int err)
+{
+    struct renaming *r = arg;
+    struct op *op = r->op;
+    struct node *n;
+
+    (void)t;
+    if (err == -1 && ++r->attempts < ATTEMPTS_MAX) { /* either key changed: look again */
+        value_unref(r->value);
+        value_unref(r->other);
+        r->value = r->other = NULL;
+        if (r->flags & FLAG_NOREPLACE && target(op)) {
+            renaming_end(r, EEXIST);
+            return;
+        }
+        op->wait = (struct wait){.done = move_read};
+        tree_open_read(op->fs->tree, op->node, &op->wait);
+        return;
+    }
+    if (err == 0) {
+        target_ofile_gone(op);
+        n = target(op);
+        if (n && !(r->flags & FLAG_EXCHANGE))
+            handles_move(op->node, n);
+    }
+    renaming_end(r, err == -1 ? r->flags & FLAG_NOREPLACE ? EEXIST : ESTALE : err);
+}
+
+/* The lease goes with the value; onto a key that has one, a value without keeps that (a save by rename). */
+static void move_put(struct txn *t, const struct renaming *r, struct slice key, struct value *copy, const struct node *there)
+{
+    int64_t lease = r->value->meta.lease;
+
+    if (r->flags & FLAG_NOREPLACE)
+        txn_compare(t, key, SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
+    else if (lease == 0 && there && there->meta.lease) {
+        txn_compare(t, key, SLICE_NONE, TXN_CREATE_REV, TXN_GREATER, 0);
+        lease = TXN_IGNORE_LEASE;
+    }
+    txn_put(t, key, copy, lease);
+}
+
+static void move_start(struct renaming *r)
+{
+    struct op *op = r->op;
+    struct txn *t = txn_new(op->fs, move_done, r);
+    struct value *copy = value_new(slice_of(r->value->bytes, r->value->meta.size), &(struct key_meta){0});
+    struct value *back = r->other ? value_new(slice_of(r->other->bytes, r->other->meta.size), &(struct key_meta){0}) : NULL;
+    uint8_t *from = NULL, *to = NULL;
+    size_t from_len = 0, to_len = 0;
+    struct node *there = target(op);
+
+    if (t == NULL || copy == NULL || (r->other && back == NULL) || node_key(op->fs->tree, op->node, &from, &from_len) != 0 ||
+        target_key(op, false, &to, &to_len) != 0) {
+        txn_cancel(t);
+        t = NULL;
+    } else {
+        txn_compare(t, slice_of(from, from_len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, r->value->meta.mod_rev);
+        if (back) {
+            txn_compare(t, slice_of(to, to_len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, r->other->meta.mod_rev);
+            txn_put(t, slice_of(to, to_len), copy, r->value->meta.lease);
+            txn_put(t, slice_of(from, from_len), back, r->other->meta.lease);
+        } else {
+            move_put(t, r, slice_of(to, to_len), copy, there);
+            txn_delete(t, slice_of(from, from_len));
+        }
+        txn_run(t);
+    }
+    value_unref(copy);
+    value_unref(back);
+    free(from);
+    free(to);
+    if (t == NULL)
+        renaming_end(r, ENOMEM);
+}
+
+static void other_read(struct wait *w, int err)
+{
+    struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
+    struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
+
+    if (err) {
+        renaming_end(r, err);
+        return;
+    }
+    r->other = w->value;
+    move_start(r);
+}
+
+static void limbo_start(struct renaming *r)
+{
+    struct op *op = r->op;
+    struct ofile *f = overlay_limbo(op->fs->overlay, op->node, r->value, op->node2, op->name2);
+
+    renaming_end(r, f ? 0 : ENOSPC);
+}
+
+static void move_read(struct wait *w, int err)
+{
+    struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
+    struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
+    struct node *there = target(op);
+
+    if (err == 0) {
+        r->value = w->value;
+        if (w->stale)
+            err = EROFS;
+    }
+    if (err) {
+        renaming_end(r, err == ESTALE ? ENOENT : err);
+    } else if (r->flags & FLAG_EXCHANGE) {
+        op->wait = (struct wait){.done = other_read};
+        tree_open_read(op->fs->tree, there, &op->wait);
+    } else if (there == NULL && op->fs->opt.overlay && overlay_is_editors(op->name2))
+        limbo_start(r);
+    else
+        move_start(r);
+}
+
+static void move_resume(struct op *op)
+{
+    struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
+
+    if (!op->node->present) { /* only being created here: its handles create the other one instead */
+        struct node *to = tree_ghost(op->fs->tree, op->node2, slice_str(op->name2), NODE_FILE);
+
+        if (node_visible(op->node) && to)
+            handles_move(op->node, to);
+        renaming_end(r, to ? 0 : ENOMEM);
+        return;
+    }
+    op->wait = (struct wait){.done = move_read};
+    tree_open_read(op->fs->tree, op->node, &op->wait);
+}
+
+/* ---- directories ------------------------------------------------------------------------------------ */
+
+static void dir_moved(struct txn *t, void *arg, int err)
+{
+    struct renaming *r = arg;
+
+    if (err == 0)
+        tree_rmdir(r->op->fs->tree, r->op->node, txn_rev(t));
+    renaming_end(r, err == -1 ? EXDEV : err); /* somebody works in it: mv copies instead */
+}
+
+static void dir_build(struct renaming *r, struct txn *t, struct slice from, struct slice to)
+{
+    const Etcdserverpb__RangeResponse *keys = r->keys;
+    uint8_t *end = malloc(from.len + to.len + 2), *name = malloc(CODEC_KEY_MAX);
+    size_t end_len;
+
+    if (end == NULL || name == NULL)
+        goto out;
+    end_len = codec_prefix_end(from, end);
+    txn_compare(t, from, slice_of(end, end_len), TXN_MOD_REV, TXN_LESS, keys->header->revision + 1);
+    txn_delete_range(t, from, slice_of(end, end_len));
+    end_len = codec_prefix_end(to, end);
+    memcpy(name, to.ptr, to.len);
+    name[to.len] = 0;
+    /* Nothing below the new name but perhaps its marker, which is put anew. */
+    txn_compare(t, slice_of(name, to.len + 1), slice_of(end, end_len), TXN_CREATE_REV, TXN_EQUAL, 0);
+    for (size_t i = 0; i < keys->n_kvs; i++) {
+        const Mvccpb__KeyValue *kv = keys->kvs[i];
+        struct value *v = value_new(slice_of(kv->value.data, kv->value.len), &(struct key_meta){0});
+
+        if (v == NULL || to.len + kv->key.len - from.len > CODEC_KEY_MAX)
+            goto out;
+        txn_compare(t, slice_of(kv->key.data, kv->key.len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, kv->mod_revision);
+        txn_note_delete(t, slice_of(kv->key.data, kv->key.len));
+        memcpy(name + to.len, kv->key.data + from.len, kv->key.len - from.len);
+        txn_put_new(t, slice_of(name, to.len + kv->key.len - from.len), v, kv->lease);
+        value_unref(v);
+    }
+    free(end);
+    free(name);
+    txn_run(t);
+    return;
+out:
+    free(end);
+    free(name);
+    txn_cancel(t);
+    renaming_end(r, ENOMEM);
+}
+
+static void dir_read(struct client_call *call)
+{
+    struct renaming *r = (struct renaming *)((char *)call - offsetof(struct renaming, range));
+    struct op *op = r->op;
+    uint8_t *from = NULL, *to = NULL;
+    size_t from_len = 0, to_len = 0;
+    struct txn *t;
+
+    if (call->outcome != CLIENT_OK) {
+        renaming_end(r, client_errno(call, CLIENT_USE_WRITE));
+        return;
+    }
+    r->keys = (Etcdserverpb__RangeResponse *)client_take_reply(call);
+    if (r->keys->more || r->keys->n_kvs > TXN_OPS_MAX - 2) {
+        renaming_end(r, EXDEV);
+        return;
+    }
+    t = txn_new(op->fs, dir_moved, r);
+    if (t == NULL || node_key(op->fs->tree, op->node, &from, &from_len) != 0 || target_key(op, true, &to, &to_len) != 0) {
+        txn_cancel(t);
+        renaming_end(r, ENOMEM);
+    } else
+        dir_build(r, t, slice_of(from, from_len), slice_of(to, to_len));
+    free(from);
+    free(to);
+}
+
+static void rename_dir(struct renaming *r)
+{
+    struct op *op = r->op;
+    struct node *there = target(op);
+    uint8_t *key = NULL, *end = NULL;
+    size_t len = 0;
+    Etcdserverpb__RangeRequest req = ETCDSERVERPB__RANGE_REQUEST__INIT;
+    int err = r->flags & FLAG_EXCHANGE ? EINVAL : fs_check_name(op->fs, op->node2, op->name2, true);
+
+    if (err == 0 && there && there->kind != NODE_DIR)
+        err = ENOTDIR;
+    if (err == 0 && there && r->flags & FLAG_NOREPLACE)
+        err = EEXIST;
+    if (err == 0 && there && there->dir->n_present)
+        err = ENOTEMPTY;
+    if (err == 0 && (overlay_in_dir(op->fs->overlay, op->node) || op->fs->n_unborn))
+        err = EXDEV; /* files that are only here cannot move in a transaction; rare, and mv copies */
+    if (err == 0 && (node_key(op->fs->tree, op->node, &key, &len) != 0 || (end = malloc(len + 1)) == NULL))
+        err = ENOMEM;
+    if (err) {
+        free(key);
+        renaming_end(r, err);
+        return;
+    }
+    req.key = (ProtobufCBinaryData){len, key};
+    req.range_end = (ProtobufCBinaryData){codec_prefix_end(slice_of(key, len), end), end};
+    req.limit = TXN_OPS_MAX;
+    r->range = (struct client_call){.done = dir_read};
+    client_start(op->fs->client, &r->range, CLIENT_RANGE, &req.base, 0);
+    free(key);
+    free(end);
+}
+
+/* ---- the choice ---------------------------------------------------------------------------------------- */
+
+static int check(const struct node *n, const struct ofile *f, const struct node *there, const struct ofile *there_f,
+                 unsigned flags)
+{
+    if (n == NULL && f == NULL)
+        return ENOENT;
+    if (flags & ~(FLAG_NOREPLACE | FLAG_EXCHANGE))
+        return EINVAL;
+    if (flags & FLAG_EXCHANGE)
+        return f || there_f ? EINVAL : there == NULL ? ENOENT : n->kind == NODE_DIR || there->kind == NODE_DIR ? EINVAL : 0;
+    if (flags & FLAG_NOREPLACE && (there || there_f))
+        return EEXIST;
+    if (n && n->kind != NODE_DIR && there && there->kind == NODE_DIR)
+        return EISDIR;
+    return 0;
+}
+
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+               unsigned flags)
+{
+    struct fs *fs = req_fs(req);
+    struct node *dir = req_dir(req, parent), *newdir = dir ? req_dir(req, newparent) : NULL, *n, *there;
+    struct ofile *f, *there_f;
+    struct renaming *r;
+    int err;
+
+    if (newdir == NULL || inject_rename(req, dir, name, newdir, newname))
+        return;
+    n = fs_child(fs, dir, name, &f);
+    there = fs_child(fs, newdir, newname, &there_f);
+    err = check(n, f, there, there_f, flags);
+    if (err == 0)
+        err = fs_may_change(fs);
+    if (err == 0 && n && n->kind != NODE_DIR)
+        err = fs_check_name(fs, newdir, newname, false);
+    r = err ? NULL : calloc(1, sizeof *r);
+    if (r)
+        r->op = op_new(req, n ? n : dir, name);
+    if (r == NULL || r->op == NULL) {
+        if (r == NULL)
+            (void)fuse_reply_err(req, err ? err : ENOMEM);
+        free(r);
+        return;
+    }
+    r->flags = flags;
+    r->from_dir = node_ref(dir);
+    r->op->node2 = node_ref(newdir);
+    r->op->name2 = strdup(newname);
+    r->op->arg = (uintptr_t)r;
+    if (r->op->name2 == NULL)
+        renaming_end(r, ENOMEM);
+    else if (f)
+        rename_ofile(r, f);
+    else if (n->kind == NODE_DIR)
+        rename_dir(r);
+    else {
+        if (there == NULL && target(r->op))
+            overlay_limbo_end(target(r->op)); /* what was hidden there is replaced */
+        op_after_release(r->op, n, move_resume);
+    }
+}
