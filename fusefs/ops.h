@@ -13,6 +13,7 @@
 #include <fuse_lowlevel.h>
 
 #include "client.h"
+#include "codec.h"
 #include "feed.h"
 #include "handle.h"
 #include "handle_txn.h"
