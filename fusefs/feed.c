@@ -37,6 +37,7 @@ struct pending {
     struct pending *next;
     struct change_event *ev;
     struct key_meta meta;
+    bool reshaped;
     struct inflight *inflight;
 };
 
@@ -237,6 +238,7 @@ static void note_change(void *ctx, const struct tree_change *c)
         return;
     }
     p->meta = c->meta;
+    p->reshaped = c->reshaped;
     p->ev->flags = CHANGE_INVALIDATE | (c->is_dir ? CHANGE_DIR : 0) | (c->gap ? CHANGE_GAP : 0);
     if (c->silent || is_own_rev(f, c->rev)) {
         p->ev->flags |= CHANGE_OWN;
@@ -260,7 +262,7 @@ static void settled(void *ctx)
 
 static bool is_pair(const struct pending *gone, const struct pending *made)
 {
-    return made->ev && made->ev->rev == gone->ev->rev && made->ev->node != gone->ev->node &&
+    return made->ev && !made->reshaped && made->ev->rev == gone->ev->rev && made->ev->node != gone->ev->node &&
            !(made->ev->flags & (CHANGE_DIR | CHANGE_GAP)) &&
            (made->ev->kind == CHANGE_CREATE || made->ev->kind == CHANGE_MODIFY) &&
            made->meta.size == gone->meta.size && made->meta.hash == gone->meta.hash &&
@@ -287,7 +289,7 @@ static void make_move(struct pending *gone, struct pending *made)
 static void pair_moves(struct pending *first)
 {
     for (struct pending *gone = first; gone; gone = gone->next) {
-        if (gone->ev == NULL || gone->ev->kind != CHANGE_DELETE || gone->ev->flags & (CHANGE_DIR | CHANGE_GAP))
+        if (gone->ev == NULL || gone->reshaped || gone->ev->kind != CHANGE_DELETE || gone->ev->flags & (CHANGE_DIR | CHANGE_GAP))
             continue;
         for (struct pending *made = first; made; made = made->next)
             if (is_pair(gone, made)) {

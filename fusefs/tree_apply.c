@@ -16,13 +16,14 @@
 #define VALUE_NAME S(CODEC_VALUE_NAME)
 #define EMPTY_NAME S("%")
 
-static void tell(struct tree *t, enum origin origin, enum change_kind kind, int64_t rev, struct node *n,
-                 const struct key_meta *meta)
+static void tell_as(struct tree *t, enum origin origin, enum change_kind kind, int64_t rev, struct node *n,
+                    const struct key_meta *meta, bool reshaped)
 {
     struct tree_change change = {.kind = kind,
                                  .is_dir = n->kind == NODE_DIR,
                                  .silent = origin == FROM_OWN,
                                  .gap = origin == FROM_GAP,
+                                 .reshaped = reshaped,
                                  .rev = rev,
                                  .dir = n->parent,
                                  .node = n};
@@ -31,6 +32,12 @@ static void tell(struct tree *t, enum origin origin, enum change_kind kind, int6
         change.meta = *meta;
     if (t->changed)
         t->changed(t->feed, &change);
+}
+
+static void tell(struct tree *t, enum origin origin, enum change_kind kind, int64_t rev, struct node *n,
+                 const struct key_meta *meta)
+{
+    tell_as(t, origin, kind, rev, n, meta, false);
 }
 
 static bool tells(enum origin origin)
@@ -208,58 +215,72 @@ static struct node *dir_appear(struct tree *t, struct node *dir, struct slice na
 
         move_leaf(t, file, value, rev);
         if (tells(origin))
-            tell(t, origin, CHANGE_DELETE, rev, file, &meta);
+            tell_as(t, origin, CHANGE_DELETE, rev, file, &meta, true);
     }
     if (tells(origin))
         tell(t, origin, CHANGE_CREATE, rev, n, NULL);
     if (value && tells(origin))
-        tell(t, origin, CHANGE_CREATE, rev, value, &value->meta);
+        tell_as(t, origin, CHANGE_CREATE, rev, value, &value->meta, true);
     return n;
 }
 
-/* What lies in a directory that is found gone as a whole (after a gap, or rmdir of one that has ghosts only). */
-static void vanish_children(struct tree *t, struct node *n, int64_t rev, enum origin origin)
+/* One file is gone along with its directory. */
+static void vanish_leaf(struct tree *t, struct node *n, int64_t rev, enum origin origin)
+{
+    const struct key_meta old = n->meta;
+
+    node_vanish(t, n, rev);
+    if (tells(origin))
+        tell(t, origin, CHANGE_DELETE, rev, n, &old);
+}
+
+/* The directory ends; what lay in it is gone already. */
+static void dir_end(struct tree *t, struct node *n, int64_t rev, enum origin origin)
+{
+    if (n->dir->load)
+        load_cancel(t, n->dir->load);
+    node_vanish(t, n, rev);
+    dir_reset(n->dir);
+    if (tells(origin) || origin == FROM_OWN)
+        tell(t, origin, CHANGE_DELETE, rev, n, NULL);
+}
+
+/* A directory is found gone as a whole, after a gap: all keys below it are. */
+static void vanish_children(struct tree *t, struct node *n, int64_t rev, enum origin origin, bool value_too)
 {
     for (struct node *c = n->dir->children; c; c = c->next) {
-        if (!c->present || c->kind == NODE_VALUE)
+        if (!c->present || (c->kind == NODE_VALUE && !value_too))
             continue;
-        if (c->kind == NODE_DIR) {
-            dir_vanish(t, c, rev, origin);
-        } else {
-            const struct key_meta old = c->meta;
-
-            node_vanish(t, c, rev);
-            if (tells(origin))
-                tell(t, origin, CHANGE_DELETE, rev, c, &old);
+        if (c->kind != NODE_DIR) {
+            vanish_leaf(t, c, rev, origin);
+            continue;
         }
+        vanish_children(t, c, rev, origin, true);
+        dir_end(t, c, rev, origin);
     }
 }
 
 void dir_vanish(struct tree *t, struct node *n, int64_t rev, enum origin origin)
 {
-    struct node *dir = n->parent, *value, *file;
+    struct node *dir = n->parent, *value, *file = NULL;
 
     if (!n->present)
         return;
     node_ref(n);
-    vanish_children(t, n, rev, origin);
-    if (n->dir->load)
-        load_cancel(t, n->dir->load);
+    vanish_children(t, n, rev, origin, false);
     value = node_find(t, n, VALUE_NAME, NODE_VALUE);
-    file = value && value->present ? node_get(t, dir, slice_of(n->name, n->name_len), NODE_FILE) : NULL;
+    if (value && value->present)
+        file = node_get(t, dir, slice_of(n->name, n->name_len), NODE_FILE);
     if (file) {
         const struct key_meta meta = value->meta;
 
         move_leaf(t, value, file, rev);
         if (tells(origin))
-            tell(t, origin, CHANGE_DELETE, rev, value, &meta);
+            tell_as(t, origin, CHANGE_DELETE, rev, value, &meta, true);
     }
-    node_vanish(t, n, rev);
-    dir_reset(n->dir);
-    if (tells(origin) || origin == FROM_OWN)
-        tell(t, origin, CHANGE_DELETE, rev, n, NULL);
+    dir_end(t, n, rev, origin);
     if (file && tells(origin))
-        tell(t, origin, CHANGE_CREATE, rev, file, &file->meta);
+        tell_as(t, origin, CHANGE_CREATE, rev, file, &file->meta, true);
     node_unref(t, n);
     dir_check_empty(t, dir, rev, origin);
 }

@@ -178,12 +178,12 @@ static void take_keys(struct tree *t, struct dir_load *l, const Etcdserverpb__Ra
 
         meta_of(kv, &kc.meta);
         n = tree_apply_in(t, l->dir, rest, &kc, origin);
-        if (n == l->dir)
-            l->marker_seen = true;
-        else if (n && n->seen != l->serial)
-            useful++;
-        if (n)
+        if (n == l->dir) {
+            l->marker_seen = true; /* `seen` of the directory itself belongs to its parent's listing */
+        } else if (n) {
+            useful += n->seen != l->serial;
             n->seen = l->serial;
+        }
     }
     *ret_useful = useful;
 }

@@ -18,6 +18,7 @@ struct tree_change {
     bool is_dir;
     bool silent;           /* tell the kernel, never inject (a lingering directory was forgotten) */
     bool gap;
+    bool reshaped;         /* the key itself did not change: it is shown elsewhere, since a file became a directory or back */
     int64_t rev;
     struct node *dir, *node;
     struct key_meta meta;  /* of a file: the new one; DELETE: the last one */
