@@ -11,7 +11,7 @@
 CFLAGS   ?= -O2 -g
 WARN      = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror=implicit
 SAN_FLAGS = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-TSAN_FLAGS = -fsanitize=thread -fno-omit-frame-pointer
+TSAN_FLAGS = -fsanitize=thread -fno-omit-frame-pointer -Wno-tsan
 O         = build$(if $(SAN),/san)$(if $(TSAN),/tsan)
 PREFIX   ?= /usr/local
 override CFLAGS += -std=c11 -D_GNU_SOURCE -pthread $(WARN) -MMD -MP $(if $(SAN),$(SAN_FLAGS)) $(if $(TSAN),$(TSAN_FLAGS))

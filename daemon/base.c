@@ -223,7 +223,7 @@ int base_meta_read(const struct base *b, MDB_txn *txn, struct base_meta *ret_met
 
 /* ---- opening ---- */
 
-static int env_open(const struct base_options *o, MDB_env **ret_env)
+static int env_open_map(const struct base_options *o, uint64_t map_bytes, MDB_env **ret_env)
 {
     unsigned flags = MDB_NOTLS | (o->no_sync ? MDB_NOSYNC : 0);
     MDB_env *env;
@@ -231,13 +231,25 @@ static int env_open(const struct base_options *o, MDB_env **ret_env)
 
     if (rc)
         return base_error(rc);
-    if ((rc = mdb_env_set_maxdbs(env, BASE_TABLES)) || (rc = mdb_env_set_mapsize(env, o->map_bytes)) ||
+    if ((rc = mdb_env_set_maxdbs(env, BASE_TABLES)) || (rc = mdb_env_set_mapsize(env, map_bytes)) ||
         (rc = mdb_env_set_maxreaders(env, o->readers_max)) || (rc = mdb_env_open(env, o->path, flags, 0600))) {
         mdb_env_close(env);
         return base_error(rc);
     }
     *ret_env = env;
     return 0;
+}
+
+/* Where addresses are short (ulimit -v, ThreadSanitizer) a smaller map has to do: what it then cannot hold is
+ * ENOSPC, as with a full disk. */
+static int env_open(const struct base_options *o, MDB_env **ret_env)
+{
+    uint64_t map_bytes = o->map_bytes;
+    int rc = env_open_map(o, map_bytes, ret_env);
+
+    for (; rc == -ENOMEM && map_bytes / 2 >= BASE_MAP_MIN; map_bytes /= 2)
+        rc = env_open_map(o, map_bytes / 2, ret_env);
+    return rc;
 }
 
 static int tables_open(struct base *b, MDB_txn *txn, unsigned flags)

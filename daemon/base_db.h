@@ -36,6 +36,7 @@ enum {
     BASE_ROW_MAX = 300,                    /* an index row, crc included */
     BASE_HEAD_MAX = 280,                   /* the head of a log record */
     BASE_CONF_MAX = 64 << 10,              /* the Raft configuration in the meta table */
+    BASE_MAP_MIN = 1 << 30,                /* less than this of addresses is not worth a start */
     BASE_SWEEP_PAGES = 2048,               /* one batch of the sweep dirties about so many */
     BASE_SWEEP_RECORDS = 8192,             /* one step of the sweep looks at so many records */
     BASE_SWEEP_VICTIMS = 512 << 10,        /* of one round, kept in memory: 16 bytes each */
