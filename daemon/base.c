@@ -345,6 +345,9 @@ int base_open(const struct base_options *o, struct base **ret_base)
 
     if (b == NULL)
         return -ENOMEM;
+    b->sweep_max.pages = BASE_SWEEP_PAGES;
+    b->sweep_max.records = BASE_SWEEP_RECORDS;
+    b->sweep_max.victims = BASE_SWEEP_VICTIMS;
     /* mdb_env_open would make an empty file. */
     if (snprintf(path, sizeof path, "%s/data.mdb", o->path) >= (int)sizeof path)
         err = -ENAMETOOLONG;

@@ -64,6 +64,10 @@ struct base {
     int64_t compact_rev; /* as last committed */
     struct sweep_mark mark;
     struct {
+        unsigned pages, records; /* of a step */
+        size_t victims;          /* of a round */
+    } sweep_max; /* BASE_SWEEP_...; less in tests */
+    struct {
         struct victim *v; /* owned */
         size_t n, cap, at;
         struct sweep_mark next; /* committed with the last victim */

@@ -94,7 +94,7 @@ static int gather(struct base *b, MDB_txn *txn)
             rc = MDB_NOTFOUND;
             break;
         }
-        if (n++ == BASE_SWEEP_RECORDS || b->round.n >= BASE_SWEEP_VICTIMS)
+        if (n++ == b->sweep_max.records || b->round.n >= b->sweep_max.victims)
             break;
         err = gather_one(b, val_slice(k), val_slice(v));
     }
@@ -103,7 +103,10 @@ static int gather(struct base *b, MDB_txn *txn)
         return err;
     if (rc == MDB_NOTFOUND) /* all up to C was seen: on from C itself, whose tombstones are still there */
         next->from = (struct rev){next->upto, 0};
-    b->round.gathered = rc == MDB_NOTFOUND || b->round.n >= BASE_SWEEP_VICTIMS;
+    b->round.gathered = rc == MDB_NOTFOUND || b->round.n >= b->sweep_max.victims;
+    /* Stopped right before main C: (C, 0) as of C would mean that all was seen. */
+    if (b->round.gathered && rc != MDB_NOTFOUND && next->from.main == next->upto && next->from.sub == 0)
+        next->upto--;
     if (b->round.gathered && b->round.n)
         qsort(b->round.v, b->round.n, sizeof *b->round.v, victim_cmp);
     return 0;
@@ -188,7 +191,7 @@ static int remove_batch(struct base *b, MDB_txn *txn, size_t *ret_at, uint64_t *
 
     if (err)
         return err;
-    while (err == 0 && at < b->round.n && cost.pages < BASE_SWEEP_PAGES)
+    while (err == 0 && at < b->round.n && cost.pages < b->sweep_max.pages)
         err = victim_remove(b, txn, cur, &b->round.v[at++], &cost, removed);
     mdb_cursor_close(cur);
     if (err == 0 && at == b->round.n)

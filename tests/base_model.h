@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "daemon/base.h"
+#include "daemon/base_db.h"
 #include "err.h"
 #include "tap.h"
 
@@ -101,6 +102,11 @@ static inline void model_open(struct model *m)
     struct base_options o = model_options(m);
 
     REQUIRE(base_open(&o, &m->base) == 0);
+    if (below(2)) { /* a sweep of many steps and rounds, which stop anywhere, also inside one main */
+        m->base->sweep_max.pages = 1 + (unsigned)below(4);
+        m->base->sweep_max.records = 1 + (unsigned)below(30);
+        m->base->sweep_max.victims = 1 + below(40);
+    }
 }
 
 static inline void model_new(struct model *m)

@@ -6,7 +6,6 @@
  * with compaction; after everything is deleted and swept, no row of index or long is left.
  */
 #include "base_model.h"
-#include "daemon/base_db.h"
 
 static void add(struct model *m, size_t len, size_t differ_at, int byte)
 {

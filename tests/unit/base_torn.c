@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <sys/wait.h>
 #include "base_model.h"
-#include "daemon/base_db.h"
 
 static void some_store(struct model *m)
 {
