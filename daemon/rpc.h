@@ -34,7 +34,8 @@ struct rpc_method {
     void (*half_closed)(struct call *c);
     /* Streams, and unary calls that may wait for long (Lock): the client is gone (cancelled, lost, past its deadline).
      * call_fail is harmless after it; resume functions that arrive later see call_gone(). A unary method without it
-     * never hears: its answer goes nowhere. */
+     * never hears: its answer goes nowhere. A stream always hears, once, also when its status was sent by whomever (the
+     * stop, a bad message): then it lets go of the call. */
     void (*gone)(struct call *c);
     /* Streams: all that was queued has left; call_send_room() is true. */
     void (*drained)(struct call *c);
@@ -67,6 +68,8 @@ void call_send(struct call *c, const ProtobufCMessage *m);
 void call_send_packed(struct call *c, struct slice bytes);   /* already packed; copied */
 /* Already packed and shared: not copied, done(owner) is called once, on any thread, when gRPC has let go of it. */
 void call_send_shared(struct call *c, struct slice bytes, void (*done)(void *owner), void *owner);
+/* The same with a few bytes of its own in front, copied: one message. */
+void call_send_joined(struct call *c, struct slice head, struct slice bytes, void (*done)(void *owner), void *owner);
 void call_end(struct call *c);                      /* OK after what is queued */
 
 /* Any thread: run fn(c) on the call's thread. The call must be kept alive by call_ref from the handler. Chained: one

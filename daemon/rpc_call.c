@@ -447,9 +447,19 @@ void call_send_packed(struct call *c, struct slice bytes)
 
 void call_send_shared(struct call *c, struct slice bytes, void (*done)(void *owner), void *owner)
 {
-    void *p = (void *)(uintptr_t)bytes.ptr; /* gRPC reads it only */
+    call_send_joined(c, SLICE_NONE, bytes, done, owner);
+}
 
-    send_queue(c, buffer_of_slice(grpc_slice_new_with_user_data(p, bytes.len, done, owner)), bytes.len);
+void call_send_joined(struct call *c, struct slice head, struct slice bytes, void (*done)(void *owner), void *owner)
+{
+    void *p = (void *)(uintptr_t)bytes.ptr; /* gRPC reads it only */
+    grpc_slice parts[2] = {grpc_slice_from_copied_buffer((const char *)head.ptr, head.len),
+                           grpc_slice_new_with_user_data(p, bytes.len, done, owner)};
+    size_t skip = head.len == 0;
+
+    send_queue(c, grpc_raw_byte_buffer_create(parts + skip, 2 - skip), head.len + bytes.len);
+    grpc_slice_unref(parts[0]);
+    grpc_slice_unref(parts[1]);
 }
 
 void call_end(struct call *c)
@@ -545,16 +555,17 @@ static void close_done(struct op *op, bool ok)
 {
     struct call *c = CALL_OF(op, op_close);
 
+    bool answered = c->answered;
+
     (void)ok; /* never false */
-    if (!c->answered || c->cancelled) {
+    if (!answered || c->cancelled)
         c->gone = true;
-        if (!c->answered) {
-            count_up(&stats_of(c)->handled[STATUS_CANCELLED]);
-            if (c->started && c->method->gone)
-                c->method->gone(c);
-        }
+    if (!answered)
+        count_up(&stats_of(c)->handled[STATUS_CANCELLED]);
+    if (c->started && c->method->gone && (!answered || c->method->kind != RPC_UNARY))
+        c->method->gone(c);
+    if (c->gone)
         send_next(c);
-    }
     op_back(c);
 }
 
