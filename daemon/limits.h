@@ -43,8 +43,12 @@ enum {
 
     /* hub to a stream: past it the watcher catches up later. */
     LIMIT_WATCH_STREAM_BYTES = 4 << 20,
-    LIMIT_WATCHERS = 1000000,             /* in all: ResourceExhausted */
+    LIMIT_WATCHERS = 1000000,             /* in all: a new one is cancelled at once */
+    LIMIT_WATCH_KEY_BYTES = 256 << 20,    /* their keys, in all: the same */
     LIMIT_WATCH_BATCH_REVS = 1000,        /* distinct revisions in one catch-up response */
+    LIMIT_WATCH_BATCH_BYTES = 1 << 20,    /* of events read at a time, or one revision's if that is more */
+    LIMIT_WATCH_SCAN_CHANGES = 20000,     /* looked at in one view */
+    LIMIT_WATCH_ALL_BYTES = 256 << 20,    /* queued to all streams: then each with a queue counts as full */
 
     /* reads on an rpc thread; past either the scan pool does it anew. */
     LIMIT_INLINE_ROWS = 1000,

@@ -168,6 +168,39 @@ static int make_compactor(struct member_process *m)
     return c->compaction_retention ? compactor_new(&o, &m->compactor) : 0;
 }
 
+static uint64_t current_term(void *ctx)
+{
+    struct member_process *m = ctx;
+    struct turn_status t;
+
+    turn_status(m->svc.turn, &t);
+    return t.term;
+}
+
+static void published(void *ctx)
+{
+    hub_nudge(ctx);
+}
+
+static int make_hub(struct member_process *m)
+{
+    struct svc *s = &m->svc;
+    struct hub_options o = {.clock = s->clock,
+                            .rng = s->rng,
+                            .store = s->store,
+                            .cluster_id = s->cluster_id,
+                            .member_id = s->member_id,
+                            .term = current_term,
+                            .term_ctx = m,
+                            .fragment_bytes = s->max_request_bytes + LIMIT_REQUEST_SLACK_BYTES,
+                            .progress_interval_ms = (uint32_t)m->config->progress_interval_ms};
+    int rc = hub_new(&o, &s->hub);
+
+    if (rc == 0)
+        apply_on_publish(s->apply, published, s->hub);
+    return rc;
+}
+
 /* Everything between the disk and the services, in the order in which each needs the one before. */
 static int make_modules(struct member_process *m)
 {
@@ -229,13 +262,16 @@ static int make_modules(struct member_process *m)
     if (rc)
         return rc;
     apply_set_turn(s->apply, s->turn);
-    rc = scan_pool_new(s->store, SCAN_THREADS, &s->scan);
+    rc = make_hub(m);
+    if (rc == 0)
+        rc = scan_pool_new(s->store, SCAN_THREADS, &s->scan);
     return rc ? rc : make_compactor(m);
 }
 
 static void fill_metrics(struct member_process *m)
 {
     m->metrics = (struct metrics){.turn = m->svc.turn,
+                                  .hub = m->svc.hub,
                                   .apply = m->svc.apply,
                                   .leases = m->svc.leases,
                                   .rpc = front_rpc(m->front),
@@ -256,6 +292,7 @@ static int start_threads(struct member_process *m)
     int rc = apply_start(s->apply);
 
     rc = rc ? rc : turn_start(s->turn);
+    rc = rc ? rc : hub_start(s->hub);
     return rc || m->compactor == NULL ? rc : compactor_start(m->compactor);
 }
 
@@ -397,6 +434,8 @@ void member_stop(struct member_process *m)
 
     if (m->metrics.rpc)
         front_stop(m->front);
+    if (s->hub)
+        hub_stop(s->hub);
     if (m->compactor)
         compactor_stop(m->compactor);
     if (s->scan)
@@ -406,6 +445,7 @@ void member_stop(struct member_process *m)
     if (s->apply)
         apply_stop(s->apply);
     front_free(m->front);
+    hub_free(s->hub);
     compactor_free(m->compactor);
     scan_pool_free(s->scan);
     turn_free(s->turn);

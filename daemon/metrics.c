@@ -198,6 +198,7 @@ void metrics_write(const struct metrics *m, FILE *f)
     unsigned fds = open_fds();
 
     apply_stats(m->apply, &a);
+    hub_stats(m->hub, &h);
     (void)getrlimit(RLIMIT_NOFILE, &fd_limit);
     head(f, "etcd_cluster_version", "gauge", "1; the label is the cluster's version.");
     (void)fprintf(f, "etcd_cluster_version{cluster_version=\"3.7\"} 1\n");

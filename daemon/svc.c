@@ -16,6 +16,7 @@
 
 static const struct svc_service *const services[] = {
     &svc_kv,
+    &svc_watch,
     &svc_lease,
     &svc_cluster,
     &svc_maint,

@@ -38,7 +38,7 @@ struct svc_service {
 };
 const struct rpc_method *svc_methods(size_t *ret_n);
 
-extern const struct svc_service svc_kv, svc_lease, svc_cluster, svc_maint, svc_later, svc_health;
+extern const struct svc_service svc_kv, svc_lease, svc_cluster, svc_maint, svc_later, svc_health, svc_watch;
 
 /* What etcd's interceptors check of every call; struct rpc_options.admit. 0 or ERR_x. */
 int svc_admit(struct call *c, const ProtobufCMessage *req);
