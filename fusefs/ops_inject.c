@@ -20,6 +20,16 @@ static bool is_name(const struct node *dir, const char *name, uint64_t dir_id, c
     return dir->nodeid == dir_id && wanted && strcmp(name, wanted) == 0;
 }
 
+/* A directory on the way to `to`, named from dir. It may be gone from the tree: several deletions of one batch end with
+ * that of the directory, and each is injected in a directory that is still there for the injector. */
+static struct node *on_the_way(const struct node *dir, const char *name, struct node *to)
+{
+    for (; to && to->parent; to = to->parent)
+        if (to->parent == dir && strcmp(to->name, name) == 0)
+            return to;
+    return NULL;
+}
+
 bool inject_lookup(fuse_req_t req, struct node *dir, const char *name)
 {
     struct change_event *ev = announced(req);
@@ -30,8 +40,16 @@ bool inject_lookup(fuse_req_t req, struct node *dir, const char *name)
         (void)reply_entry(req, ev->from_node, 0);
         return true;
     }
-    if (!is_name(dir, name, ev->dir_id, ev->name))
-        return false;
+    if (!is_name(dir, name, ev->dir_id, ev->name)) {
+        struct node *way = on_the_way(dir, name, ev->dir);
+
+        if (way == NULL)
+            way = on_the_way(dir, name, ev->from_dir);
+        if (way == NULL || way->present)
+            return false;
+        (void)reply_entry(req, way, 0);
+        return true;
+    }
     if (ev->kind == CHANGE_CREATE || ev->kind == CHANGE_MOVE)
         (void)fuse_reply_err(req, ENOENT);
     else if (ev->kind == CHANGE_DELETE)

@@ -341,6 +341,8 @@ void node_lookup(struct tree *t, struct node *n)
 
 void node_forget(struct tree *t, struct node *n, uint64_t nlookup)
 {
+    if (n == t->root)
+        return;
     n->nlookup -= nlookup < n->nlookup ? nlookup : n->nlookup;
     if (n->nlookup)
         return;
@@ -760,6 +762,7 @@ int tree_open(const struct tree_config *cfg, struct client *c, struct tree **ret
     if (t->root == NULL)
         goto fail;
     t->root->present = true;
+    t->root->nlookup = 1; /* the kernel knows it from the mount on, without asking */
     *ret_tree = t;
     return 0;
 fail:
@@ -784,6 +787,10 @@ void tree_get_stats(const struct tree *t, struct tree_stats *ret_stats)
 {
     *ret_stats = t->stats;
     ret_stats->nodes = t->n_nodes;
+    ret_stats->dirs_loaded = 0;
+    for (size_t i = 0; i < t->size; i++)
+        for (const struct node *n = t->by_id[i]; n; n = n->hash_id)
+            ret_stats->dirs_loaded += n->kind == NODE_DIR && n->present && n->dir->state == DIR_LOADED;
     ret_stats->value_bytes = t->lru_bytes;
 }
 
