@@ -441,7 +441,8 @@ static void spread(struct lease_table *t)
 {
     uint64_t turn_us = 0;
 
-    qsort(t->heap, t->n, sizeof *t->heap, due_order);
+    if (t->n > 1) /* there may be no heap at all yet */
+        qsort(t->heap, t->n, sizeof *t->heap, due_order);
     for (size_t i = 0; i < t->n; i++) {
         struct lease *l = t->heap[i];
 
