@@ -7,9 +7,9 @@
  *     client_dispatch <--- mailbox, eventfd <-- post the tag
  *     tag->arrived: done, message, closed
  *
- * A gRPC tag is always a struct tag inside an op or an endpoint. The polling thread touches a tag only between the
- * start of its batch and the post; everything else is the core thread's. An op lives until its last tag came back,
- * however long ago its owner lost interest.
+ * A gRPC tag is always a struct tag inside an op or an endpoint. The polling thread touches a tag only
+ * between the start of its batch and the post; everything else is the core thread's. An op lives until its
+ * last tag came back, however long ago its owner lost interest.
  *
  * A timer (100 ms) runs only while something waits or the quorum is in doubt.
  *
@@ -117,7 +117,8 @@ static const struct method {
     [CLIENT_DELETE_RANGE] = {"/etcdserverpb.KV/DeleteRange", &etcdserverpb__delete_range_response__descriptor,
                              false, true},
     [CLIENT_TXN] = {"/etcdserverpb.KV/Txn", &etcdserverpb__txn_response__descriptor, false, true},
-    [CLIENT_COMPACT] = {"/etcdserverpb.KV/Compact", &etcdserverpb__compaction_response__descriptor, false, true},
+    [CLIENT_COMPACT] = {"/etcdserverpb.KV/Compact", &etcdserverpb__compaction_response__descriptor, false,
+                        true},
     [CLIENT_LEASE_GRANT] = {"/etcdserverpb.Lease/LeaseGrant", &etcdserverpb__lease_grant_response__descriptor,
                             false, true},
     [CLIENT_LEASE_REVOKE] = {"/etcdserverpb.Lease/LeaseRevoke",
@@ -126,10 +127,12 @@ static const struct method {
                           &etcdserverpb__lease_time_to_live_response__descriptor, true, false},
     [CLIENT_LEASE_LEASES] = {"/etcdserverpb.Lease/LeaseLeases",
                              &etcdserverpb__lease_leases_response__descriptor, true, false},
-    [CLIENT_MEMBER_LIST] = {"/etcdserverpb.Cluster/MemberList", &etcdserverpb__member_list_response__descriptor,
-                            true, false},
-    [CLIENT_STATUS] = {"/etcdserverpb.Maintenance/Status", &etcdserverpb__status_response__descriptor, true, false},
-    [CLIENT_ALARM] = {"/etcdserverpb.Maintenance/Alarm", &etcdserverpb__alarm_response__descriptor, true, false},
+    [CLIENT_MEMBER_LIST] = {"/etcdserverpb.Cluster/MemberList",
+                            &etcdserverpb__member_list_response__descriptor, true, false},
+    [CLIENT_STATUS] = {"/etcdserverpb.Maintenance/Status", &etcdserverpb__status_response__descriptor, true,
+                       false},
+    [CLIENT_ALARM] = {"/etcdserverpb.Maintenance/Alarm", &etcdserverpb__alarm_response__descriptor, true,
+                      false},
     [CLIENT_AUTHENTICATE] = {"/etcdserverpb.Auth/Authenticate",
                              &etcdserverpb__authenticate_response__descriptor, true, false},
     [CLIENT_WATCH] = {"/etcdserverpb.Watch/Watch", &etcdserverpb__watch_response__descriptor, false, false},
@@ -190,7 +193,7 @@ static void post(struct client *c, struct tag *t)
     c->mail_end = &t->next;
     pthread_mutex_unlock(&c->mu);
     if (was_empty)
-        (void)!write(c->event_fd, &one, sizeof one); /* only fails when the count is full: then it is readable */
+        (void)!write(c->event_fd, &one, sizeof one); /* fails only when the count is full: it is readable */
 }
 
 static void *poll_main(void *arg)
@@ -246,7 +249,8 @@ static bool is_connected(const struct endpoint *e)
 
 static void timer_set(struct client *c, bool on)
 {
-    struct itimerspec spec = {.it_value.tv_nsec = TICK_MS * 1000000, .it_interval.tv_nsec = TICK_MS * 1000000};
+    struct itimerspec spec = {.it_value.tv_nsec = TICK_MS * 1000000,
+                              .it_interval.tv_nsec = TICK_MS * 1000000};
 
     if (on == c->timer_on)
         return;
@@ -391,7 +395,8 @@ static void stream_opened(struct client *c, struct tag *t);
 static void stream_received(struct client *c, struct tag *t);
 static void stream_sent(struct client *c, struct tag *t);
 static void stream_ended(struct client *c, struct tag *t);
-static void stream_over(struct client *c, struct client_op *op, enum err err, enum status code, const char *text);
+static void stream_over(struct client *c, struct client_op *op, enum err err, enum status code,
+                        const char *text);
 
 static void start_call(struct client_op *op)
 {
@@ -399,7 +404,8 @@ static void start_call(struct client_op *op)
         {.op = GRPC_OP_SEND_INITIAL_METADATA},
         {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = op->out->bytes},
         {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
-        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &op->initial},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA,
+         .data.recv_initial_metadata.recv_initial_metadata = &op->initial},
         {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &op->received},
         {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
          .data.recv_status_on_client = {.trailing_metadata = &op->trailing,
@@ -435,7 +441,8 @@ static void start_stream(struct client_op *op)
                         .value = grpc_slice_from_static_string("true")};
     const grpc_op open[] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA, .data.send_initial_metadata = {.count = 1, .metadata = &md}},
-        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &op->initial},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA,
+         .data.recv_initial_metadata.recv_initial_metadata = &op->initial},
     };
     const grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
                             .data.recv_status_on_client = {.trailing_metadata = &op->trailing,
@@ -468,8 +475,8 @@ static void op_start(struct client *c, struct client_op *op)
     grpc_metadata_array_init(&op->initial);
     grpc_metadata_array_init(&op->trailing);
     op->gcall = grpc_channel_create_call(e->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->cq,
-                                         grpc_slice_from_static_string(methods[op->method].path), NULL, deadline,
-                                         NULL);
+                                         grpc_slice_from_static_string(methods[op->method].path), NULL,
+                                         deadline, NULL);
     assert(op->gcall);
     if (op->is_stream)
         start_stream(op);
@@ -517,7 +524,8 @@ static bool may_repeat(const struct client_op *op)
 }
 
 /* Whether another attempt is allowed, and may help. */
-static bool worth_a_retry(const struct client_op *op, enum client_outcome outcome, enum err err, enum status code)
+static bool worth_a_retry(const struct client_op *op, enum client_outcome outcome, enum err err,
+                          enum status code)
 {
     if (op->call == NULL || op->started_ms == 0 || client_now_ms() + RETRY_FIRST_MS >= op->deadline_ms)
         return false;
@@ -654,7 +662,8 @@ void client_abandon(struct client *c, struct client_call *call)
 /* ---- streams --------------------------------------------------------------------------- */
 
 /* Tells the owner, once; the op goes when its last tag is back. */
-static void stream_over(struct client *c, struct client_op *op, enum err err, enum status code, const char *text)
+static void stream_over(struct client *c, struct client_op *op, enum err err, enum status code,
+                        const char *text)
 {
     struct client_stream *s = op->stream;
 
@@ -780,8 +789,8 @@ void client_stream_close(struct client *c, struct client_stream *s)
 static void watch_state(struct endpoint *e)
 {
     e->watching = true;
-    grpc_channel_watch_connectivity_state(e->channel, e->state, gpr_inf_future(GPR_CLOCK_REALTIME), e->client->cq,
-                                          &e->state_tag);
+    grpc_channel_watch_connectivity_state(e->channel, e->state, gpr_inf_future(GPR_CLOCK_REALTIME),
+                                          e->client->cq, &e->state_tag);
 }
 
 static void state_changed(struct client *c, struct tag *t)
@@ -871,7 +880,8 @@ bool client_quorum_fresh(const struct client *c)
 
 /* ---- opening and closing ------------------------------------------------------------------ */
 
-/* "host:2379" -> "dns:///host:2379", digits -> "ipv4:...", "[::1]:2379" -> "ipv6:...", "unix:path" as it is. */
+/* "host:2379" -> "dns:///host:2379", digits -> "ipv4:...", "[::1]:2379" -> "ipv6:...", "unix:path" as it
+ * is. */
 static int endpoint_target(const char *name, char **ret_target)
 {
     const char *host = name, *colon;
@@ -891,7 +901,8 @@ static int endpoint_target(const char *name, char **ret_target)
     else if (strstr(name, "://"))
         return -EINVAL;
     colon = strrchr(host, ':');
-    if (colon == NULL || colon == host || colon[1] == 0 || strspn(colon + 1, "0123456789") != strlen(colon + 1))
+    if (colon == NULL || colon == host || colon[1] == 0 ||
+        strspn(colon + 1, "0123456789") != strlen(colon + 1))
         return -EINVAL;
     if (host[0] == '[')
         scheme = "ipv6:";
@@ -1016,7 +1027,8 @@ int client_open(const struct client_config *cfg, struct client **ret_client)
     c->probe.done = probe_done;
     c->timeout_ms = cfg->timeout_ms ? cfg->timeout_ms : CLIENT_CALL_TIMEOUT_MS;
     pthread_mutex_init(&c->mu, NULL);
-    /* gRPC's own tracing writes to standard error for every call; a mount inherits such variables by accident. */
+    /* gRPC's own tracing writes to standard error for every call; a mount inherits such variables by
+     * accident. */
     unsetenv("GRPC_TRACE");
     unsetenv("GRPC_VERBOSITY");
     block_signals(&old);

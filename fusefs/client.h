@@ -2,20 +2,14 @@
 /* client.h - the one door to gRPC: calls and streams to an etcd cluster, without waiting.
  *
  * A call is started on the core thread and its `done` runs on the core thread, inside client_dispatch(),
- * exactly
- * once. Nothing here ever blocks. One thread of the client's own polls gRPC's completion queue, unpacks
- * answers
- * and posts them to a mailbox with an eventfd.
+ * exactly once. Nothing here ever blocks. One thread of the client's own polls gRPC's completion queue,
+ * unpacks answers and posts them to a mailbox with an eventfd.
  *
  * Endpoints: each has its own channel, kept connected. Calls go to the current one; a call is *started* only
- * on a
- * channel that is connected, so that "not sent" is certain. A call for which none is connected waits here
- * until its
- * deadline. When the current endpoint breaks, or answers that it has no leader, the next connected one
- * becomes
- * current. A call of a method that only reads is sent again to another endpoint when its connection breaks;
- * one that
- * may change the store never is: its outcome is CLIENT_UNKNOWN.
+ * on a channel that is connected, so that "not sent" is certain. A call for which none is connected waits
+ * here until its deadline. When the current endpoint breaks, or answers that it has no leader, the next
+ * connected one becomes current. A call of a method that only reads is sent again to another endpoint when
+ * its connection breaks; one that may change the store never is: its outcome is CLIENT_UNKNOWN.
  *
  * Owner:    the core thread, but for what client.c marks as the polling thread's.
  * Not here: what an error means to a user of the file system, beyond client_errno().
@@ -56,8 +50,7 @@ enum client_outcome {
 };
 
 /* One call, embedded in what waits for it (container_of in done). Zero it, set `done`, and it is ready. It
- * must stay
- * where it is until done has run or client_abandon() was called. */
+ * must stay where it is until done has run or client_abandon() was called. */
 struct client_call {
     void (*done)(struct client_call *call);
     bool reads_only;      /* set by the caller of a CLIENT_TXN that only holds ranges: it may be sent twice */
@@ -80,8 +73,7 @@ struct client_call {
 /* A bidirectional stream (Watch, LeaseKeepAlive), embedded in its owner. */
 struct client_stream {
     /* One message arrived; msg is freed when it returns. The next one is asked for after that, so a slow
-     * owner
-     * slows the server down instead of filling memory. */
+     * owner slows the server down instead of filling memory. */
     void (*message)(struct client_stream *s, ProtobufCMessage *msg);
     /* The stream is over (never called after client_stream_close); `s` may be opened again or freed in it. */
     void (*closed)(struct client_stream *s, enum err err, enum status code, const char *text);
@@ -101,7 +93,7 @@ struct client_config {
 int client_open(const struct client_config *cfg, struct client **ret_client);
 
 /* Ends everything. Calls under way are given up without their done being run. Waits for the polling thread.
- * */
+ */
 void client_close(struct client *c);
 
 /* A descriptor to poll for reading; then call client_dispatch(), which runs what is due (done, message,
@@ -110,13 +102,12 @@ int client_fd(const struct client *c);
 void client_dispatch(struct client *c);
 
 /* Starts a call. The request is packed before it returns. timeout_ms 0: the default. If no endpoint is
- * connected
- * it waits for one until the deadline. Never runs done itself, not even on failure. */
+ * connected it waits for one until the deadline. Never runs done itself, not even on failure. */
 void client_start(struct client *c, struct client_call *call, enum client_method method,
                   const ProtobufCMessage *req, int64_t timeout_ms);
 
 /* Forget a call: its done will not run. A request already sent is not undone. A call not under way: nothing.
- * */
+ */
 void client_abandon(struct client *c, struct client_call *call);
 
 /* Inside done: the caller keeps the reply and frees it with protobuf_c_message_free_unpacked(reply, NULL). */
@@ -162,8 +153,7 @@ enum err client_err_of_text(const char *text);
 enum client_use { CLIENT_USE_READ, CLIENT_USE_WRITE, CLIENT_USE_LEASE };
 
 /* The errno of a call that did not end in CLIENT_OK: the one table of A.12, by etcd's text. Positive. What
- * needs more
- * than the answer (EEXIST of a failed compare, ESTALE after rebasing) is decided by the caller.
- * CLIENT_UNKNOWN of a
- * write is ETIMEDOUT: the caller re-reads first. NOT_SENT of a write is EROFS, of a read ETIMEDOUT. */
+ * needs more than the answer (EEXIST of a failed compare, ESTALE after rebasing) is decided by the caller.
+ * CLIENT_UNKNOWN of a write is ETIMEDOUT: the caller re-reads first. NOT_SENT of a write is EROFS, of a read
+ * ETIMEDOUT. */
 int client_errno(const struct client_call *call, enum client_use use);

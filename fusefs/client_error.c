@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* client_error.c - what the server's words mean: by etcd's text, because gRPC's codes are ambiguous (a failed login and
- * a request too large are both InvalidArgument; no leader and a timeout both Unavailable).
+/* client_error.c - what the server's words mean.
  *
- * Two tables. The first says of an error whether the request was certainly not carried out; the second is A.12.
+ * By etcd's text, because gRPC's codes are ambiguous (a failed login and a request too large are both
+ * InvalidArgument; no leader and a timeout both Unavailable).
+ *
+ * Two tables. The first says of an error whether the request was certainly not carried out; the second is
+ * A.12.
  */
 #include <errno.h>
 

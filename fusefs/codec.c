@@ -69,7 +69,8 @@ static int hex_value(uint8_t c)
     return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-/* True when encoding `component` gives exactly `name`. Compared byte by byte, so no second buffer is needed. */
+/* True when encoding `component` gives exactly `name`. Compared byte by byte, so no second buffer is
+ * needed. */
 static bool encodes_to(struct slice component, enum place place, struct slice name)
 {
     size_t head = escaped_head(component, place), n = 0;

@@ -9,8 +9,8 @@
  *     bytes 00-1f, 7f and '%' in any other component        %XX, upper-case hex
  *     every other byte                                      itself (names are bytes; UTF-8 passes)
  *
- * Each name has at most one component and each component exactly one name: a spelling that codec_encode
- * would not have made (%41, %2f, a raw control byte, "%" among other bytes) is refused by codec_decode.
+ * Each name has at most one component and each component exactly one name: a spelling that codec_encode would
+ * not have made (%41, %2f, a raw control byte, "%" among other bytes) is refused by codec_decode.
  *
  * No state, no allocation, any thread.   Source: MOUNT.md A.2.
  */
@@ -22,9 +22,8 @@
 #define CODEC_VALUE_NAME ".value"         /* in any directory but the root: the directory's own key */
 #define CODEC_CONTROL_NAME ".etcd"        /* in the root */
 
-/* Encodes one component (no '/' in it) into buf.
- * in_root: the component lies directly in the mount's root, where .etcd is reserved too.
- * Returns the length of the name (not terminated; always > 0), or
+/* Encodes one component (no '/' in it) into buf. in_root: the component lies directly in the mount's root,
+ * where .etcd is reserved too. Returns the length of the name (not terminated; always > 0), or
  *   -ENAMETOOLONG  it does not fit in size; buf is then undefined. */
 int codec_encode(struct slice component, bool in_root, char *buf, size_t size);
 

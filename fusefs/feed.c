@@ -6,12 +6,12 @@
  *     WATCHING
  *     PAUSED  until retry_ms
  *
- * The stream resumes after the last event seen, never after a revision that a header or a progress notice told: before
- * etcd 3.4.25 and 3.5.8 those can overtake events (etcd#15220).
+ * The stream resumes after the last event seen, never after a revision that a header or a progress notice
+ * told: before etcd 3.4.25 and 3.5.8 those can overtake events (etcd#15220).
  *
- * A batch: the raw events go to the streams; then, revision by revision, puts before deletes (so that a directory
- * in which one key replaces another does not vanish in between), each is applied to the tree, which calls
- * note_change() for what changes; then pairs become moves; then all is told.
+ * A batch: the raw events go to the streams; then, revision by revision, puts before deletes (so that a
+ * directory in which one key replaces another does not vanish in between), each is applied to the tree, which
+ * calls note_change() for what changes; then pairs become moves; then all is told.
  */
 #include "feed.h"
 
@@ -262,8 +262,8 @@ static void settled(void *ctx)
 
 static bool is_pair(const struct pending *gone, const struct pending *made)
 {
-    return made->ev && !made->reshaped && made->ev->rev == gone->ev->rev && made->ev->node != gone->ev->node &&
-           !(made->ev->flags & (CHANGE_DIR | CHANGE_GAP)) &&
+    return made->ev && !made->reshaped && made->ev->rev == gone->ev->rev &&
+           made->ev->node != gone->ev->node && !(made->ev->flags & (CHANGE_DIR | CHANGE_GAP)) &&
            (made->ev->kind == CHANGE_CREATE || made->ev->kind == CHANGE_MODIFY) &&
            made->meta.size == gone->meta.size && made->meta.hash == gone->meta.hash &&
            made->meta.lease == gone->meta.lease;
@@ -285,11 +285,13 @@ static void make_move(struct pending *gone, struct pending *made)
     gone->ev = NULL;
 }
 
-/* Among the changes of one revision (from *first on): a deleted file and a put of the same bytes are one move. */
+/* Among the changes of one revision (from *first on): a deleted file and a put of the same bytes are one
+ * move. */
 static void pair_moves(struct pending *first)
 {
     for (struct pending *gone = first; gone; gone = gone->next) {
-        if (gone->ev == NULL || gone->reshaped || gone->ev->kind != CHANGE_DELETE || gone->ev->flags & (CHANGE_DIR | CHANGE_GAP))
+        if (gone->ev == NULL || gone->reshaped || gone->ev->kind != CHANGE_DELETE ||
+            gone->ev->flags & (CHANGE_DIR | CHANGE_GAP))
             continue;
         for (struct pending *made = first; made; made = made->next)
             if (is_pair(gone, made)) {
@@ -369,7 +371,8 @@ static void key_change_of(const Mvccpb__Event *e, struct key_change *ret_kc)
 
 static void tell_key(struct feed *f, const struct key_change *kc)
 {
-    const struct key_event ev = {.is_delete = kc->is_delete, .key = kc->key, .value = kc->bytes, .meta = kc->meta};
+    const struct key_event ev = {
+        .is_delete = kc->is_delete, .key = kc->key, .value = kc->bytes, .meta = kc->meta};
 
     f->stats.events++;
     if (f->sink.key_event)
@@ -490,7 +493,8 @@ static void revision_known(struct feed *f, int64_t rev)
         if (f->sink.gap)
             f->sink.gap(f->sink.ctx, from, rev);
     }
-    tree_reload(f->tree, rev); /* at the very start too: a directory may have been listed before this answer came */
+    /* At the very start too: a directory may have been listed before this answer came. */
+    tree_reload(f->tree, rev);
     open_watch(f);
 }
 

@@ -8,11 +8,9 @@
  *                                                        batch_end
  *
  * A batch is what one watch response holds; all of it is applied to the tree before the first `change` of it
- * is told (A.10:
- * apply, invalidate, inject). A change names what a local program would have done to cause it:
+ * is told (A.10: apply, invalidate, inject). A change names what a local program would have done to cause it:
  *
- *     PUT, version 1                      CREATE           a file appears; its directories first (CREATE of a
- *     dir)
+ *     PUT, version 1                      CREATE           a file appears; its directories first
  *     PUT, later, other bytes             MODIFY
  *     PUT, later, same bytes              ATTRIB if the lease differs, else MODIFY
  *     DELETE, expiry                      DELETE           then the directories it empties, inner first
@@ -20,16 +18,13 @@
  *     a key becomes a directory (or back) DELETE of the one, CREATE of the other, two nodeids
  *
  * Own commits: the door that commits says feed_own_begin() before it sends and feed_own_end() with the
- * revision. Changes
- * of that revision come with CHANGE_OWN and without CHANGE_INJECT. The watch may beat the answer: while a
- * commit of a key is
- * under way, the changes of that key are told with CHANGE_INVALIDATE only, and again with CHANGE_INJECT alone
- * once it is known whether they are ours.
+ * revision. Changes of that revision come with CHANGE_OWN and without CHANGE_INJECT. The watch may beat the
+ * answer: while a commit of a key is under way, the changes of that key are told with CHANGE_INVALIDATE only,
+ * and again with CHANGE_INJECT alone once it is known whether they are ours.
  *
  * Lost watch: opened anew from the revision after the last one seen; nothing is missed. Compacted in between:
- * a gap. Then
- * every loaded directory is listed anew at one revision, the difference is told as changes, and sink->gap is
- * called first.
+ * a gap. Then every loaded directory is listed anew at one revision, the difference is told as changes, and
+ * sink->gap is called first.
  *
  * Owner: the core thread.
  */
@@ -50,10 +45,8 @@ enum change_flags {
 };
 
 /* One change. Handed over by sink->change: the notify layer owns it and frees it with change_free() on the
- * core thread.
- * The ids, names and sizes are copies and may be read by any thread; dir and node are the core thread's alone
- * (each a
- * reference: so a deleted node is still there to answer the injector with). */
+ * core thread. The ids, names and sizes are copies and may be read by any thread; dir and node are the core
+ * thread's alone (each a reference: so a deleted node is still there to answer the injector with). */
 struct change_event {
     struct change_event *next; /* free for its owner */
     enum change_kind kind;
@@ -101,8 +94,7 @@ void feed_tick(struct feed *f, int64_t now_ms);
 /* A commit that may change `key` is about to be sent. Nests. */
 void feed_own_begin(struct feed *f, struct slice key);
 /* It ended. rev: its revision (then the caller has also called tree_learn_put/_delete), or 0: it changed
- * nothing, or nobody
- * knows. For a commit of several keys, begin and end each of them with the same rev. */
+ * nothing, or nobody knows. For a commit of several keys, begin and end each of them with the same rev. */
 void feed_own_end(struct feed *f, struct slice key, int64_t rev);
 
 /* ---- numbers -------------------------------------------------------------------- */

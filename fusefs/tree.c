@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tree.c - nodes: their names, lives, attributes and values.
  *
- * Two hash tables hold every node: by nodeid, and by (parent, kind, name). A node dies when it is not present, the kernel
- * does not know it and nobody refers to it; it is buried when the loop comes round (tree_flush), so that a node just
- * answered or just deleted can still be named in the same turn.
+ * Two hash tables hold every node: by nodeid, and by (parent, kind, name). A node dies when it is not
+ * present, the kernel does not know it and nobody refers to it; it is buried when the loop comes round
+ * (tree_flush), so that a node just answered or just deleted can still be named in the same turn.
  *
- * Times: the store has no clock. An anchor says at which wall time we saw which revision. The time of a revision is that of
- * the first anchor at or after it, less a nanosecond for each revision in between: so times order files as their
- * revisions do, and a later revision is never given an earlier time.
+ * Times: the store has no clock. An anchor says at which wall time we saw which revision. The time of a
+ * revision is that of the first anchor at or after it, less a nanosecond for each revision in between: so
+ * times order files as their revisions do, and a later revision is never given an earlier time.
  */
 #include "tree.h"
 
@@ -79,7 +79,8 @@ struct timespec tree_now_after(struct timespec old)
     return ns_timespec(now > before ? now : before + 1);
 }
 
-/* The store stands at rev now. Anchors are thinned to one a second; when full, every second one of the older half goes. */
+/* The store stands at rev now. Anchors are thinned to one a second; when full, every second one of the older
+ * half goes. */
 void tree_anchor(struct tree *t, int64_t rev)
 {
     struct anchor *last = t->n_anchors ? &t->anchors[t->n_anchors - 1] : NULL;
@@ -354,7 +355,8 @@ void node_forget(struct tree *t, struct node *n, uint64_t nlookup)
     bury_later(t, n);
 }
 
-/* A ghost that must outlive its deletion until the watch has told it: older news would bring it back to life. */
+/* A ghost that must outlive its deletion until the watch has told it: older news would bring it back to
+ * life. */
 void tree_tomb(struct tree *t, struct node *n)
 {
     if (t->n_tombs == t->tombs_size) {
@@ -490,8 +492,8 @@ int node_key(const struct tree *t, const struct node *n, uint8_t **ret_key, size
     return 0;
 }
 
-int node_child_key(const struct tree *t, const struct node *dir, struct slice name, bool is_dir, uint8_t **ret_key,
-                   size_t *ret_len)
+int node_child_key(const struct tree *t, const struct node *dir, struct slice name, bool is_dir,
+                   uint8_t **ret_key, size_t *ret_len)
 {
     bool is_value = slice_eq(name, S(CODEC_VALUE_NAME));
     size_t at, len = 0;
@@ -579,7 +581,8 @@ struct node *tree_find_key(struct tree *t, struct slice key)
         dir = n;
         key = slice_of(slash + 1, key.len - part.len - 1);
     }
-    n = n && n->present ? node_find(t, n, S(CODEC_VALUE_NAME), NODE_VALUE) : node_find(t, dir, name, NODE_FILE);
+    n = n && n->present ? node_find(t, n, S(CODEC_VALUE_NAME), NODE_VALUE)
+                        : node_find(t, dir, name, NODE_FILE);
     return n && n->present ? n : NULL;
 }
 
@@ -635,7 +638,8 @@ int tree_list(struct tree *t, const struct node *dir, struct listing *ret_list)
     for (const struct node *c = dir->dir->children; c; c = c->next) {
         if (!is_listed(t, c))
             continue;
-        l.entries[l.n++] = (struct list_entry){.nodeid = c->nodeid, .ino = c->ino, .kind = c->kind, .name = at};
+        l.entries[l.n++] =
+            (struct list_entry){.nodeid = c->nodeid, .ino = c->ino, .kind = c->kind, .name = at};
         memcpy(at, c->name, c->name_len + 1);
         at += c->name_len + 1;
     }

@@ -8,18 +8,14 @@
  *     NODE_VALUE  key P/a/b while a/b is a directory, shown as the file a/b/.value   (directory wins, A.2)
  *
  * Its nodeid is never used for another key or kind. A node stays while the kernel knows it (lookups),
- * somebody holds
- * it (node_ref) or it is `present`; deleted and made again as the same kind it is the same node. A node that
- * is not
- * present is a ghost: OPEN of it answers ESTALE.
+ * somebody holds it (node_ref) or it is `present`; deleted and made again as the same kind it is the same
+ * node. A node that is not present is a ghost: OPEN of it answers ESTALE.
  *
  * Names in the tree are encoded names (codec.h), so .value cannot meet a key's component.
  *
  * A directory is UNLOADED until it is first entered; then its children are listed at one revision and from
- * there kept
- * up by the watch (feed.h). A node whose parent is not loaded does not exist. Markers (key "dir/" with empty
- * value) are
- * no child: they set dir->marker.
+ * there kept up by the watch (feed.h). A node whose parent is not loaded does not exist. Markers (key "dir/"
+ * with empty value) are no child: they set dir->marker.
  *
  * tree.c       nodes, names, lookup counts, attributes, values
  * tree_apply.c what a change of one key does to the tree (used by the feed, by loads and by own commits)
@@ -130,25 +126,21 @@ void node_unref(struct tree *t, struct node *n);
 /* ---- keys and names ------------------------------------------------------------ */
 
 /* The key of the node: of a directory the part all its keys begin with, ending in '/' (root: the prefix,
- * perhaps "").
- * malloc'd. -ENOMEM. */
+ * perhaps ""). malloc'd. -ENOMEM. */
 int node_key(const struct tree *t, const struct node *n, uint8_t **ret_key, size_t *ret_len);
 /* The key that `name` in `dir` would have: of a file, or (is_dir) the marker key ending in '/'. ".value"
- * gives the
- * directory's own key. Returns 0, -EINVAL (not canonical), -ENAMETOOLONG, -ENOMEM, -EPERM (.value in the
- * root). */
-int node_child_key(const struct tree *t, const struct node *dir, struct slice name, bool is_dir, uint8_t **ret_key,
-                   size_t *ret_len);
+ * gives the directory's own key. Returns 0, -EINVAL (not canonical), -ENAMETOOLONG, -ENOMEM, -EPERM (.value
+ * in the root). */
+int node_child_key(const struct tree *t, const struct node *dir, struct slice name, bool is_dir,
+                   uint8_t **ret_key, size_t *ret_len);
 /* The path from the mount's root, without leading '/'; "" for the root. malloc'd; NULL: no memory. */
 char *node_path(const struct node *n);
 
 /* The present node of that name, or NULL: unknown here (the directory may be unloaded), or truly absent. */
 struct node *tree_child(struct tree *t, const struct node *dir, struct slice name);
 /* The node of that name and kind, ghost or present; made (as a ghost) if there is none. NULL: no memory. For
- * answering
- * the injector in the old world, and for a name about to be created. Borrowed: it lives until the core thread
- * returns to its
- * loop, unless ref'd or looked up. */
+ * answering the injector in the old world, and for a name about to be created. Borrowed: it lives until the
+ * core thread returns to its loop, unless ref'd or looked up. */
 struct node *tree_ghost(struct tree *t, struct node *dir, struct slice name, enum node_kind kind);
 
 /* The node that holds `key` (with the prefix) if the tree knows it: file, value, or NULL. */
@@ -167,8 +159,7 @@ struct list_entry {
     char *name; /* encoded, terminated; owned by the listing */
 };
 /* The names of a loaded directory now, in byte order, without "." and "..". Take it at READDIR offset 0. The
- * entries' nodes
- * may be gone later: look nodeid up again. -ENOMEM. */
+ * entries' nodes may be gone later: look nodeid up again. -ENOMEM. */
 struct listing {
     struct list_entry *entries;
     uint32_t n;
@@ -188,11 +179,10 @@ uint64_t value_hash(struct slice bytes);
 /* ---- what own commits teach the tree ----------------------------------------------- */
 
 /* One key as of meta->mod_rev: `value` may be NULL when only metadata is known (then meta->size, meta->hash
- * count).
- * Older news than the tree has is ignored. The node that now holds the key, or NULL when its directory is not
- * known.
- * own: made by this mount. Directories on the way that are missing appear. */
-struct node *tree_learn_put(struct tree *t, struct slice key, const struct key_meta *meta, struct value *value, bool own);
+ * count). Older news than the tree has is ignored. The node that now holds the key, or NULL when its
+ * directory is not known. own: made by this mount. Directories on the way that are missing appear. */
+struct node *tree_learn_put(struct tree *t, struct slice key, const struct key_meta *meta,
+                            struct value *value, bool own);
 /* The key is absent as of rev. own: a directory that this empties lingers (A.3). */
 void tree_learn_delete(struct tree *t, struct slice key, int64_t rev, bool own);
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tree_apply.c - what a put or delete of one key does to the tree.
  *
- * One way in for all news: the watch, a listing, an own commit, an answer that knows more than the watch has told yet.
- * News older than what a node has changes nothing; but the watch's events are told all the same, each once: what an
- * event is (CREATE, MODIFY ...) follows from the event itself, not from whether the tree had heard of it before.
+ * One way in for all news: the watch, a listing, an own commit, an answer that knows more than the watch has
+ * told yet. News older than what a node has changes nothing; but the watch's events are told all the same,
+ * each once: what an event is (CREATE, MODIFY ...) follows from the event itself, not from whether the tree
+ * had heard of it before.
  *
  * Directories come and go with the keys below them:
  *
@@ -47,7 +48,8 @@ static bool tells(enum origin origin)
 
 /* ---- files ------------------------------------------------------------------------ */
 
-/* The node that shows the key: the directory of its name wins. With make, a ghost is made where there is none. */
+/* The node that shows the key: the directory of its name wins. With make, a ghost is made where there is
+ * none. */
 static struct node *leaf_node(struct tree *t, struct node *dir, struct slice name, bool make)
 {
     struct node *sub = node_find(t, dir, name, NODE_DIR);
@@ -73,8 +75,8 @@ static struct timespec later(struct timespec a, struct timespec than)
     return than;
 }
 
-/* Values are kept for those who are likely to read them: what a listing or an answer brought, and what the watch
- * brings for a node that the kernel knows. */
+/* Values are kept for those who are likely to read them: what a listing or an answer brought, and what the
+ * watch brings for a node that the kernel knows. */
 static void take_value(struct tree *t, struct node *n, const struct key_change *kc, enum origin origin)
 {
     struct value *v;
@@ -92,7 +94,8 @@ static void take_value(struct tree *t, struct node *n, const struct key_change *
     value_unref(v);
 }
 
-static enum change_kind put_kind(bool ahead, bool was_present, const struct key_meta *old, const struct key_meta *meta)
+static enum change_kind put_kind(bool ahead, bool was_present, const struct key_meta *old,
+                                 const struct key_meta *meta)
 {
     if (ahead)
         return meta->version == 1 ? CHANGE_CREATE : CHANGE_MODIFY;
@@ -142,14 +145,15 @@ void node_delete(struct tree *t, struct node *n, int64_t rev, enum origin origin
         if (!tells(origin))
             tree_tomb(t, n);
     }
-    /* The watch's word counts if the tree had the key, or had heard of this deletion ahead of it: from an answer, or by
-     * a listing made later. */
+    /* The watch's word counts if the tree had the key, or had heard of this deletion ahead of it: from an
+     * answer, or by a listing made later. */
     if ((was_present && old.mod_rev <= rev && tells(origin)) ||
         (origin == FROM_WATCH && (old.mod_rev >= rev || n->parent->dir->rev >= rev)))
         tell(t, origin, CHANGE_DELETE, rev, n, &old);
 }
 
-static struct node *leaf_delete(struct tree *t, struct node *dir, struct slice name, int64_t rev, enum origin origin)
+static struct node *leaf_delete(struct tree *t, struct node *dir, struct slice name, int64_t rev,
+                                enum origin origin)
 {
     struct node *n = leaf_node(t, dir, name, origin == FROM_WATCH);
 
@@ -184,8 +188,10 @@ static void dir_reset(struct dir *d)
     d->marker = (struct key_meta){0};
 }
 
-/* Makes the directory exist, because there is a key below it as of rev. NULL: known to have gone later, or no memory. */
-static struct node *dir_appear(struct tree *t, struct node *dir, struct slice name, int64_t rev, enum origin origin)
+/* Makes the directory exist, because there is a key below it as of rev. NULL: known to have gone later, or no
+ * memory. */
+static struct node *dir_appear(struct tree *t, struct node *dir, struct slice name, int64_t rev,
+                               enum origin origin)
 {
     struct node *n = node_get(t, dir, name, NODE_DIR);
     struct node *file, *value;
@@ -292,8 +298,8 @@ static bool dir_is_empty(const struct dir *d)
     return d->state == DIR_UNLOADED && d->n_keys == 0;
 }
 
-/* Lets a directory go that has lost its last key. One that this mount emptied itself stays while the kernel knows it, so
- * that rm -r and a working directory in it go on (A.3). */
+/* Lets a directory go that has lost its last key. One that this mount emptied itself stays while the kernel
+ * knows it, so that rm -r and a working directory in it go on (A.3). */
 void dir_check_empty(struct tree *t, struct node *n, int64_t rev, enum origin origin)
 {
     struct dir *d = n->dir;
@@ -312,7 +318,8 @@ void dir_check_empty(struct tree *t, struct node *n, int64_t rev, enum origin or
 /* ---- keys within one directory ---------------------------------------------------------- */
 
 /* Key "dir/": the marker while it is empty, else the file "%". */
-static struct node *apply_marker(struct tree *t, struct node *dir, const struct key_change *kc, enum origin origin)
+static struct node *apply_marker(struct tree *t, struct node *dir, const struct key_change *kc,
+                                 enum origin origin)
 {
     struct dir *d = dir->dir;
     struct node *n = leaf_node(t, dir, EMPTY_NAME, false);
@@ -378,8 +385,9 @@ static void check_after(struct tree *t, struct node *dir, const struct key_chang
         dir_check_empty(t, dir, kc->meta.mod_rev, origin);
 }
 
-/* The watch tells of a key below a directory that was never entered. What matters is whether the directory still
- * exists; and if the kernel knows it, somebody may be watching it: then it is listed as it was before. */
+/* The watch tells of a key below a directory that was never entered. What matters is whether the directory
+ * still exists; and if the kernel knows it, somebody may be watching it: then it is listed as it was
+ * before. */
 static void apply_unloaded(struct tree *t, struct node *dir, const struct key_change *kc)
 {
     struct dir *d = dir->dir;
@@ -457,8 +465,8 @@ struct node *tree_apply(struct tree *t, const struct key_change *kc, enum origin
 
 /* ---- what own commits and answers teach ------------------------------------------------------ */
 
-struct node *tree_learn_put(struct tree *t, struct slice key, const struct key_meta *meta, struct value *value,
-                            bool own)
+struct node *tree_learn_put(struct tree *t, struct slice key, const struct key_meta *meta,
+                            struct value *value, bool own)
 {
     struct key_change kc = {.key = key, .meta = *meta, .value = value};
 

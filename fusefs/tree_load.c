@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tree_load.c - listing a directory from the server, in pages at one revision.
  *
- * The first page says at which revision; all others ask for that one. A page takes keys with their values, since only so
- * sizes are known. Where the last key of a page lies in a subdirectory the next page begins behind that subdirectory
- * (its name + "0", the byte after '/'): so a subdirectory costs a page, not its contents. The page size follows what
- * is found: smaller where most keys of a page lay deeper, larger while an answer stays under LOAD_PAGE_BYTES.
+ * The first page says at which revision; all others ask for that one. A page takes keys with their values,
+ * since only so sizes are known. Where the last key of a page lies in a subdirectory the next page begins
+ * behind that subdirectory (its name + "0", the byte after '/'): so a subdirectory costs a page, not its
+ * contents. The page size follows what is found: smaller where most keys of a page lay deeper, larger while
+ * an answer stays under LOAD_PAGE_BYTES.
  *
  * Three kinds:
- *     FIRST  the directory is entered, or watched by somebody when something happens in it (then as of just before)
+ *     FIRST  the directory is entered, or something happens in it while it may be watched (then as of
+ *            just before)
  *     AGAIN  after a gap: what differs from the tree is told as changes
  *     COUNT  how many keys lie below a directory that is not listed, to know when the last one goes
  *
- * What the watch brings meanwhile waits in the backlog, and is applied after. A key that the tree knows to be newer
- * than the listing (an own commit) is left as it is.
+ * What the watch brings meanwhile waits in the backlog, and is applied after. A key that the tree knows to be
+ * newer than the listing (an own commit) is left as it is.
  */
 #include <errno.h>
 
@@ -164,7 +166,8 @@ static void pump(struct tree *t)
     }
 }
 
-static void take_keys(struct tree *t, struct dir_load *l, const Etcdserverpb__RangeResponse *res, size_t *ret_useful)
+static void take_keys(struct tree *t, struct dir_load *l, const Etcdserverpb__RangeResponse *res,
+                      size_t *ret_useful)
 {
     enum origin origin = l->kind == LOAD_AGAIN ? FROM_GAP : FROM_LOAD;
     size_t useful = 0;
@@ -172,7 +175,8 @@ static void take_keys(struct tree *t, struct dir_load *l, const Etcdserverpb__Ra
     for (size_t i = 0; i < res->n_kvs; i++) {
         const Mvccpb__KeyValue *kv = res->kvs[i];
         struct key_change kc = {.key = slice_of(kv->key.data, kv->key.len),
-                                .bytes = slice_of(kv->value.data ? kv->value.data : (uint8_t *)"", kv->value.len)};
+                                .bytes =
+                                    slice_of(kv->value.data ? kv->value.data : (uint8_t *)"", kv->value.len)};
         struct slice rest = slice_of(kc.key.ptr + l->base_len, kc.key.len - l->base_len);
         struct node *n;
 
@@ -417,7 +421,8 @@ struct wait **load_waits(struct dir_load *l)
     return &l->waits;
 }
 
-/* Keeps an event until the listing is there. When too many wait, the listing begins anew at a revision that has them. */
+/* Keeps an event until the listing is there. When too many wait, the listing begins anew at a revision that
+ * has them. */
 void load_backlog(struct tree *t, struct dir_load *l, const struct key_change *kc)
 {
     struct backlog *b;
@@ -444,8 +449,8 @@ void load_backlog(struct tree *t, struct dir_load *l, const struct key_change *k
     l->n_backlog++;
 }
 
-/* After a gap, which ends at at_rev: counts are void, what is being listed begins anew, what was listed is listed
- * again. */
+/* After a gap, which ends at at_rev: counts are void, what is being listed begins anew, what was listed is
+ * listed again. */
 void tree_reload(struct tree *t, int64_t at_rev)
 {
     for (struct dir_load *l = t->loads; l; l = l->next) {

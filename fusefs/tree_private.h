@@ -12,13 +12,15 @@ struct anchor {
     int64_t rev, ns; /* at wall time ns the store stood at rev */
 };
 
-/* A change of the tree, as the code that applies one finds it. The feed turns it into a struct change_event. */
+/* A change of the tree, as the code that applies one finds it. The feed turns it into a struct
+ * change_event. */
 struct tree_change {
     enum change_kind kind; /* never MOVE: the feed pairs */
     bool is_dir;
     bool silent;           /* tell the kernel, never inject (a lingering directory was forgotten) */
     bool gap;
-    bool reshaped;         /* the key itself did not change: it is shown elsewhere, since a file became a directory or back */
+    /* The key itself did not change: it is shown elsewhere, since a file became a directory or back. */
+    bool reshaped;
     int64_t rev;
     struct node *dir, *node;
     struct key_meta meta;  /* of a file: the new one; DELETE: the last one */
@@ -72,7 +74,8 @@ struct tree {
 
 /* tree.c */
 struct node *node_find(struct tree *t, const struct node *dir, struct slice name, enum node_kind kind);
-struct node *node_get(struct tree *t, struct node *dir, struct slice name, enum node_kind kind); /* or makes a ghost */
+struct node *node_get(struct tree *t, struct node *dir, struct slice name,
+                      enum node_kind kind); /* or makes a ghost */
 void node_appear(struct tree *t, struct node *n);
 void node_vanish(struct tree *t, struct node *n, int64_t rev);
 void node_set_value(struct tree *t, struct node *n, struct value *v);
@@ -92,12 +95,13 @@ struct key_change {
     bool is_delete;
     struct key_meta meta; /* of a delete: mod_rev alone */
     struct value *value;  /* may be NULL; borrowed */
-    struct slice bytes;   /* the value where there is no struct value; ptr NULL: not known, only meta.size and meta.hash */
+    /* The value where there is no struct value; ptr NULL: not known, only meta.size and meta.hash. */
+    struct slice bytes;
 };
 /* The node that the key is now shown as (a marker: its directory), NULL if it is in no listed directory. */
 struct node *tree_apply(struct tree *t, const struct key_change *kc, enum origin origin);
-/* As above for one directory whose children are being listed: rest is the key after the directory's. Of a deeper key
- * only the subdirectory is made to exist, and returned. */
+/* As above for one directory whose children are being listed: rest is the key after the directory's. Of a
+ * deeper key only the subdirectory is made to exist, and returned. */
 struct node *tree_apply_in(struct tree *t, struct node *dir, struct slice rest, const struct key_change *kc,
                            enum origin origin);
 void dir_vanish(struct tree *t, struct node *n, int64_t rev, enum origin origin);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tree_read.c - entering, looking up and opening: questions, those who wait for them, and what the answers teach.
+/* tree_read.c - entering, looking up and opening: questions, who waits for them, and what the answers teach.
  *
- * An open waits in a struct read; those of one node share it until it is sent, in tree_flush() at the end of the loop's turn.
- * Never later: an open may not take an answer that the server can have formed before the open began.
+ * An open waits in a struct read; those of one node share it until it is sent, in tree_flush() at the end of
+ * the loop's turn. Never later: an open may not take an answer that the server can have formed before the
+ * open began.
  *
  * A Range with min_mod_revision = known + 1 answers "count 1, no key" when nothing changed: then the value in
  * memory is the current one. Without a value in memory the whole value is asked for.
@@ -166,7 +167,8 @@ static void lookup_free(struct tree *t, struct lookup *q)
 /* One transaction of two ranges: the key, and whether anything lies below it. */
 static void lookup_send(struct tree *t, struct lookup *q)
 {
-    Etcdserverpb__RangeRequest ranges[2] = {ETCDSERVERPB__RANGE_REQUEST__INIT, ETCDSERVERPB__RANGE_REQUEST__INIT};
+    Etcdserverpb__RangeRequest ranges[2] = {ETCDSERVERPB__RANGE_REQUEST__INIT,
+                                            ETCDSERVERPB__RANGE_REQUEST__INIT};
     Etcdserverpb__RequestOp ops[2] = {ETCDSERVERPB__REQUEST_OP__INIT, ETCDSERVERPB__REQUEST_OP__INIT};
     Etcdserverpb__RequestOp *list[2] = {&ops[0], &ops[1]};
     Etcdserverpb__TxnRequest txn = ETCDSERVERPB__TXN_REQUEST__INIT;
@@ -211,7 +213,8 @@ static void lookup_learn(struct tree *t, struct lookup *q, const Etcdserverpb__T
     if (!q->dir->present || q->dir->dir->state != DIR_LOADED || txn->header == NULL)
         return;
     if (own && own->n_kvs) {
-        kc.bytes = slice_of(own->kvs[0]->value.data ? own->kvs[0]->value.data : (uint8_t *)"", own->kvs[0]->value.len);
+        kc.bytes = slice_of(own->kvs[0]->value.data ? own->kvs[0]->value.data : (uint8_t *)"",
+                            own->kvs[0]->value.len);
         meta_of(own->kvs[0], &kc.meta);
         (void)tree_apply(t, &kc, FROM_ANSWER);
     }
@@ -250,7 +253,8 @@ static void lookup_answered(struct client_call *call)
     lookup_free(t, q);
 }
 
-/* The tree lacks the name: asks the server, for a short time, because LOOKUP holds its directory in the kernel. */
+/* The tree lacks the name: asks the server, for a short time, because LOOKUP holds its directory in the
+ * kernel. */
 static void lookup_ask(struct tree *t, struct node *dir, struct slice name, struct wait *w)
 {
     struct lookup *q = calloc(1, sizeof *q + name.len + 1);
@@ -483,7 +487,8 @@ void tree_open_read(struct tree *t, struct node *n, struct wait *w)
         *t->unsent_end = r;
         t->unsent_end = &r->next;
     }
-    wait_add(t, w, &r->waits, n->value && t->mode != READ_STRICT ? READ_STALE_AFTER_MS : CLIENT_CALL_TIMEOUT_MS);
+    wait_add(t, w, &r->waits,
+             n->value && t->mode != READ_STRICT ? READ_STALE_AFTER_MS : CLIENT_CALL_TIMEOUT_MS);
 }
 
 void tree_open_cached(struct tree *t, struct node *n, struct wait *w)

@@ -2,8 +2,8 @@
 /* tree_read.h - the questions a mount asks: enter a directory, look a name up, open for reading (A.3, A.4).
  *
  * Each takes a `struct wait`, embedded in the request that waits. done runs exactly once, perhaps before the
- * function
- * returns, unless wait_cancel() comes first. err is 0 or a positive errno. Every question has a deadline.
+ * function returns, unless wait_cancel() comes first. err is 0 or a positive errno. Every question has a
+ * deadline.
  *
  * Owner: the core thread.
  */
@@ -40,31 +40,26 @@ struct wait {
 void wait_cancel(struct wait *w);
 
 /* Makes the directory loaded. READDIR at offset 0 calls it and then tree_list(). ENOENT: it is gone. Server
- * away:
- * a directory that is loaded answers 0 with `stale`, one that is not ETIMEDOUT at the deadline. */
+ * away: a directory that is loaded answers 0 with `stale`, one that is not ETIMEDOUT at the deadline. */
 void tree_enter(struct tree *t, struct node *dir, struct wait *w);
 
 /* LOOKUP: `name` in `dir` (loads the directory first). A name the tree has is answered at once. One it lacks
- * is asked of
- * the server for READ_LOOKUP_MS, and not at all while the connection is in doubt: then ENOENT.
- * Not canonical: ENOENT. The kernel may never cache the ENOENT (A.4), but with option cached.
- * Over-long: ENAMETOOLONG. */
+ * is asked of the server for READ_LOOKUP_MS, and not at all while the connection is in doubt: then ENOENT.
+ * Not canonical: ENOENT. The kernel may never cache the ENOENT (A.4), but with option cached. Over-long:
+ * ENAMETOOLONG. */
 void tree_lookup(struct tree *t, struct node *dir, struct slice name, struct wait *w);
 
 /* OPEN for reading, and the first step of OPEN for writing: the value of the node's key, linearizable. If it
- * taught the
- * tree a new value, w->node->meta differs from before: the caller sends inval_inode(offset -1) before its
- * answer
- * when the node's mod_rev moved (w->moved). ESTALE: the key is absent now (the node has become a ghost).
- * No quorum: a value in memory is answered with `stale` (unless strict), else ETIMEDOUT. */
+ * taught the tree a new value, w->node->meta differs from before: the caller sends inval_inode(offset -1)
+ * before its answer when the node's mod_rev moved (w->moved). ESTALE: the key is absent now (the node has
+ * become a ghost). No quorum: a value in memory is answered with `stale` (unless strict), else ETIMEDOUT. */
 void tree_open_read(struct tree *t, struct node *n, struct wait *w);
 
 /* The value without asking (option cached): from memory if it is there, else like tree_open_read(). */
 void tree_open_cached(struct tree *t, struct node *n, struct wait *w);
 
 /* Sends what the questions of this turn of the loop have queued (opens of one key share a Range). The core
- * loop calls it
- * before it sleeps. */
+ * loop calls it before it sleeps. */
 void tree_flush(struct tree *t);
 
 /* Deadlines: the time at which tree_tick() wants to be called, 0: none; and the call. */

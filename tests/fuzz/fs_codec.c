@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fs_codec.c - fuzz target: any bytes as a name are refused or canonical, and any bytes as a key come back. */
+/* fs_codec.c - fuzz target: any bytes as a name are refused or canonical, and any bytes as a key come
+ * back. */
 #include <errno.h>
 
 #include "fusefs/codec.h"

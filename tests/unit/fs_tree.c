@@ -2,10 +2,8 @@
 /* fs_tree.c - proves that the tree is the store.
  *
  * A fake etcd (a history of puts and deletes, with revisions, compaction, a watch that lags and breaks,
- * answers that
- * come late and out of order) stands behind client.h. Random keys collide on purpose: empty parts, trailing
- * slashes,
- * markers, a key that is also a directory. Whenever all is quiet:
+ * answers that come late and out of order) stands behind client.h. Random keys collide on purpose: empty
+ * parts, trailing slashes, markers, a key that is also a directory. Whenever all is quiet:
  *
  *   - what every directory lists is what the keys say, name by name, kind by kind, size by size;
  *   - a consumer that only saw the changes told (as inotify would) knows the same names and sizes; no CREATE
@@ -126,8 +124,8 @@ int64_t client_now_ms(void)
     return now_ms;
 }
 
-void client_start(struct client *c, struct client_call *call, enum client_method m, const ProtobufCMessage *req,
-                  int64_t timeout_ms)
+void client_start(struct client *c, struct client_call *call, enum client_method m,
+                  const ProtobufCMessage *req, int64_t timeout_ms)
 {
     struct client_op *op = calloc(1, sizeof *op);
     size_t n = protobuf_c_message_get_packed_size(req);
@@ -165,8 +163,8 @@ void client_get_health(const struct client *c, struct client_health *ret)
     *ret = (struct client_health){.connected = true};
 }
 
-void client_stream_open(struct client *c, struct client_stream *s, enum client_method m, const ProtobufCMessage *first,
-                        int64_t timeout_ms)
+void client_stream_open(struct client *c, struct client_stream *s, enum client_method m,
+                        const ProtobufCMessage *first, int64_t timeout_ms)
 {
     const Etcdserverpb__WatchRequest *req = (const Etcdserverpb__WatchRequest *)first;
 
@@ -210,7 +208,8 @@ struct range_answer {
 static enum err do_range(const Etcdserverpb__RangeRequest *req, struct range_answer *a)
 {
     static const struct put *found[HISTORY_MAX];
-    struct slice key = slice_of(req->key.data, req->key.len), end = slice_of(req->range_end.data, req->range_end.len);
+    struct slice key = slice_of(req->key.data, req->key.len),
+                 end = slice_of(req->range_end.data, req->range_end.len);
     int64_t rev = req->revision ? req->revision : store_rev;
     const struct put *one;
     size_t n;
@@ -423,15 +422,17 @@ static void on_change(void *ctx, struct change_event *ev)
 {
     (void)ctx;
     if (getenv("VERBOSE"))
-        printf("#   change %d %s%s rev %lld size %llu flags %x\n", ev->kind, ev->path, ev->flags & CHANGE_DIR ? "/" : "",
-               (long long)ev->rev, (unsigned long long)ev->size, ev->flags);
+        printf("#   change %d %s%s rev %lld size %llu flags %x\n", ev->kind, ev->path,
+               ev->flags & CHANGE_DIR ? "/" : "", (long long)ev->rev, (unsigned long long)ev->size,
+               ev->flags);
     CHECK(ev->dir == ev->node->parent);
     if (ev->kind == CHANGE_MOVE)
         shadow_remove(ev, ev->from_path);
     if (ev->kind == CHANGE_DELETE)
         shadow_remove(ev, ev->path);
     else
-        shadow_put(ev, ev->kind == CHANGE_CREATE || (ev->kind == CHANGE_MOVE && !(ev->flags & CHANGE_REPLACED)));
+        shadow_put(ev,
+                   ev->kind == CHANGE_CREATE || (ev->kind == CHANGE_MOVE && !(ev->flags & CHANGE_REPLACED)));
     change_free(t, ev);
 }
 
@@ -587,7 +588,8 @@ static unsigned tree_dump(struct node *dir, struct truth *out, unsigned n)
         struct node *c = tree_node(t, l.entries[i].nodeid);
         char *path = node_path(c);
 
-        out[n] = (struct truth){.is_dir = c->kind == NODE_DIR, .size = c->kind == NODE_DIR ? 0 : c->meta.size};
+        out[n] =
+            (struct truth){.is_dir = c->kind == NODE_DIR, .size = c->kind == NODE_DIR ? 0 : c->meta.size};
         strcpy(out[n++].path, path);
         free(path);
         if (c->kind == NODE_DIR)
