@@ -98,7 +98,8 @@ static int list_segments(struct open *o)
         return err;
     if (o->n_numbers == 0)
         return -ENOENT;
-    qsort(o->numbers, o->n_numbers, sizeof *o->numbers, by_number);
+    if (o->n_numbers > 1)
+        qsort(o->numbers, o->n_numbers, sizeof *o->numbers, by_number);
     for (size_t i = 1; i < o->n_numbers; i++) {
         if (o->numbers[i] != o->numbers[i - 1] + 1)
             return corrupt(o, o->numbers[i - 1] + 1, "this segment is missing");
