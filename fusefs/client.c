@@ -808,6 +808,11 @@ static void state_changed(struct client *c, struct tag *t)
     run_waiting(c);
 }
 
+void client_suspect(struct client *c)
+{
+    note_doubt(c);
+}
+
 static void probe_done(struct client_call *call)
 {
     (void)call; /* call_arrived has noted what it shows */

@@ -142,6 +142,10 @@ void client_get_health(const struct client *c, struct client_health *ret_health)
 /* True when a quorum was confirmed within the last CLIENT_QUORUM_FRESH_MS (A.5: WRITE checks it). */
 bool client_quorum_fresh(const struct client *c);
 
+/* Somebody has waited too long for a linearizable answer: the connection is in doubt until one comes (it is
+ * asked for at once). */
+void client_suspect(struct client *c);
+
 /* Asks a quorum: the cheapest linearizable Range. `call->done` as always. */
 void client_confirm(struct client *c, struct client_call *call, int64_t timeout_ms);
 

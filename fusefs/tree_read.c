@@ -523,6 +523,8 @@ static void wait_expired(struct tree *t, struct wait *w)
 {
     struct node *n = w->node;
 
+    if (w->kind == WAIT_OPEN)
+        client_suspect(t->client); /* so that the next ones need not wait as long */
     if (w->kind == WAIT_OPEN && n->value && t->mode != READ_STRICT)
         answer_open(w, n->value, false, true);
     else
