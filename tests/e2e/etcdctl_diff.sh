@@ -72,12 +72,12 @@ both() { # name snippet
 }
 failed=0
 
-# Runs a command that does not end by itself until it has printed n lines; prints them.
-lines() { # n command...
-    local n=$1 file p
-    shift
-    file=$(mktemp "$tmp/lines-XXXXXX")
-    "$@" >"$file" 2>&1 &
+# Runs a command that does not end by itself until it has printed n lines (to a file); prints them.
+lines_in() { # file n command...
+    local file=$1 n=$2 p
+    shift 2
+    : >"$file"
+    "$@" >"$file" 2>&1 <&0 &
     p=$!
     for _ in $(seq 200); do
         [ "$(wc -l <"$file")" -ge "$n" ] && break
@@ -88,6 +88,7 @@ lines() { # n command...
     wait $p 2>/dev/null
     cat "$file"
 }
+lines() { lines_in "$(mktemp "$tmp/lines-XXXXXX")" "$@"; }
 # Until the command succeeds.
 await() {
     for _ in $(seq 200); do
@@ -193,14 +194,18 @@ both "txn, many ops" 'txn "\n$(for i in $(seq 128); do echo -n "put many$i x\\n"
 both "txn, bad compare" 'txn "bad(\"t1\") = \"1\"\n\n\n\n"'
 
 # ---- watch ---------------------------------------------------------------------------------------------
-both "watch, past" '$CTL put w1 1; $CTL put w1 2; $CTL del w1; R=$($CTL get w1 -w json | grep -o "\"revision\":[0-9]*" | cut -d: -f2); lines 8 $CTL watch w1 --rev=$((R - 2))'
-both "watch, past, prev-kv" 'R=$($CTL get w1 -w json | grep -o "\"revision\":[0-9]*" | cut -d: -f2); lines 13 $CTL watch w1 --rev=$((R - 2)) --prev-kv'
-both "watch, json" 'R=$($CTL get w1 -w json | grep -o "\"revision\":[0-9]*" | cut -d: -f2); lines 1 $CTL watch --prefix w --rev=$((R - 2)) -w json'
-both "watch, live" '(await test -e $tmp/watching; for i in 1 2 3 4 5; do sleep 0.1; $CTL put wl $i; done >/dev/null) & (sleep 0.4; touch $tmp/watching) & lines 9 $CTL watch wl; rm $tmp/watching; wait'
-both "watch, live, prefix" '(sleep 0.6; $CTL put wp/b 1; $CTL put wp/a 2; $CTL del --prefix wp/) >/dev/null & lines 10 $CTL watch --prefix wp/; wait'
-both "watch, exec" '(sleep 0.6; $CTL put we 1) >/dev/null & lines 4 $CTL watch we -- sh -c "echo \$ETCD_WATCH_KEY \$ETCD_WATCH_VALUE \$ETCD_WATCH_EVENT_TYPE"; wait'
-both "watch, one txn" '(sleep 0.6; printf "\nput wt1 a\nput wt2 b\n\n\n" | $CTL txn) >/dev/null & lines 6 $CTL watch --prefix wt; wait'
-both "watch, interactive" '(echo "watch wi"; sleep 0.6; $CTL put wi 1 >/dev/null; sleep 1) | lines 3 $CTL watch -i; wait'
+# From the next revision on: what comes is the same whether the watcher or the writer is faster.
+next_rev() { echo $(($($CTL get x -w json | grep -o '"revision":[0-9]*' | cut -d: -f2) + 1)); }
+both "watch, past" '$CTL put w1 1; $CTL put w1 2; $CTL del w1; lines 9 $CTL watch w1 --rev=$(($(next_rev) - 3))'
+both "watch, past, prev-kv" 'lines 13 $CTL watch w1 --rev=$(($(next_rev) - 3)) --prev-kv'
+both "watch, json" 'lines 1 $CTL watch --prefix w --rev=$(($(next_rev) - 3)) -w json'
+both "watch" 'R=$(next_rev); (for i in 1 2 3; do $CTL put wl $i; done >/dev/null) & lines 9 $CTL watch wl --rev=$R; wait'
+both "watch, prefix" 'R=$(next_rev); ($CTL put wp/b 1; $CTL put wp/a 2; $CTL del --prefix wp/) >/dev/null & lines 12 $CTL watch --prefix wp/ --rev=$R; wait'
+both "watch, range" 'R=$(next_rev); ($CTL put wr1 1; $CTL put wr3 3; $CTL put wr2 2) >/dev/null & lines 6 $CTL watch wr1 wr3 --rev=$R; wait'
+both "watch, exec" 'R=$(next_rev); $CTL put we 1 >/dev/null & lines 4 $CTL watch we --rev=$R -- sh -c "echo \$ETCD_WATCH_KEY \$ETCD_WATCH_VALUE \$ETCD_WATCH_EVENT_TYPE"; wait'
+both "watch, one txn" 'R=$(next_rev); (printf "\nput wt1 a\nput wt2 b\n\n\n" | $CTL txn) >/dev/null & lines 6 $CTL watch --prefix wt --rev=$R; wait'
+both "watch, interactive" 'R=$(next_rev); rm -f $tmp/wi; { echo "watch wi --rev=$R"; $CTL put wi 1 >/dev/null; await grep -q "^1$" $tmp/wi; } | lines_in $tmp/wi 3 $CTL watch -i; wait'
+both "watch, progress-notify" 'R=$(next_rev); $CTL put wn 1 >/dev/null; lines 3 $CTL watch wn --rev=$R --progress-notify'
 
 # ---- compaction -------------------------------------------------------------------------------------------
 both "compaction, future" '$CTL compaction 100000'
@@ -221,7 +226,7 @@ both "lease grant, short" '$CTL lease grant 1'
 both "lease grant, zero" '$CTL lease grant 0'
 both "lease grant, too long" '$CTL lease grant 9000000001'
 both "lease list" 'for l in $($CTL lease list | tail -n +2); do $CTL lease revoke $l; done; $CTL lease list'
-both "lease put, timetolive" 'L=$(lease_of 500); $CTL put l1 v --lease=$L; $CTL put l0 v --lease=$L; $CTL lease timetolive $L | sed "s/remaining(49[0-9]s)/remaining/"; $CTL lease timetolive --keys $L | sed "s/remaining(49[0-9]s)/remaining/"; $CTL get l1 -w json'
+both "lease put, timetolive" 'L=$(lease_of 500); $CTL put l1 v --lease=$L; $CTL put l0 v --lease=$L; $CTL lease timetolive $L | sed "s/remaining(49[0-9]s)/remaining/"; $CTL lease timetolive --keys $L | sed "s/remaining(49[0-9]s)/remaining/; s/l1 l0/l0 l1/"; $CTL get l1 -w json'
 both "lease timetolive, json" 'L=$(lease_of 500); $CTL lease timetolive $L --keys -w json | sed "s/\"ttl\":49[0-9]/ttl/"'
 both "lease timetolive, unknown" '$CTL lease timetolive 1234'
 both "lease timetolive, unknown, json" '$CTL lease timetolive 1234 -w json'
@@ -251,10 +256,10 @@ both "member list, table" '$CTL member list -w table | grep -v -e "---"'
 both "member list, json" '$CTL member list -w json'
 both "endpoint health" '$CTL endpoint health'
 both "endpoint health, cluster" '$CTL endpoint health --cluster'
-both "endpoint status" '$CTL endpoint status | cut -d, -f1,5,6,8-'
+both "endpoint status" '$CTL endpoint status | cut -d, -f1,5,6'
 both "endpoint status, fields" '$CTL endpoint status -w json | grep -o "\"[A-Za-z_]*\":" | grep -v -e storageVersion -e dbSizeQuota -e downgradeInfo | sort -u'
 both "endpoint hashkv" '$CTL endpoint hashkv | cut -d, -f1'
-both "endpoint hashkv, of the same keys" '$CTL compaction $($CTL get x -w json | grep -o "\"revision\":[0-9]*" | cut -d: -f2) --physical >/dev/null; $CTL put after compaction >/dev/null; $CTL endpoint hashkv'
+both "endpoint hashkv, of the same keys" '$CTL del l0 >/dev/null; $CTL del l1 >/dev/null; $CTL compaction $($CTL get x -w json | grep -o "\"revision\":[0-9]*" | cut -d: -f2) --physical >/dev/null; $CTL put after compaction >/dev/null; $CTL endpoint hashkv'
 both "alarm list" '$CTL alarm list'
 both "alarm disarm" '$CTL alarm disarm'
 both "defrag" '$CTL defrag'
