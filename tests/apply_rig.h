@@ -30,6 +30,7 @@ struct rig {
     struct entry *log[RIG_LOG_MAX]; /* by index */
     uint64_t last;
     int64_t quota;
+    uint64_t map_bytes;
     int fatal;
     /* of the last entry somebody waited for */
     struct proposal p;
@@ -65,7 +66,7 @@ static inline void rig_done(struct proposal *p)
 
 static struct base_options rig_base_options(const struct rig *r)
 {
-    return (struct base_options){.path = r->dir, .map_bytes = UINT64_C(1) << 32, .readers_max = 126, .no_sync = true};
+    return (struct base_options){.path = r->dir, .map_bytes = r->map_bytes, .readers_max = 126, .no_sync = true};
 }
 
 /* Everything in memory, from what the directory holds. */
@@ -106,7 +107,7 @@ static inline void rig_new(struct rig *r)
     uint8_t bytes[RAFTCONF_BYTES_MAX];
     struct base_options o;
 
-    *r = (struct rig){.clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1};
+    *r = (struct rig){.clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1, .map_bytes = UINT64_C(1) << 32};
     snprintf(r->dir, sizeof r->dir, "/tmp/cairn-apply-XXXXXX");
     REQUIRE(mkdtemp(r->dir) != NULL);
     o = rig_base_options(r);

@@ -2,6 +2,7 @@
 /* Proves: entries do to the state what reference 02-semantics says (puts, deletes, txns, compactions, leases, alarms);
  * a refused entry leaves no trace but its index; answers say what was there; all of it the same after a flush and
  * after a restart that replays. */
+#include <errno.h>
 #include "apply_rig.h"
 
 #define CHECK_DUMP(r, rev, want) \
@@ -458,6 +459,103 @@ static void stall(void)
     rig_free(&r);
 }
 
+static int flushed;
+
+static void on_flushed(struct flush_wait *w)
+{
+    (void)w;
+    flushed++;
+}
+
+/* As datadir_open makes it, without what it checks. */
+static void open_datadir(struct datadir *d)
+{
+    memset(d, 0, sizeof *d);
+    snprintf(d->path, sizeof d->path, "/tmp/cairn-defrag-XXXXXX");
+    REQUIRE(mkdtemp(d->path) != NULL);
+    snprintf(d->wal_root, sizeof d->wal_root, "%s", d->path);
+    d->fd = open(d->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    REQUIRE(d->fd >= 0);
+}
+
+static void close_datadir(struct datadir *d)
+{
+    (void)datadir_remove_base(d, d->base);
+    (void)unlinkat(d->fd, "CURRENT", 0);
+    close(d->fd);
+    (void)rmdir(d->path);
+}
+
+/* No room for a flush: nothing is lost, entries go on, the flush is tried again each second and succeeds once there
+ * is room; a stop does not wait for it, and a restart replays. */
+static void no_room(void)
+{
+    struct rig r;
+    static char big[100001];
+    char key[16];
+
+    rig_new(&r);
+    memset(big, 'x', sizeof big - 1);
+    r.map_bytes = 1 << 20;
+    rig_restart(&r);
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "k%d", i);
+        CHECK(rig_put(&r, key, big, 0) == 0);
+    }
+    r.apply->freeze_now = true;
+    (void)apply_step(r.apply);
+    CHECK(apply_flush_step(r.apply) == r.clock.ms + 1000);
+    (void)apply_step(r.apply);
+    CHECK(r.apply->flush_blocked && r.fatal == 0);
+    CHECK(apply_flush_step(r.apply) == r.clock.ms + 1000); /* not before */
+    CHECK(rig_put(&r, "more", "v", 0) == 0);
+    CHECK(store_frozen(r.store) != NULL);
+    atomic_store(&r.apply->stopping, true);
+    (void)apply_step(r.apply);
+    CHECK(atomic_load(&r.apply->stopped));
+    r.map_bytes = 1 << 30;
+    rig_restart(&r);
+    CHECK(r.apply->key_count == 21);
+    rig_flush(&r);
+    CHECK(!r.apply->flush_blocked && r.apply->key_count == 21);
+    rig_restart(&r);
+    CHECK(r.apply->key_count == 21 && r.apply->frozen_index == r.last);
+    rig_free(&r);
+}
+
+/* A copy takes the place of base between entries; what came meanwhile is flushed into it. */
+static void defragmentation(void)
+{
+    struct datadir d;
+    struct rig r;
+    struct flush_wait w = {.done = on_flushed}, again = w;
+
+    rig_new(&r);
+    for (int i = 0; i < 50; i++)
+        CHECK(rig_put(&r, "a", "v", 0) == 0);
+    rig_flush(&r);
+    apply_defragment(r.apply, &w);
+    (void)apply_step(r.apply);
+    CHECK(flushed == 1 && w.err == -EOPNOTSUPP);
+    open_datadir(&d);
+    r.apply->o.datadir = &d;
+    r.apply->o.base = rig_base_options(&r);
+    apply_defragment(r.apply, &again);
+    (void)apply_step(r.apply);
+    CHECK(rig_put(&r, "b", "w", 0) == 0); /* while the copy is under way */
+    CHECK(flushed == 1);
+    (void)apply_flush_step(r.apply);
+    (void)apply_step(r.apply);
+    CHECK(flushed == 2 && again.err == 0 && d.base == 1);
+    rig_flush(&r);
+    CHECK_DUMP(&r, 0, "a=v@2.51.50.0 b=w@52.52.1.0");
+    CHECK(rig_compact(&r, 52, true) == 0);
+    CHECK_DUMP(&r, 52, "a=v@2.51.50.0 b=w@52.52.1.0");
+    (void)apply_step(r.apply);
+    close_datadir(&d);
+    rig_free(&r);
+}
+
 int main(void)
 {
     arena_init(&ar, 64 << 20, NULL, 0);
@@ -472,5 +570,7 @@ int main(void)
     TEST(quota);
     TEST(members);
     TEST(stall);
+    TEST(no_room);
+    TEST(defragmentation);
     return tap_done();
 }
