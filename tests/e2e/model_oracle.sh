@@ -14,7 +14,6 @@ port=${PORT:-$((25000 + $$ % 1000 * 4))}
 pids=
 trap 'exec 2>/dev/null; for p in $pids; do kill -9 "$p"; done; wait; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
-export LEAVE_OUT=${LEAVE_OUT-watch} # until the hub is there
 ops=${OPS:-10000}
 [ -n "${SAN:-}${TSAN:-}" ] && ops=$((ops / 5))
 

@@ -31,7 +31,7 @@ enum { KEYS = 40, LEASES = 6, CALL_S = 20, TEXT_BYTES = 4 << 20 };
 static uint64_t seed;
 static struct arena arena; /* of the operation at hand */
 static int64_t revision = 1, compacted = -1;
-static long n_errors, n_asked[32];
+static long n_errors, n_events, n_asked[32];
 static bool ask_keys_only = true, ask_watches = true;
 
 static uint64_t rnd(void)
@@ -695,6 +695,11 @@ static void note(ProtobufCMessage *m)
 struct watch {
     struct server *server;
     grpc_completion_queue *cq;
+    grpc_call *call;
+    grpc_metadata_array initial, trailing;
+    grpc_byte_buffer *received;
+    grpc_slice details;
+    grpc_status_code status;
     int n_under_way;
     struct text t;
 };
@@ -703,7 +708,7 @@ enum { TAG_RECEIVED = 1, TAG_OTHER = 2 };
 
 static void watch_post(struct watch *w, const grpc_op *ops, size_t n, intptr_t tag)
 {
-    if (grpc_call_start_batch(w->server->call, ops, n, (void *)tag, NULL) != GRPC_CALL_OK)
+    if (grpc_call_start_batch(w->call, ops, n, (void *)tag, NULL) != GRPC_CALL_OK)
         die("watch: grpc_call_start_batch");
     w->n_under_way++;
 }
@@ -719,7 +724,7 @@ static void watch_send(struct watch *w, const Etcdserverpb__WatchRequest *req)
 
 static void watch_receive(struct watch *w)
 {
-    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &w->server->received};
+    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &w->received};
 
     watch_post(w, &op, 1, TAG_RECEIVED);
 }
@@ -736,24 +741,24 @@ static intptr_t watch_wait(struct watch *w, int ms)
     return (intptr_t)e.tag;
 }
 
-static void watch_open(struct watch *w, struct server *sv)
+/* text has TEXT_BYTES. */
+static void watch_open(struct watch *w, struct server *sv, char *text)
 {
     grpc_slice method = grpc_slice_from_static_string("/etcdserverpb.Watch/Watch");
     grpc_op start[] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA},
-        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &sv->initial},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &w->initial},
     };
     grpc_op end = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-                   .data.recv_status_on_client = {.trailing_metadata = &sv->trailing, .status = &sv->status,
-                                                  .status_details = &sv->details}};
+                   .data.recv_status_on_client = {.trailing_metadata = &w->trailing, .status = &w->status,
+                                                  .status_details = &w->details}};
 
-    *w = (struct watch){.server = sv, .cq = grpc_completion_queue_create_for_next(NULL), .t = {sv->text, TEXT_BYTES}};
-    *sv->text = 0;
-    sv->call = grpc_channel_create_call(sv->channel, NULL, GRPC_PROPAGATE_DEFAULTS, w->cq, method, NULL,
-                                        in_seconds(CALL_S), NULL);
-    grpc_metadata_array_init(&sv->initial);
-    grpc_metadata_array_init(&sv->trailing);
-    sv->received = NULL;
+    *w = (struct watch){.server = sv, .cq = grpc_completion_queue_create_for_next(NULL), .t = {text, TEXT_BYTES}};
+    *text = 0;
+    w->call = grpc_channel_create_call(sv->channel, NULL, GRPC_PROPAGATE_DEFAULTS, w->cq, method, NULL,
+                                       in_seconds(CALL_S), NULL);
+    grpc_metadata_array_init(&w->initial);
+    grpc_metadata_array_init(&w->trailing);
     watch_post(w, start, 2, TAG_OTHER);
     watch_post(w, &end, 1, TAG_OTHER);
     watch_receive(w);
@@ -761,12 +766,16 @@ static void watch_open(struct watch *w, struct server *sv)
 
 static void watch_close(struct watch *w)
 {
-    grpc_call_cancel(w->server->call, NULL);
+    grpc_call_cancel(w->call, NULL);
     while (w->n_under_way > 0)
         if (watch_wait(w, 1000 * CALL_S) == 0)
             die("watch: does not end");
-    grpc_slice_unref(w->server->details);
-    call_close(w->server);
+    grpc_slice_unref(w->details);
+    grpc_call_unref(w->call);
+    grpc_metadata_array_destroy(&w->initial);
+    grpc_metadata_array_destroy(&w->trailing);
+    if (w->received)
+        grpc_byte_buffer_destroy(w->received);
     grpc_completion_queue_shutdown(w->cq);
     grpc_completion_queue_destroy(w->cq);
 }
@@ -780,15 +789,15 @@ static bool watch_take(struct watch *w, int64_t last)
     grpc_slice all;
     bool done = false;
 
-    if (sv->received == NULL)
+    if (w->received == NULL)
         die("not ok - %s ends a watch", sv->address);
-    grpc_byte_buffer_reader_init(&reader, sv->received);
+    grpc_byte_buffer_reader_init(&reader, w->received);
     all = grpc_byte_buffer_reader_readall(&reader);
     r = etcdserverpb__watch_response__unpack(NULL, GRPC_SLICE_LENGTH(all), GRPC_SLICE_START_PTR(all));
     grpc_slice_unref(all);
     grpc_byte_buffer_reader_destroy(&reader);
-    grpc_byte_buffer_destroy(sv->received);
-    sv->received = NULL;
+    grpc_byte_buffer_destroy(w->received);
+    w->received = NULL;
     if (r == NULL)
         die("not ok - %s: no watch response", sv->address);
     if (r->created || r->canceled)
@@ -798,66 +807,115 @@ static bool watch_take(struct watch *w, int64_t last)
         say(&w->t, "\n#   ");
         say_message(&w->t, &r->events[i]->base, 0);
         done = done || r->events[i]->kv->mod_revision >= last;
+        n_events++;
     }
     done = done || r->canceled;
     etcdserverpb__watch_response__free_unpacked(r, NULL);
     return done;
 }
 
-static void watch_run(struct server *sv, const Etcdserverpb__WatchRequest *create, int64_t last)
+/* Takes responses until the event of revision `last` has come or the watch is over; with last 0, one response. */
+static void watch_collect(struct watch *w, const Etcdserverpb__WatchRequest *create, int64_t last)
 {
     gpr_timespec end = in_seconds(CALL_S - 5);
-    struct watch w;
 
-    watch_open(&w, sv);
-    watch_send(&w, create);
     for (;;) {
-        if (watch_wait(&w, 1000) == TAG_RECEIVED) {
-            if (watch_take(&w, last))
+        if (watch_wait(w, 1000) == TAG_RECEIVED) {
+            if (watch_take(w, last) || last == 0)
                 break;
-            watch_receive(&w);
+            watch_receive(w);
         }
         if (gpr_time_cmp(gpr_now(GPR_CLOCK_MONOTONIC), end) > 0) {
             show("watch", &create->base);
-            die("not ok - %s: a watch that does not come to %lld:%s", sv->address, (long long)last, sv->text);
+            die("not ok - %s: a watch that does not come to %lld:%s", w->server->address, (long long)last,
+                w->server->text);
         }
     }
-    watch_close(&w);
 }
 
-/* The last events of the range are made here, a put and a delete of its first key: when one of them that no filter
- * drops has come, all has. Progress would not say so: etcd 3.4 tells it of a watcher that is behind. */
-static void ask_watch(void)
+/* The last events of the range are made here, a put and a delete of its first key: when the last of them that the
+ * filter lets through has come, all has. Progress would not say so: etcd 3.4 tells it of a watcher that is behind. */
+static int64_t make_last_events(const Etcdserverpb__WatchCreateRequest *c)
+{
+    Etcdserverpb__PutRequest *put = message(&etcdserverpb__put_request__descriptor);
+    Etcdserverpb__DeleteRangeRequest *delete = message(&etcdserverpb__delete_range_request__descriptor);
+    int64_t of_put;
+
+    put->key = delete->key = c->key;
+    note(ask("/etcdserverpb.KV/Put", &put->base, RESPONSE(put)));
+    of_put = revision;
+    note(ask("/etcdserverpb.KV/DeleteRange", &delete->base, RESPONSE(delete_range)));
+    return c->n_filters && c->filters[0] == ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NODELETE ? of_put
+                                                                                                      : revision;
+}
+
+static void write_some(void)
+{
+    for (size_t n = 1 + below(30); n > 0; n--) {
+        if (one_in(3))
+            note(ask("/etcdserverpb.KV/Txn", &some_txn(2, false)->base, RESPONSE(txn)));
+        else if (one_in(3))
+            note(ask("/etcdserverpb.KV/DeleteRange", &some_delete()->base, RESPONSE(delete_range)));
+        else
+            note(ask("/etcdserverpb.KV/Put", &some_put(true)->base, RESPONSE(put)));
+    }
+}
+
+static Etcdserverpb__WatchRequest *some_watch(bool live)
 {
     Etcdserverpb__WatchRequest *q = message(&etcdserverpb__watch_request__descriptor);
     Etcdserverpb__WatchCreateRequest *c = message(&etcdserverpb__watch_create_request__descriptor);
-    Etcdserverpb__PutRequest *put = message(&etcdserverpb__put_request__descriptor);
-    Etcdserverpb__DeleteRangeRequest *delete = message(&etcdserverpb__delete_range_request__descriptor);
-    int64_t first = compacted < 0 ? 1 : compacted + 1, last;
+    int64_t first = compacted < 0 ? 1 : compacted + 1;
 
     q->request_union_case = ETCDSERVERPB__WATCH_REQUEST__REQUEST_UNION_CREATE_REQUEST;
     q->create_request = c;
     c->key = one_in(2) ? bytes_copy("\0", 1) : some_key();
     c->range_end = one_in(2) ? bytes_copy("\0", 1) : some_end(c->key);
-    if (first > revision)
-        first = revision;
-    c->start_revision = one_in(6) && compacted > 1 ? (int64_t)below((size_t)compacted) /* to be cancelled */
-                                                             : first + (int64_t)below((size_t)(revision - first) + 1);
-    if (first <= compacted && c->start_revision == compacted)
-        c->start_revision = 0;
+    if (!live && one_in(6) && compacted > 1)
+        c->start_revision = 1 + (int64_t)below((size_t)compacted - 1); /* to be cancelled */
+    else if (!live && first <= revision)
+        c->start_revision = first + (int64_t)below((size_t)(revision - first) + 1);
+    else if (live && one_in(3))
+        c->start_revision = revision + 1 + (int64_t)below(3); /* of the future, and all the same in reach */
     c->prev_kv = one_in(2);
     c->n_filters = one_in(3);
     c->filters = arena_alloc(&arena, sizeof *c->filters);
     c->filters[0] = (int)below(2);
     c->watch_id = one_in(3) ? (int64_t)below(9) - 2 : 0; /* any but a counted-up one */
-    put->key = delete->key = c->key;
-    note(ask("/etcdserverpb.KV/Put", &put->base, RESPONSE(put)));
-    last = revision;
-    note(ask("/etcdserverpb.KV/DeleteRange", &delete->base, RESPONSE(delete_range)));
-    if (c->n_filters == 0 || c->filters[0] == ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NOPUT)
-        last = revision;
-    for (int i = 0; i < 2; i++)
-        watch_run(&servers[i], q, last);
+    return q;
+}
+
+/* Of the past: what is there already. Live: opened first, then written to. */
+static void ask_watch(void)
+{
+    bool live = one_in(2);
+    Etcdserverpb__WatchRequest *q = some_watch(live);
+    int64_t last = live ? 0 : make_last_events(q->create_request);
+    char *texts[2];
+    struct watch w[2];
+
+    for (int i = 0; i < 2; i++) {
+        texts[i] = servers[i].text;
+        servers[i].text = malloc(TEXT_BYTES); /* the other calls meanwhile have theirs */
+        watch_open(&w[i], &servers[i], texts[i]);
+        watch_send(&w[i], q);
+        if (live) {
+            watch_collect(&w[i], q, 0);
+            watch_receive(&w[i]);
+        }
+    }
+    if (live) {
+        write_some();
+        while (last == 0 || revision < q->create_request->start_revision)
+            last = make_last_events(q->create_request);
+        last = make_last_events(q->create_request);
+    }
+    for (int i = 0; i < 2; i++) {
+        watch_collect(&w[i], q, last);
+        watch_close(&w[i]);
+        free(servers[i].text);
+        servers[i].text = texts[i];
+    }
     compare("watch", &q->base);
 }
 
@@ -924,7 +982,7 @@ enum { PUT, RANGE, DELETE, TXN, COMPACT, LEASE, HASH, WATCH, KINDS };
 static void step(void)
 {
     static const int of_a_thousand[KINDS] = {[PUT] = 250,    [RANGE] = 336, [DELETE] = 60, [TXN] = 270,
-                                             [COMPACT] = 4,  [LEASE] = 60,  [HASH] = 15,   [WATCH] = 5};
+                                             [COMPACT] = 4,  [LEASE] = 60,  [HASH] = 12,   [WATCH] = 8};
     int dice = (int)below(1000), kind = 0;
 
     while (dice >= of_a_thousand[kind])
@@ -1017,9 +1075,9 @@ int main(int argc, char **argv)
         arena_fini(&arena);
     }
     printf("# revision %lld, compacted %lld; %ld puts, %ld ranges, %ld deletes, %ld txns, %ld compactions, %ld lease calls, "
-           "%ld hashes, %ld watches; %ld answers were errors\n",
+           "%ld hashes, %ld watches (%ld events); %ld answers were errors\n",
            (long long)revision, (long long)compacted, n_asked[PUT], n_asked[RANGE], n_asked[DELETE], n_asked[TXN],
-           n_asked[COMPACT], n_asked[LEASE], n_asked[HASH], n_asked[WATCH], n_errors);
+           n_asked[COMPACT], n_asked[LEASE], n_asked[HASH], n_asked[WATCH], n_events / 2, n_errors);
     printf("ok - %d operations, the same answers\n", operations);
     for (int i = 0; i < 2; i++) {
         grpc_channel_destroy(servers[i].channel);
