@@ -180,6 +180,10 @@ struct node *req_dir(fuse_req_t req, fuse_ino_t ino)
         (void)fuse_reply_err(req, n || control_owns(ino) ? (n ? ENOTDIR : EPERM) : ESTALE);
         return NULL;
     }
+    if (!n->present && n->notified_rev == DIR_MOVED) {
+        (void)fuse_reply_err(req, ESTALE);
+        return NULL;
+    }
     return n;
 }
 

@@ -290,8 +290,10 @@ static void dir_moved(struct txn *t, void *arg, int err)
 {
     struct renaming *r = arg;
 
-    if (err == 0)
+    if (err == 0) {
+        r->op->node->notified_rev = DIR_MOVED;
         tree_rmdir(r->op->fs->tree, r->op->node, txn_rev(t));
+    }
     renaming_end(r, err == -1 ? EXDEV : err); /* somebody works in it: mv copies instead */
 }
 
