@@ -159,24 +159,69 @@ static void reply_cnode(fuse_req_t req, struct control *c, struct cnode *n)
         control_forget(c, n->nodeid, 1);
 }
 
-/* events/ and wait/ mirror the directories; every other name is a key's, whether it exists or not. */
+/* A lookup in events/ or wait/, which mirror the directories; every other name is a key's, whether it exists or not. */
+struct mirror {
+    struct op *op;
+    enum cnode_kind kind; /* of the directory it is in */
+    char *path;           /* of that directory */
+};
+
+static void mirror_reply(struct mirror *m, bool is_dir)
+{
+    struct op *op = m->op;
+    enum cnode_kind kind = is_dir ? m->kind : m->kind == CNODE_EVENTS ? CNODE_EVENT_FILE : CNODE_WAIT_FILE;
+    fuse_req_t req = op_take(op);
+    char *path = NULL;
+
+    if (req && asprintf(&path, "%s%s%s", m->path, op->name, is_dir ? "/" : "") < 0)
+        (void)fuse_reply_err(req, ENOMEM);
+    else if (req)
+        reply_cnode(req, op->fs->control, cnode_get(op->fs->control, kind, path));
+    free(path);
+    free(m->path);
+    free(m);
+    op_free(op);
+}
+
+static void mirror_done(struct wait *w, int err)
+{
+    struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
+
+    mirror_reply((struct mirror *)(uintptr_t)op->arg, err == 0 && w->node->kind == NODE_DIR);
+}
+
 static void mirror_lookup(fuse_req_t req, struct control *c, const struct cnode *dir, const char *name)
 {
-    bool events = dir->kind == CNODE_EVENTS, is_dir;
     struct node *at = tree_root(c->fs->tree);
-    char *path = NULL, *rest = dir->path;
+    char *rest = dir->path;
+    struct mirror *m;
 
-    for (char *slash; at && (slash = strchr(rest, '/')) != NULL; rest = slash + 1)
-        at = tree_child(c->fs->tree, at, slice_of(rest, (size_t)(slash - rest)));
-    at = at ? tree_child(c->fs->tree, at, slice_str(name)) : NULL;
-    is_dir = at && at->kind == NODE_DIR;
-    if (strcmp(name, ".all") == 0 ? (path = strdup(dir->path)) == NULL
-                                  : asprintf(&path, "%s%s%s", dir->path, name, is_dir ? "/" : "") < 0) {
+    if (strcmp(name, ".all") == 0) {
+        reply_cnode(req, c, cnode_get(c, dir->kind == CNODE_EVENTS ? CNODE_EVENT_FILE : CNODE_WAIT_FILE, dir->path));
+        return;
+    }
+    m = calloc(1, sizeof *m);
+    if (m == NULL || (m->path = strdup(dir->path)) == NULL) {
+        free(m);
         (void)fuse_reply_err(req, ENOMEM);
         return;
     }
-    reply_cnode(req, c, cnode_get(c, is_dir ? dir->kind : events ? CNODE_EVENT_FILE : CNODE_WAIT_FILE, path));
-    free(path);
+    m->kind = dir->kind;
+    m->op = op_new(req, NULL, name);
+    if (m->op == NULL) {
+        free(m->path);
+        free(m);
+        return;
+    }
+    m->op->arg = (uintptr_t)m;
+    for (char *slash; at && (slash = strchr(rest, '/')) != NULL; rest = slash + 1)
+        at = tree_child(c->fs->tree, at, slice_of(rest, (size_t)(slash - rest)));
+    if (at == NULL || at->kind != NODE_DIR) {
+        mirror_reply(m, false);
+        return;
+    }
+    m->op->wait.done = mirror_done;
+    tree_lookup(c->fs->tree, at, slice_str(name), &m->op->wait);
 }
 
 bool control_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)

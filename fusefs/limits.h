@@ -50,6 +50,8 @@
 #define HANDLE_IDLE_MS 5000                 /* without a write: what is dirty is committed */
 #define HANDLE_APPEND_EAGER 3               /* appends of a handle that are committed each; then in groups */
 #define HANDLE_APPEND_IDLE_MS 100           /* of such a group */
+#define UNBORN_WAIT_MS 250                  /* a reader of a file whose first value is being written */
+#define UNBORN_LOOK_MS 3
 #define HANDLE_EXTENTS_MAX 1024             /* pieces written in place that are kept apart; then they are joined */
 #define COMMIT_RETRIES 64                   /* rebasing on a value that others keep changing */
 #define COMMIT_REREAD_MS 200                /* between two looks whether a commit of unknown outcome arrived */

@@ -74,6 +74,7 @@ struct op {
     struct handle *handle;  /* the kernel's to release once it has been told; else ours to free */
     struct gate gate;
     struct commit_wait commit;
+    struct timer timer;
     uint8_t *data;          /* owned: what a WRITE that waits brought */
     size_t size;
     off_t off;

@@ -54,6 +54,8 @@ static void open_cached(struct fuse_file_info *fi, struct handle *h)
     h->node->notified_rev = (uint64_t)rev;
 }
 
+static void open_resume(struct op *op);
+
 static void open_finish(struct op *op, struct handle *h)
 {
     if (h == NULL) {
@@ -132,12 +134,34 @@ static void open_unborn(struct op *op)
     open_finish(op, h);
 }
 
+static void unborn_fire(struct timer *t)
+{
+    open_resume((struct op *)((char *)t - offsetof(struct op, timer)));
+}
+
+/* A reader in another process than the one that is creating the file: most likely its value comes in a moment, and is the first that
+ * anybody should see. A file that is merely kept open for long is shown empty, as anywhere. */
+static bool open_waits_for_birth(struct op *op)
+{
+    if ((op->fi.flags & O_ACCMODE) != O_RDONLY || handle_of_writer(op->node, op->pid))
+        return false;
+    if (op->arg == 0)
+        op->arg = session_now_ms() + UNBORN_WAIT_MS;
+    if (session_now_ms() >= op->arg)
+        return false;
+    op->timer.fire = unborn_fire;
+    session_timer_set(&op->fs->session, &op->timer, UNBORN_LOOK_MS);
+    return true;
+}
+
 static void open_resume(struct op *op)
 {
     struct fs *fs = op->fs;
     bool writable = (op->fi.flags & O_ACCMODE) != O_RDONLY;
     struct client_health health;
 
+    if (!op->node->present && node_visible(op->node) && open_waits_for_birth(op))
+        return;
     if (!op->node->present && node_visible(op->node) && !(op->fi.flags & O_TRUNC)) {
         open_unborn(op);
     } else if (writable && (op->fi.flags & O_TRUNC) && node_visible(op->node)) {

@@ -1,0 +1,146 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Proves: what changes in the store elsewhere reaches inotify in the mount, one for one, in order, never before a read shows
+# it; what is changed through the mount itself is not told twice; a watch on one file sees its saves; a stream misses nothing.
+# shellcheck source=tests/e2e/mount_lib.sh
+. "$(dirname "$0")/mount_lib.sh"
+
+watch_start() { # DIRECTORY [OPTIONS]: a recursive watch; its lines are "EVENTS path" in $T/seen
+    : >"$T/seen"
+    inotifywait -q -m -r --format '%e %w%f' ${2:-} "$1" >>"$T/seen" 2>"$T/watch.err" &
+    WATCH=$!
+    disown "$WATCH"
+    await 10 eval 'grep -qs "^inotify" /proc/$WATCH/fdinfo/* && [ "$(grep -h "^inotify" /proc/$WATCH/fdinfo/* | wc -l)" -ge '"${3:-1}"' ]'
+}
+watch_stop() { kill "$WATCH" 2>/dev/null; await 5 not_running "$WATCH"; }
+# What was seen, without the mount's own path, reads and opens left out.
+seen() { sed "s|$M/||" "$T/seen" | grep -vE '^(OPEN|ACCESS|CLOSE_NOWRITE)' | tr '\n' ';'; }
+# expect_seen LINE;LINE;...: waits until exactly these have come, in this order; then, that a sentinel's are the next.
+expect_seen() {
+    await 8 eval '[ "$(seen)" = "$1" ]' _ || true
+    ctl put in/sentinel 1 >/dev/null
+    await 8 grep -q sentinel "$T/seen"
+    same "$(sed "s|$M/||" "$T/seen" | sed '/sentinel/,$d' | grep -vE '^(OPEN|ACCESS|CLOSE_NOWRITE)' | tr '\n' ';')" "$1"
+    local rc=$?
+    ctl del in/sentinel >/dev/null
+    return $rc
+}
+prepare() { ctl put in/old v1 >/dev/null && ctl put in/sub/deep 1 >/dev/null && ctl put in/gone 1 >/dev/null && ls -R "$M/in" >/dev/null; }
+
+create() { watch_start "$M/in" "" 2 && ctl put in/new v >/dev/null && expect_seen "CREATE in/new;CLOSE_WRITE,CLOSE in/new;"; local rc=$?; watch_stop; return $rc; }
+create_empty() { watch_start "$M/in" "" 2 && ctl put in/empty "" >/dev/null && expect_seen "CREATE in/empty;"; local rc=$?; watch_stop; return $rc; }
+modify() { watch_start "$M/in" "" 2 && ctl put in/old v2 >/dev/null && expect_seen "MODIFY in/old;CLOSE_WRITE,CLOSE in/old;"; local rc=$?; watch_stop; return $rc; }
+delete() { watch_start "$M/in" "" 2 && ctl del in/gone >/dev/null && expect_seen "DELETE in/gone;"; local rc=$?; watch_stop; return $rc; }
+new_directory() { watch_start "$M/in" "" 2 && ctl put in/dir/x 1 >/dev/null && await 8 grep -q "CREATE,ISDIR $M/in/dir" "$T/seen" && ctl del in/dir/x >/dev/null && await 8 grep -q "DELETE,ISDIR $M/in/dir" "$T/seen"; local rc=$?; watch_stop; return $rc; }
+move() {
+    watch_start "$M/in" "" 2
+    ctl put in/from same >/dev/null && await 8 grep -q "CLOSE_WRITE.*in/from" "$T/seen" && cat "$M/in/from" >/dev/null
+    : >"$T/seen"
+    mv "$M.2/in/from" "$M.2/in/to" && expect_seen "MOVED_FROM in/from;MOVED_TO in/to;"
+    local rc=$?
+    watch_stop
+    return $rc
+}
+attrib() {
+    local lease rc
+    lease=$(ctl lease grant 1000 | cut -d' ' -f2)
+    watch_start "$M/in" "" 2 && ctl put in/old v2 --lease="$lease" >/dev/null && expect_seen "ATTRIB in/old;"
+    rc=$?
+    watch_stop
+    return $rc
+}
+expiry() {
+    local lease rc
+    lease=$(ctl lease grant 1 | cut -d' ' -f2)
+    ctl put in/leased v --lease="$lease" >/dev/null && await 5 test -e "$M/in/leased"
+    watch_start "$M/in" "" 2 && await 12 grep -q "DELETE $M/in/leased" "$T/seen"
+    rc=$?
+    watch_stop
+    return $rc
+}
+own_once() { # the kernel tells of local calls by itself; nothing is added
+    watch_start "$M/in" "" 2
+    echo a >"$M/in/own" && rm "$M/in/own" && expect_seen "CREATE in/own;MODIFY in/own;CLOSE_WRITE,CLOSE in/own;DELETE in/own;"
+    local rc=$?
+    watch_stop
+    return $rc
+}
+many() { # 200 keys: each created once, deleted once
+    local i rc
+    watch_start "$M/in" "" 2
+    for i in $(seq 200); do printf 'put in/many%s v\n' "$i"; done | timeout 60 xargs -L 40 -P 1 bash -c 'while [ $# -gt 0 ]; do etcdctl --endpoints="'"$EP"'" put "$2" "$3" >/dev/null; shift 3; done' _
+    ctl del in/many --prefix >/dev/null
+    await 20 eval '[ "$(grep -c "DELETE $M/in/many" "$T/seen")" = 200 ]'
+    same "$(grep -c "CREATE $M/in/many" "$T/seen") $(grep -c "DELETE $M/in/many" "$T/seen")" "200 200"
+    rc=$?
+    watch_stop
+    return $rc
+}
+# An event never comes before the read that follows would show what it tells.
+never_early() {
+    timeout 60 python3 - "$M/in/race" "$EP" <<'P'
+import ctypes, os, struct, subprocess, sys, select
+path, ep = sys.argv[1:]
+ctl = lambda *a: subprocess.run(["etcdctl", "--endpoints", ep, *a], check=True, capture_output=True, env=dict(os.environ, ETCDCTL_API="3"))
+ctl("put", "in/race", "0")
+open(path).read()
+libc = ctypes.CDLL(None, use_errno=True)
+fd = libc.inotify_init1(os.O_NONBLOCK)
+assert libc.inotify_add_watch(fd, path.encode(), 0x8) >= 0  # IN_CLOSE_WRITE
+for i in range(1, 60):
+    ctl("put", "in/race", str(i))
+    ready, _, _ = select.select([fd], [], [], 10)
+    assert ready, ("no event for", i)
+    os.read(fd, 65536)
+    got, size = open(path).read(), os.stat(path).st_size
+    assert got == str(i) and size == len(got), (got, size, i)
+P
+}
+settled_values() { # while inotifywait ...; do cat; done prints every settled value
+    ctl put in/conf 0 >/dev/null && cat "$M/in/conf" >/dev/null
+    (for _ in 1 2 3; do timeout 15 inotifywait -q -e close_write "$M/in/conf" >/dev/null && cat "$M/in/conf"; done >"$T/conf") &
+    local pid=$! i
+    for i in 1 2 3; do
+        await 10 eval 'grep -qs "^inotify" $(for p in $(pgrep -P '"$pid"' timeout); do for q in $(pgrep -P $p); do echo "/proc/$q/fdinfo/*"; done; done)'
+        printf '%s\n' "$i" | ctl put in/conf >/dev/null
+        await 10 grep -qx "$i" "$T/conf"
+    done
+    wait "$pid"
+    same "$(tr '\n' ' ' <"$T/conf")" "1 2 3 "
+}
+stream_misses_nothing() { # 3,000 puts as fast as one client can
+    local n=3000 pid rc
+    ctl put st/first 1 >/dev/null && await 5 test -d "$M/.etcd/events/st" || return 1
+    cat "$M/.etcd/events/st/.all" >"$T/stream" &
+    pid=$!
+    ls "$M/.etcd/events" >/dev/null
+    await 10 eval 'ctl put st/first 1 >/dev/null; grep -q st/first "$T/stream"'
+    for _ in $(seq $((n / 100))); do
+        { echo; for i in $(seq 100); do echo "put st/$i $RANDOM"; done; echo; echo; } | timeout 30 etcdctl --endpoints="$EP" txn >/dev/null
+    done
+    await 20 eval '[ "$(grep -vc st/first "$T/stream")" = '"$n"' ]'
+    same "$(grep -vc st/first "$T/stream")" "$n"
+    rc=$?
+    kill "$pid"
+    return $rc
+}
+
+run() {
+    mount_at "$M.2" ""
+    check "prepare" prepare
+    check "a new key: CREATE, CLOSE_WRITE" create
+    check "a new empty key: CREATE" create_empty
+    check "a new value: MODIFY, CLOSE_WRITE" modify
+    check "a key deleted: DELETE" delete
+    check "a directory that appears and goes" new_directory
+    check "a key renamed on another mount: MOVED_FROM, MOVED_TO" move
+    check "only the lease changes: ATTRIB" attrib
+    check "a lease expires: DELETE" expiry
+    check "own changes are told once" own_once
+    check "200 keys: each told once" many
+    check "no event before its value can be read" never_early
+    check "every settled value is printed" settled_values
+    check "a stream misses nothing" stream_misses_nothing
+}
+command -v inotifywait >/dev/null || { echo "needs inotifywait"; exit 77; }
+mount_main run
