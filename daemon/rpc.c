@@ -29,7 +29,7 @@ enum {
     STOP_CANCEL_MS = 300,
     STOP_CUT_MS = 500,
     STOP_GIVE_UP_MS = 900,
-    FREE_WAIT_MS = 2000,
+    FREE_WAIT_MS = 100,
 };
 
 uint64_t rpc_now_ms(void)

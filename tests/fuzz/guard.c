@@ -95,7 +95,8 @@ static size_t put_frame(uint8_t *p, unsigned type, unsigned flags, uint32_t stre
     put_u32be(p, (uint32_t)body.len << 8 | type);
     p[4] = (uint8_t)flags;
     put_u32be(p + 5, stream);
-    memcpy(p + FRAME_HEAD_BYTES, body.ptr, body.len);
+    if (body.len)
+        memcpy(p + FRAME_HEAD_BYTES, body.ptr, body.len);
     return FRAME_HEAD_BYTES + body.len;
 }
 
