@@ -2,7 +2,11 @@
 /* ops_dir.c - listing directories, making and removing names (A.3).
  *
  * The snapshot of a listing is taken at READDIR offset 0, never at OPENDIR: the kernel asks for the directory's mtime in
- * between and ties its own cache of the listing to it (B.3). Offsets: 1 ".", 2 "..", then positions in the snapshot.
+ * between and ties its own cache of the listing to it (B.3). But when the kernel has served the beginning from that
+ * cache and lost the rest, the first READDIR of a handle has another offset; then the snapshot is taken there.
+ *
+ * Hence offsets name entries, not positions: 1 ".", 2 "..", then nodeid + 2, in whose order a snapshot is. They mean
+ * the same in every snapshot, so a listing that goes on in a later one misses no name that stayed and has none twice.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -18,6 +22,7 @@ struct shown {
     mode_t type;
     char *name; /* in the listing, or owned: see own */
     bool own;
+    off_t off; /* its offset: where the listing goes on after it */
 };
 
 struct dir_handle {
@@ -26,6 +31,7 @@ struct dir_handle {
     struct listing listing;
     struct shown *shown;
     uint32_t n;
+    bool taken;          /* there is a snapshot */
     bool busy, released; /* a READDIR waits; the kernel has let go */
 };
 
@@ -41,6 +47,7 @@ static void snapshot_drop(struct dir_handle *d)
     d->shown = NULL;
     d->listing = (struct listing){0};
     d->n = 0;
+    d->taken = false;
 }
 
 static void dir_handle_free(struct dir_handle *d)
@@ -50,12 +57,17 @@ static void dir_handle_free(struct dir_handle *d)
     free(d);
 }
 
-static void snapshot_add(struct dir_handle *d, uint64_t ino, const char *name)
+static off_t offset_of(uint64_t nodeid)
+{
+    return (off_t)nodeid + 2; /* below 2^63: the overlay's ids are above the tree's, and .etcd is not listed */
+}
+
+static void snapshot_add(struct dir_handle *d, uint64_t nodeid, uint64_t ino, const char *name)
 {
     char *copy = strdup(name);
 
     if (copy) /* without memory one name is missing from one listing of what only we see */
-        d->shown[d->n++] = (struct shown){ino, S_IFREG, copy, true};
+        d->shown[d->n++] = (struct shown){ino, S_IFREG, copy, true, offset_of(nodeid)};
 }
 
 /* How many names only this mount has in the directory, at most. */
@@ -74,10 +86,17 @@ static void add_local(struct dir_handle *d)
 
     for (const struct ofile *f = overlay_first(d->fs->overlay); f; f = f->next)
         if (f->linked && f->dir == d->dir && fs_child(d->fs, d->dir, f->name, &there) == NULL)
-            snapshot_add(d, f->ino, f->name);
+            snapshot_add(d, f->nodeid, f->ino, f->name);
     for (const struct handle *h = d->fs->n_unborn ? d->fs->handles : NULL; h; h = h->next)
         if (h->unborn && h->node->parent == d->dir && !h->node->present && h == file_state_if(h->node)->handles)
-            snapshot_add(d, h->node->ino, h->node->name);
+            snapshot_add(d, h->node->nodeid, h->node->ino, h->node->name);
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    off_t x = ((const struct shown *)a)->off, y = ((const struct shown *)b)->off;
+
+    return (x > y) - (x < y);
 }
 
 static int snapshot_take(struct dir_handle *d)
@@ -97,9 +116,12 @@ static int snapshot_take(struct dir_handle *d)
         const struct node *n = tree_node(fs->tree, e->nodeid);
 
         if (n == NULL || node_visible(n)) /* not in limbo */
-            d->shown[d->n++] = (struct shown){e->ino, e->kind == NODE_DIR ? S_IFDIR : S_IFREG, e->name, false};
+            d->shown[d->n++] = (struct shown){e->ino, e->kind == NODE_DIR ? S_IFDIR : S_IFREG, e->name, false,
+                                              offset_of(e->nodeid)};
     }
     add_local(d);
+    qsort(d->shown, d->n, sizeof *d->shown, by_offset);
+    d->taken = true;
     return 0;
 }
 
@@ -131,6 +153,24 @@ void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         dir_handle_free(d);
 }
 
+/* Where the listing goes on after off: 0 ".", 1 "..", then the snapshot's entries. */
+static size_t place_after(const struct dir_handle *d, off_t off)
+{
+    size_t lo = 0, hi = d->n;
+
+    if (off < 2)
+        return (size_t)off;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+
+        if (d->shown[mid].off <= off)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo + 2;
+}
+
 static void reply_listing(fuse_req_t req, const struct dir_handle *d, size_t size, off_t off)
 {
     char *buf = malloc(size);
@@ -140,12 +180,13 @@ static void reply_listing(fuse_req_t req, const struct dir_handle *d, size_t siz
         (void)fuse_reply_err(req, ENOMEM);
         return;
     }
-    for (size_t i = (size_t)off; i < d->n + 2u; i++) {
+    for (size_t i = place_after(d, off); i < d->n + 2u; i++) {
         const struct shown *s = i < 2 ? NULL : &d->shown[i - 2];
         const struct node *dot = i == 1 && d->dir->parent ? d->dir->parent : d->dir;
         struct stat st = {.st_ino = s ? s->ino : dot->ino, .st_mode = s ? s->type : S_IFDIR};
         const char *name = s ? s->name : i == 0 ? "." : "..";
-        size_t len = fuse_add_direntry(req, buf + used, size - used, name, &st, (off_t)i + 1);
+        off_t next = s ? s->off : (off_t)i + 1;
+        size_t len = fuse_add_direntry(req, buf + used, size - used, name, &st, next);
 
         if (len > size - used)
             break;
@@ -172,7 +213,7 @@ static void entered(struct wait *w, int err)
         err = snapshot_take(d);
     req = err ? NULL : op_take(op);
     if (req)
-        reply_listing(req, d, op->size, 0);
+        reply_listing(req, d, op->size, op->off);
     else
         op_err(op, err);
     op_free(op);
@@ -187,7 +228,7 @@ void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
         control_readdir(req, ino, size, off, fi);
         return;
     }
-    if (off != 0) {
+    if (off != 0 && d->taken) {
         reply_listing(req, d, size, off);
         return;
     }
@@ -195,6 +236,7 @@ void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
     if (op == NULL)
         return;
     op->size = size;
+    op->off = off;
     op->arg = (uintptr_t)d;
     op->wait.done = entered;
     d->busy = true;

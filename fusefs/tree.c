@@ -610,7 +610,9 @@ void node_stat(const struct tree *t, const struct node *n, struct stat *ret_st)
 
 static int entry_cmp(const void *a, const void *b)
 {
-    return strcmp(((const struct list_entry *)a)->name, ((const struct list_entry *)b)->name);
+    uint64_t x = ((const struct list_entry *)a)->nodeid, y = ((const struct list_entry *)b)->nodeid;
+
+    return (x > y) - (x < y);
 }
 
 static bool is_listed(const struct tree *t, const struct node *n)

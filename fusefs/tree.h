@@ -158,8 +158,9 @@ struct list_entry {
     enum node_kind kind;
     char *name; /* encoded, terminated; owned by the listing */
 };
-/* The names of a loaded directory now, in byte order, without "." and "..". Take it at READDIR offset 0. The
- * entries' nodes may be gone later: look nodeid up again. -ENOMEM. */
+/* The names of a loaded directory now, in the order of their nodeids, without "." and "..": so a nodeid is a
+ * place in every listing of the directory. Take it at READDIR offset 0. The entries' nodes may be gone later:
+ * look nodeid up again. -ENOMEM. */
 struct listing {
     struct list_entry *entries;
     uint32_t n;

@@ -4,8 +4,8 @@
  * The first page says at which revision; all others ask for that one. A page takes keys with their values,
  * since only so sizes are known. Where the last key of a page lies in a subdirectory the next page begins
  * behind that subdirectory (its name + "0", the byte after '/'): so a subdirectory costs a page, not its
- * contents. The page size follows what is found: smaller where most keys of a page lay deeper, larger while
- * an answer stays under LOAD_PAGE_BYTES.
+ * contents. The page size follows what is found: smaller where nearly all keys of a page lay deeper, larger
+ * while an answer stays under LOAD_PAGE_BYTES.
  *
  * Three kinds:
  *     FIRST  the directory is entered, or something happens in it while it may be watched (then as of
@@ -204,12 +204,16 @@ static void advance(struct dir_load *l, const Etcdserverpb__RangeResponse *res, 
         set_cursor(l, slice_of(l->base, l->base_len), slice_of(rest.ptr, (size_t)(slash - rest.ptr)), '0');
     else
         set_cursor(l, key, SLICE_NONE, 0);
-    if (useful * 4 < res->n_kvs)
-        l->limit /= 4;
-    else if (useful * 2 > res->n_kvs && bytes < LOAD_PAGE_BYTES / 2)
-        l->limit *= 2;
-    if (bytes > LOAD_PAGE_BYTES)
+    /* A page costs the server a count of all that is left, so many small ones are worse than reading past
+     * some keys that are not ours. */
+    if (useful * 64 < res->n_kvs)
         l->limit /= 2;
+    else if (bytes < LOAD_PAGE_BYTES / 2)
+        l->limit *= 2;
+    if (l->limit < LOAD_PAGE_MIN)
+        l->limit = LOAD_PAGE_MIN;
+    if (bytes > LOAD_PAGE_BYTES)
+        l->limit = (int64_t)(res->n_kvs * LOAD_PAGE_BYTES / bytes);
     if (l->limit < 1)
         l->limit = 1;
     if (l->limit > LOAD_PAGE_MAX)
