@@ -33,7 +33,8 @@ static void owe_reply(struct raft *r, uint64_t verified)
     if (r->verified < verified)
         r->verified = verified;
     r->reply_owed = true;
-    reply_if_stored(r);
+    if (r->verified <= r->stable) /* else half an answer now would be followed by the whole one */
+        reply_if_stored(r);
 }
 
 static void refuse(struct raft *r, const struct raft_msg *m)

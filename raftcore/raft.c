@@ -352,7 +352,7 @@ static bool msg_valid(const struct raft *r, const struct raft_msg *m)
     uint64_t term = m->log_term, next = m->index + 1;
 
     if (m->type < RAFT_APPEND || m->type >= RAFT_MSG_TYPES || m->to != r->id || m->from == r->id ||
-        m->from == 0 || m->term == 0 || m->term == UINT64_MAX || m->log_term > m->term ||
+        m->from == 0 || m->term == 0 || m->term >= UINT64_MAX / 2 || m->log_term > m->term ||
         m->n_runs > RAFT_MSG_RUNS_MAX || m->index >= UINT64_MAX / 2)
         return false;
     if (m->type == RAFT_SNAPSHOT)

@@ -98,7 +98,7 @@ struct cluster {
     bool cut[NODES_MAX][NODES_MAX];
     unsigned drop_pct, dup_pct, delay_min, delay_max, disk_min, disk_max, compact_pct;
     uint64_t next_value;
-    bool trace; /* one line for each event */
+    FILE *trace; /* what every step said, a line each; NULL: nobody reads it */
     bool hold;  /* packets wait for cluster_deliver by hand */
     const char *failed;
 
@@ -341,7 +341,10 @@ static void msg_print(FILE *f, const struct raft_msg *m)
         break;
     case RAFT_VOTE_REPLY:
     case RAFT_PRE_VOTE_REPLY:
-        fprintf(f, "%s", m->reject ? " refused" : " granted");
+        if (m->reject)
+            fprintf(f, " refused commit=%llu/%llu", U(m->index), U(m->log_term));
+        else
+            fprintf(f, " granted");
         break;
     case RAFT_SNAPSHOT:
         fprintf(f, " last=%llu/%llu", U(m->index), U(m->log_term));
@@ -465,12 +468,57 @@ static void done_reads(struct cluster *c, struct node *n, const struct raft_out 
     }
 }
 
+static void set_print(FILE *f, const char *name, const struct raft_set *s)
+{
+    for (uint32_t i = 0; i < s->n; i++)
+        fprintf(f, "%s%s%llu", i ? "," : " ", i ? "" : name, U(s->ids[i]));
+}
+
+static void conf_print(FILE *f, const struct raft_conf *conf)
+{
+    set_print(f, "voters=", &conf->voters);
+    set_print(f, "outgoing=", &conf->outgoing);
+    set_print(f, "learners=", &conf->learners);
+    set_print(f, "learners-next=", &conf->learners_next);
+    fprintf(f, "%s\n", conf->auto_leave ? " auto-leave" : "");
+}
+
+static const char *const role_names[] = {"follower", "pre-candidate", "candidate", "leader"};
+
+/* What a step said, for people. */
+static void trace_out(FILE *f, const struct node *n, const struct raft_status *was, const struct raft_out *out)
+{
+    if (was->role != n->st.role || was->term != n->st.term)
+        fprintf(f, "%llu: %s, term %llu\n", U(n->id), role_names[n->st.role], U(n->st.term));
+    if (out->flags & RAFT_OUT_SNAPSHOT)
+        fprintf(f, "%llu: store snapshot %llu\n", U(n->id), U(out->first - 1));
+    if (out->flags & RAFT_OUT_STATE)
+        fprintf(f, "%llu: store term=%llu vote=%llu\n", U(n->id), U(out->term), U(out->vote));
+    if (out->entries != RAFT_ENTRIES_NONE)
+        fprintf(f, "%llu: store entries %llu..%llu\n", U(n->id), U(out->first), U(out->last));
+    if (out->apply_to != n->apply_to)
+        fprintf(f, "%llu: may apply %llu\n", U(n->id), U(out->apply_to));
+    for (uint32_t i = 0; i < out->n_reads; i++)
+        fprintf(f, "%llu: read index %llu\n", U(n->id), U(out->reads[i].index));
+    if (out->flags & RAFT_OUT_READS_LOST)
+        fprintf(f, "%llu: reads lost\n", U(n->id));
+    if (out->flags & RAFT_OUT_CONF) {
+        fprintf(f, "%llu: conf", U(n->id));
+        conf_print(f, raft_conf_of(n->raft));
+    }
+    for (uint32_t i = 0; i < out->n_msgs; i++)
+        msg_print(f, &out->msgs[i]);
+}
+
 static void node_out(struct cluster *c, struct node *n, const struct raft_out *out, const struct packet *p,
                      const struct raft_in *in)
 {
+    struct raft_status was = n->st;
     uint64_t floor = c->committed;
 
     raft_status(n->raft, &n->st);
+    if (c->trace)
+        trace_out(c->trace, n, &was, out);
     if (out->term < n->term_seen)
         cluster_fail(c, "TermMonotone", "node %llu", U(n->id));
     n->term_seen = out->term;
@@ -491,13 +539,8 @@ static void node_out(struct cluster *c, struct node *n, const struct raft_out *o
     if (out->read_started && n->n_reads < READS_WAIT_MAX)
         n->reads[n->n_reads++] = (struct read_waiting){out->read_started, floor};
     done_reads(c, n, out);
-    for (uint32_t i = 0; i < out->n_msgs; i++) {
-        if (c->trace) {
-            printf("  ");
-            msg_print(stdout, &out->msgs[i]);
-        }
+    for (uint32_t i = 0; i < out->n_msgs; i++)
         net_send(c, n, &out->msgs[i]);
-    }
 }
 
 static int node_step(struct cluster *c, struct node *n, struct raft_in in, const struct packet *p)
@@ -751,7 +794,7 @@ static void cluster_deliver(struct cluster *c, struct packet *p)
     packet_free(p);
 }
 
-static struct node *cluster_leader(struct cluster *c)
+static inline struct node *cluster_leader(struct cluster *c)
 {
     struct node *best = NULL;
 
@@ -765,7 +808,7 @@ static struct node *cluster_leader(struct cluster *c)
 }
 
 /* A millisecond passes: packets, disks, state machines, deadlines, in that order but from a random node on. */
-static void cluster_tick(struct cluster *c)
+static inline void cluster_tick(struct cluster *c)
 {
     struct packet *later = NULL;
     int first = 1 + (int)cluster_random(c, (uint32_t)c->n);
