@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* delta.c - changes in memory: three ordered maps and an array over one arena.
+/* delta.c - changes in memory: three ordered maps and an array over one arena (delta_map.c).
  *
  *      keys    key            -> its changes, newest first
  *      leases  id, u64be      -> the changes that carry it, newest first
  *      rows    table, id      -> the last image
  *      log     position       -> change, in order of rev
- *
- * A map is a skip list (order, and always right) with a hash beside it once it has more than HASH_MIN
- * entries (one probe instead of fifteen). A hash chain longer than CHAIN_MAX is not walked further: the skip
- * list answers, so that keys chosen to collide cost a logarithm and not the whole chain.
  *
  *      entry(key) --newest--> change rev 9 --older--> rev 7 --older--> rev 4
  *                                  '-----------jump------------------>
@@ -21,42 +17,15 @@
  * What a reader finds above its revision it passes over, so the order of the several links does not matter.
  *
  * Owner:   the apply thread writes; see store.c for who may read and for how long.
- * Source:  Pugh 1990 for the skip list (p = 1/4); Myers 1983, "An applicative random-access stack", for jumps.
+ * Source:  Myers 1983, "An applicative random-access stack", for the jumps.
  */
 #include <errno.h>
-#include <sys/mman.h>
-#include "delta.h"
+#include "delta_map.h"
 
 enum {
-    CHUNK_FIRST_BYTES = 64 << 10, /* all a txn's scratch needs, as a rule */
-    CHUNK_BYTES = 1 << 20,
-    CHUNK_OWN_BYTES = 128 << 10, /* what is larger gets a chunk of its own */
-    HEIGHT_MAX = 12,             /* 4^12 entries: more than fit into LIMIT_DELTA_STALL_BYTES */
-    HASH_MIN = 64,
-    CHAIN_MAX = 16,
     LOG_FIRST = 64, /* positions in the first segment of the log; each next has twice as many */
     LOG_SEGMENTS = 40,
     ROW_ID_MAX = 500, /* base's keys end at 511 bytes */
-};
-
-struct chunk {
-    struct chunk *next;
-    size_t size, used; /* bytes, this header included */
-};
-
-struct entry {
-    struct slice key;
-    _Atomic(void *) newest; /* struct node or struct image: the map says which */
-    uint32_t hash, height;
-    _Atomic(struct entry *) chain;
-    _Atomic(struct entry *) next[];
-};
-
-struct map {
-    _Atomic(struct entry *) head[HEIGHT_MAX];
-    _Atomic(_Atomic(struct entry *) *) hash; /* 1 << hash_bits chains, or NULL as yet */
-    unsigned hash_bits;
-    _Atomic size_t n;
 };
 
 struct node {
@@ -75,211 +44,10 @@ struct delta {
     struct map keys, leases, rows;
     _Atomic(struct node **) log[LOG_SEGMENTS];
     _Atomic size_t n_changes;
-    _Atomic size_t bytes;  /* handed out; the log counts what is filled of it */
-    struct chunk *chunks;  /* the one being filled first, CHUNK_FIRST_BYTES last */
-    uint32_t seed;         /* of the heights */
+    struct chunks chunks; /* of the log, what is filled counts */
     bool is_sealed;
     struct seal seal;
 };
-
-/* ---- memory ------------------------------------------------------------------ */
-
-static void *map_bytes(size_t n)
-{
-    void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-    return p == MAP_FAILED ? NULL : p;
-}
-
-static struct chunk *chunk_new(size_t size)
-{
-    struct chunk *c = map_bytes(size);
-
-    if (c)
-        *c = (struct chunk){.size = size, .used = (sizeof *c + 15) & ~(size_t)15};
-    return c;
-}
-
-/* 8-aligned, not zeroed. NULL: no memory. */
-static void *take(struct delta *d, size_t n)
-{
-    struct chunk *c = d->chunks;
-    void *p;
-
-    n = (n + 7) & ~(size_t)7;
-    if (n > c->size - c->used) {
-        bool own = n > CHUNK_OWN_BYTES;
-        struct chunk *fresh = chunk_new(own ? ((n + sizeof *c + 15 + 4095) & ~(size_t)4095) : CHUNK_BYTES);
-
-        if (fresh == NULL)
-            return NULL;
-        /* A chunk of its own goes behind the one being filled, which still has room. */
-        if (own && c->next != NULL) {
-            fresh->next = c->next;
-            c->next = fresh;
-        } else {
-            fresh->next = c;
-            d->chunks = fresh;
-        }
-        c = fresh;
-    }
-    p = (uint8_t *)c + c->used;
-    c->used += n;
-    return p;
-}
-
-static void count_bytes(struct delta *d, size_t n)
-{
-    /* One writer: a plain sum; atomic only for those who look on. */
-    atomic_store_explicit(&d->bytes, atomic_load_explicit(&d->bytes, memory_order_relaxed) + n,
-                          memory_order_relaxed);
-}
-
-/* ---- a map -------------------------------------------------------------------- */
-
-static uint32_t hash_bytes(struct slice s)
-{
-    uint64_t h = s.len * UINT64_C(0x9e3779b97f4a7c15), last = 0;
-
-    for (; s.len >= 8; s = slice_of(s.ptr + 8, s.len - 8)) {
-        h = (h ^ get_u64le(s.ptr)) * UINT64_C(0xff51afd7ed558ccd);
-        h ^= h >> 32;
-    }
-    if (s.len)
-        memcpy(&last, s.ptr, s.len);
-    h = (h ^ last) * UINT64_C(0xc4ceb9fe1a85ec53);
-    return (uint32_t)(h >> 32);
-}
-
-static _Atomic(struct entry *) *chain_of(const struct map *m, _Atomic(struct entry *) *hash, uint32_t h)
-{
-    return &hash[h >> (32 - m->hash_bits)];
-}
-
-/* The first entry >= key (> key when after), and into path, unless NULL, the link before it on each level. */
-static struct entry *map_seek(const struct map *m, struct slice key, bool after, _Atomic(struct entry *) **path)
-{
-    _Atomic(struct entry *) *links = (_Atomic(struct entry *) *)(uintptr_t)m->head;
-    struct entry *e = NULL, *beyond = NULL;
-
-    for (int level = HEIGHT_MAX - 1; level >= 0; level--) {
-        for (;;) {
-            int c;
-
-            e = atomic_load_explicit(&links[level], memory_order_acquire);
-            /* What ended the level above ends this one too: no need to compare it again. */
-            if (e == NULL || e == beyond)
-                break;
-            c = slice_cmp(e->key, key);
-            if (c > 0 || (c == 0 && !after))
-                break;
-            links = e->next;
-        }
-        beyond = e;
-        if (path)
-            path[level] = &links[level];
-    }
-    return e;
-}
-
-/* NULL: not there. */
-static struct entry *map_find(const struct map *m, struct slice key, uint32_t h)
-{
-    _Atomic(struct entry *) *hash = atomic_load_explicit(&m->hash, memory_order_acquire);
-    struct entry *e;
-
-    if (hash) {
-        e = atomic_load_explicit(chain_of(m, hash, h), memory_order_acquire);
-        for (int i = 0; i < CHAIN_MAX; i++) {
-            if (e == NULL || (e->hash == h && slice_eq(e->key, key)))
-                return e;
-            e = atomic_load_explicit(&e->chain, memory_order_acquire);
-        }
-    }
-    e = map_seek(m, key, false, NULL);
-    return e && slice_eq(e->key, key) ? e : NULL;
-}
-
-static void hash_link(struct map *m, _Atomic(struct entry *) *hash, struct entry *e)
-{
-    _Atomic(struct entry *) *chain = chain_of(m, hash, e->hash);
-
-    /* Relaxed to read: this thread wrote it. */
-    atomic_store_explicit(&e->chain, atomic_load_explicit(chain, memory_order_relaxed), memory_order_relaxed);
-    atomic_store_explicit(chain, e, memory_order_release);
-}
-
-/* Without memory for it, the skip list alone goes on. */
-static void hash_start(struct map *m)
-{
-    _Atomic(struct entry *) *hash = map_bytes(sizeof *hash << m->hash_bits);
-
-    if (hash == NULL)
-        return;
-    for (struct entry *e = atomic_load(&m->head[0]); e; e = atomic_load(&e->next[0]))
-        hash_link(m, hash, e);
-    atomic_store_explicit(&m->hash, hash, memory_order_release);
-}
-
-static uint32_t random_height(struct delta *d)
-{
-    uint32_t height = 1;
-
-    d->seed ^= d->seed << 13;
-    d->seed ^= d->seed >> 17;
-    d->seed ^= d->seed << 5;
-    for (uint32_t bits = d->seed; height < HEIGHT_MAX && (bits & 3) == 0; bits >>= 2)
-        height++;
-    return height;
-}
-
-/* An entry not yet linked; its key is the caller's to fill. */
-static struct entry *entry_new(struct delta *d, uint32_t h)
-{
-    uint32_t height = random_height(d);
-    struct entry *e = take(d, sizeof *e + height * sizeof e->next[0]);
-
-    if (e == NULL)
-        return NULL;
-    e->hash = h;
-    e->height = height;
-    atomic_init(&e->newest, NULL);
-    atomic_init(&e->chain, NULL);
-    count_bytes(d, sizeof *e + height * sizeof e->next[0]);
-    return e;
-}
-
-static void map_link(struct map *m, struct entry *e)
-{
-    _Atomic(struct entry *) *path[HEIGHT_MAX];
-    _Atomic(struct entry *) *hash = atomic_load_explicit(&m->hash, memory_order_relaxed);
-    size_t n = atomic_load_explicit(&m->n, memory_order_relaxed) + 1;
-
-    map_seek(m, e->key, false, path);
-    /* From the bottom: what is on a level is on all levels below it. */
-    for (uint32_t i = 0; i < e->height; i++) {
-        atomic_init(&e->next[i], atomic_load_explicit(path[i], memory_order_relaxed));
-        atomic_store_explicit(path[i], e, memory_order_release);
-    }
-    atomic_store_explicit(&m->n, n, memory_order_relaxed);
-    if (hash)
-        hash_link(m, hash, e);
-    else if (n > HASH_MIN)
-        hash_start(m);
-}
-
-static void map_init(struct map *m, unsigned hash_bits)
-{
-    _Atomic(struct entry *) *hash = atomic_load_explicit(&m->hash, memory_order_relaxed);
-
-    if (hash)
-        (void)munmap((void *)hash, sizeof *hash << m->hash_bits); /* our own mapping: cannot fail */
-    for (int i = 0; i < HEIGHT_MAX; i++)
-        atomic_init(&m->head[i], NULL);
-    atomic_init(&m->hash, NULL);
-    atomic_init(&m->n, 0);
-    m->hash_bits = hash_bits;
-}
 
 /* ---- life ---------------------------------------------------------------------- */
 
@@ -291,61 +59,50 @@ static void delta_start(struct delta *d)
     for (int i = 0; i < LOG_SEGMENTS; i++)
         atomic_init(&d->log[i], NULL);
     atomic_init(&d->n_changes, 0);
-    atomic_init(&d->bytes, 0);
-    d->seed = 2463534242;
     d->is_sealed = false;
+}
+
+static void delta_end(struct delta *d)
+{
+    map_fini(&d->keys);
+    map_fini(&d->leases);
+    map_fini(&d->rows);
 }
 
 struct delta *delta_new(void)
 {
     struct delta *d = calloc(1, sizeof *d);
 
-    if (d == NULL)
-        return NULL;
-    d->chunks = chunk_new(CHUNK_FIRST_BYTES);
-    if (d->chunks == NULL) {
+    if (d && chunks_init(&d->chunks)) {
         free(d);
         return NULL;
     }
-    delta_start(d);
+    if (d)
+        delta_start(d);
     return d;
-}
-
-static void chunks_drop(struct delta *d, const struct chunk *keep)
-{
-    while (d->chunks && d->chunks != keep) {
-        struct chunk *next = d->chunks->next;
-
-        (void)munmap(d->chunks, d->chunks->size); /* our own mapping: cannot fail */
-        d->chunks = next;
-    }
 }
 
 void delta_free(struct delta *d)
 {
     if (d == NULL)
         return;
-    delta_start(d);
-    chunks_drop(d, NULL);
+    delta_end(d);
+    chunks_fini(&d->chunks);
     free(d);
 }
 
 void delta_reset(struct delta *d)
 {
-    struct chunk *first = d->chunks;
-
-    if (!d->is_sealed && first->next == NULL && atomic_load_explicit(&d->bytes, memory_order_relaxed) == 0)
+    if (!d->is_sealed && delta_bytes(d) == 0)
         return;
-    while (first->next)
-        first = first->next;
-    chunks_drop(d, first);
-    first->used = (sizeof *first + 15) & ~(size_t)15;
+    delta_end(d);
+    chunks_reset(&d->chunks);
     delta_start(d);
 }
 
 void delta_seal(struct delta *d, const struct seal *s)
 {
-    void *conf = take(d, s->conf.len);
+    void *conf = chunks_take(&d->chunks, s->conf.len);
 
     assert(!d->is_sealed);
     d->seal = *s;
@@ -366,7 +123,7 @@ const struct seal *delta_sealed(const struct delta *d)
 
 size_t delta_bytes(const struct delta *d)
 {
-    return atomic_load_explicit(&d->bytes, memory_order_relaxed);
+    return atomic_load_explicit(&d->chunks.bytes, memory_order_relaxed);
 }
 
 size_t delta_keys(const struct delta *d)
@@ -405,7 +162,7 @@ static struct node **log_room(struct delta *d)
 
     assert(s < LOG_SEGMENTS);
     if (segment == NULL) {
-        segment = take(d, (sizeof *segment * LOG_FIRST) << s);
+        segment = chunks_take(&d->chunks, (sizeof *segment * LOG_FIRST) << s);
         if (segment == NULL)
             return NULL;
         atomic_store_explicit(&d->log[s], segment, memory_order_release);
@@ -455,7 +212,7 @@ static struct node *node_new(struct delta *d, const struct change *c)
     for (size_t rest = c->key.len; rest >= 0x80; rest >>= 7)
         offset++;
     within = c->body.len >= offset + c->key.len && memcmp(c->body.ptr + offset, c->key.ptr, c->key.len) == 0;
-    n = take(d, sizeof *n + c->body.len + (within ? 0 : c->key.len));
+    n = chunks_take(&d->chunks, sizeof *n + c->body.len + (within ? 0 : c->key.len));
     if (n == NULL)
         return NULL;
     p = (uint8_t *)(n + 1);
@@ -469,7 +226,7 @@ static struct node *node_new(struct delta *d, const struct change *c)
         memcpy(p + c->body.len, c->key.ptr, c->key.len);
         n->c.key = slice_of(p + c->body.len, c->key.len);
     }
-    count_bytes(d, sizeof *n + c->body.len + (within ? 0 : c->key.len) + sizeof(struct node *));
+    chunks_count(&d->chunks, sizeof *n + c->body.len + (within ? 0 : c->key.len) + sizeof(struct node *));
     return n;
 }
 
@@ -498,15 +255,15 @@ static struct entry *lease_entry(struct delta *d, int64_t lease, bool *ret_fresh
 {
     uint8_t storage[8];
     struct slice key = lease_key(lease, storage);
-    uint32_t h = hash_bytes(key);
+    uint32_t h = map_hash(key);
     struct entry *e = map_find(&d->leases, key, h);
     uint8_t *p;
 
     *ret_fresh = e == NULL;
     if (e)
         return e;
-    e = entry_new(d, h);
-    p = take(d, sizeof storage);
+    e = map_entry_new(&d->leases, &d->chunks, h);
+    p = chunks_take(&d->chunks, sizeof storage);
     if (e == NULL || p == NULL)
         return NULL;
     memcpy(p, storage, sizeof storage);
@@ -516,7 +273,7 @@ static struct entry *lease_entry(struct delta *d, int64_t lease, bool *ret_fresh
 
 int delta_put(struct delta *d, const struct change *c)
 {
-    uint32_t h = hash_bytes(c->key);
+    uint32_t h = map_hash(c->key);
     size_t position = atomic_load_explicit(&d->n_changes, memory_order_relaxed);
     struct entry *e = map_find(&d->keys, c->key, h), *le = NULL;
     bool fresh = e == NULL, lease_fresh = false;
@@ -529,7 +286,7 @@ int delta_put(struct delta *d, const struct change *c)
     /* All that can fail comes first; what is taken by then stays unused until the delta goes. */
     n = node_new(d, c);
     if (fresh)
-        e = entry_new(d, h);
+        e = map_entry_new(&d->keys, &d->chunks, h);
     if (c->lease)
         le = lease_entry(d, c->lease, &lease_fresh);
     if (place == NULL || n == NULL || e == NULL || (c->lease && le == NULL))
@@ -575,7 +332,7 @@ static const struct node *node_at(const struct entry *e, int64_t rev_max)
 
 const struct change *delta_find(const struct delta *d, struct slice key, int64_t rev_max)
 {
-    const struct entry *e = map_find(&d->keys, key, hash_bytes(key));
+    const struct entry *e = map_find(&d->keys, key, map_hash(key));
 
     return e ? change_of(node_at(e, rev_max)) : NULL;
 }
@@ -595,10 +352,11 @@ static const struct change *cursor_enter(struct delta_cursor *cur, const struct 
     return change_of(n);
 }
 
-const struct change *delta_seek(struct delta_cursor *cur, const struct delta *d, struct slice from, bool after)
+const struct change *delta_seek(struct delta_cursor *cur, const struct delta *d, struct slice from,
+                                bool after)
 {
     cur->d = d;
-    return cursor_enter(cur, map_seek(&d->keys, from, after, NULL));
+    return cursor_enter(cur, map_seek(&d->keys, from, after));
 }
 
 const struct change *delta_next_key(struct delta_cursor *cur)
@@ -607,7 +365,7 @@ const struct change *delta_next_key(struct delta_cursor *cur)
 
     if (n == NULL)
         return NULL;
-    return cursor_enter(cur, atomic_load_explicit(&n->entry->next[0], memory_order_acquire));
+    return cursor_enter(cur, map_next(n->entry));
 }
 
 const struct change *delta_next(struct delta_cursor *cur)
@@ -625,7 +383,7 @@ int delta_lease_changes(const struct delta *d, int64_t lease, int64_t rev_max,
 {
     uint8_t storage[8];
     struct slice key = lease_key(lease, storage);
-    const struct entry *e = map_find(&d->leases, key, hash_bytes(key));
+    const struct entry *e = map_find(&d->leases, key, map_hash(key));
     const struct node *n = e ? newest_of(e) : NULL;
     int rc = 0;
 
@@ -639,7 +397,7 @@ int delta_lease_changes(const struct delta *d, int64_t lease, int64_t rev_max,
 
 int delta_row(struct delta *d, enum table t, struct slice id, struct slice value)
 {
-    struct image *image = take(d, sizeof *image + value.len + 1 + id.len);
+    struct image *image = chunks_take(&d->chunks, sizeof *image + value.len + 1 + id.len);
     struct slice key;
     struct entry *e;
     uint8_t *p;
@@ -658,15 +416,15 @@ int delta_row(struct delta *d, enum table t, struct slice id, struct slice value
     if (id.len)
         memcpy(p + 1, id.ptr, id.len);
     key = slice_of(p, 1 + id.len);
-    count_bytes(d, sizeof *image + value.len + key.len);
+    chunks_count(&d->chunks, sizeof *image + value.len + key.len);
 
-    h = hash_bytes(key);
+    h = map_hash(key);
     e = map_find(&d->rows, key, h);
     if (e) {
         atomic_store_explicit(&e->newest, image, memory_order_release);
         return 0;
     }
-    e = entry_new(d, h);
+    e = map_entry_new(&d->rows, &d->chunks, h);
     if (e == NULL)
         return -ENOMEM;
     e->key = key;
@@ -686,7 +444,7 @@ bool delta_row_find(const struct delta *d, enum table t, struct slice id, struct
     storage[0] = (uint8_t)t;
     if (id.len)
         memcpy(storage + 1, id.ptr, id.len);
-    e = map_find(&d->rows, key, hash_bytes(key));
+    e = map_find(&d->rows, key, map_hash(key));
     if (e == NULL)
         return false;
     image = atomic_load_explicit(&e->newest, memory_order_acquire);
@@ -694,13 +452,13 @@ bool delta_row_find(const struct delta *d, enum table t, struct slice id, struct
     return true;
 }
 
-int delta_row_scan(const struct delta *d, int (*fn)(void *ctx, enum table t, struct slice id, struct slice value),
-                   void *ctx)
+int delta_row_scan(const struct delta *d,
+                   int (*fn)(void *ctx, enum table t, struct slice id, struct slice value), void *ctx)
 {
-    const struct entry *e = atomic_load_explicit(&d->rows.head[0], memory_order_acquire);
+    const struct entry *e = map_first(&d->rows);
     int rc = 0;
 
-    for (; e && rc == 0; e = atomic_load_explicit(&e->next[0], memory_order_acquire)) {
+    for (; e && rc == 0; e = map_next(e)) {
         const struct image *image = atomic_load_explicit(&e->newest, memory_order_acquire);
 
         rc = fn(ctx, (enum table)e->key.ptr[0], slice_of(e->key.ptr + 1, e->key.len - 1), image->value);

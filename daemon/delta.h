@@ -23,10 +23,10 @@ struct seal {
     int64_t revision, compact_revision; /* R, C; C is -1 before the first compaction */
     int64_t key_count;
     uint64_t state_hash;
-    struct slice conf;                  /* raft configuration, encoded by turn.c; owned by the delta */
+    struct slice conf; /* raft configuration, encoded by turn.c; owned by the delta */
 };
 
-struct delta *delta_new(void);  /* NULL: no memory */
+struct delta *delta_new(void); /* NULL: no memory */
 void delta_free(struct delta *d);
 
 /* ---- the writer ---- */
@@ -39,8 +39,8 @@ const struct seal *delta_sealed(const struct delta *d); /* NULL: not sealed */
 /* Empties a delta no reader can see (a txn's scratch), keeping its first chunk. */
 void delta_reset(struct delta *d);
 
-size_t delta_bytes(const struct delta *d);      /* of the arena */
-size_t delta_keys(const struct delta *d);       /* distinct */
+size_t delta_bytes(const struct delta *d); /* of the arena */
+size_t delta_keys(const struct delta *d);  /* distinct */
 size_t delta_changes(const struct delta *d);
 size_t delta_rows(const struct delta *d);
 
@@ -49,10 +49,15 @@ size_t delta_rows(const struct delta *d);
 const struct change *delta_find(const struct delta *d, struct slice key, int64_t rev_max);
 
 /* By key, ascending; of each key the newest change first. */
-struct delta_cursor { const struct delta *d; const void *node; };
+struct delta_cursor {
+    const struct delta *d;
+    const void *node;
+};
 /* The first change of the first key >= from (> from when after). NULL: none. */
-const struct change *delta_seek(struct delta_cursor *cur, const struct delta *d, struct slice from, bool after);
-const struct change *delta_next(struct delta_cursor *cur);     /* the next change: same key and older, or next key */
+const struct change *delta_seek(struct delta_cursor *cur, const struct delta *d, struct slice from,
+                                bool after);
+const struct change *
+delta_next(struct delta_cursor *cur); /* the next change: same key and older, or next key */
 const struct change *delta_next_key(struct delta_cursor *cur); /* the newest change of the next key */
 /* The newest change of the cursor's key with rev.main <= rev_max; NULL: none. Does not move. */
 const struct change *delta_cursor_find(const struct delta_cursor *cur, int64_t rev_max);
@@ -67,6 +72,7 @@ int delta_lease_changes(const struct delta *d, int64_t lease, int64_t rev_max,
                         int (*fn)(void *ctx, const struct change *), void *ctx);
 
 /* Last image of each row written, by table and id; value.ptr NULL: deleted. */
-int delta_row_scan(const struct delta *d, int (*fn)(void *ctx, enum table t, struct slice id, struct slice value), void *ctx);
+int delta_row_scan(const struct delta *d,
+                   int (*fn)(void *ctx, enum table t, struct slice id, struct slice value), void *ctx);
 /* The last image of one row. False: no row was written under this id; ret_value->ptr NULL: deleted. */
 bool delta_row_find(const struct delta *d, enum table t, struct slice id, struct slice *ret_value);

@@ -90,7 +90,8 @@ static bool passes(const Request *req, const struct change *c)
 
 static bool has_filters(const Request *req)
 {
-    return req->min_mod_revision || req->max_mod_revision || req->min_create_revision || req->max_create_revision;
+    return req->min_mod_revision || req->max_mod_revision || req->min_create_revision ||
+           req->max_create_revision;
 }
 
 /* Pointers into an arena, in an array that doubles. */
@@ -133,20 +134,20 @@ static int order_key(const void *a, const void *b)
 }
 
 /* One pair of functions a target: ascending and descending, both with equals by key ascending. */
-#define ORDER(name, difference) \
-    static int order_##name(const void *pa, const void *pb) \
-    { \
-        const Row *a = *(Row *const *)pa, *b = *(Row *const *)pb; \
-        int c = difference; \
-\
-        return c ? c : order_key(pa, pb); \
-    } \
-    static int order_##name##_down(const void *pa, const void *pb) \
-    { \
-        const Row *a = *(Row *const *)pa, *b = *(Row *const *)pb; \
-        int c = difference; \
-\
-        return c ? -c : order_key(pa, pb); \
+#define ORDER(name, difference)                                                                              \
+    static int order_##name(const void *pa, const void *pb)                                                  \
+    {                                                                                                        \
+        const Row *a = *(Row *const *)pa, *b = *(Row *const *)pb;                                            \
+        int c = difference;                                                                                  \
+                                                                                                             \
+        return c ? c : order_key(pa, pb);                                                                    \
+    }                                                                                                        \
+    static int order_##name##_down(const void *pa, const void *pb)                                           \
+    {                                                                                                        \
+        const Row *a = *(Row *const *)pa, *b = *(Row *const *)pb;                                            \
+        int c = difference;                                                                                  \
+                                                                                                             \
+        return c ? -c : order_key(pa, pb);                                                                   \
     }
 
 ORDER(version, compare(a->version, b->version))
@@ -191,7 +192,7 @@ static int range_one(struct view *v, const Request *req, int64_t rev, struct are
     struct one {
         Row *pointer;
         Row row;
-    } *one;
+    } * one;
     struct change c;
     int rc = view_get(v, bytes(req->key), rev, body_flags(req), a, &c);
 
@@ -224,11 +225,12 @@ static uint64_t now_us(void)
 }
 
 /* Steps 1 to 3: rows is what is kept, *ret_count how many the range has. */
-static int collect(struct view_cursor *cur, const Request *req, const struct mvcc_limits *lim, struct arena *a,
-                   struct rows *rows, uint64_t *ret_count)
+static int collect(struct view_cursor *cur, const Request *req, const struct mvcc_limits *lim,
+                   struct arena *a, struct rows *rows, uint64_t *ret_count)
 {
     bool filtered = has_filters(req);
-    uint64_t keep = req->limit > 0 && is_default_order(req) && !filtered ? (uint64_t)req->limit + 1 : UINT64_MAX;
+    uint64_t keep =
+        req->limit > 0 && is_default_order(req) && !filtered ? (uint64_t)req->limit + 1 : UINT64_MAX;
     uint64_t start_us = lim->time_us ? now_us() : 0, n = 0;
     struct change c;
     int rc;
@@ -277,8 +279,8 @@ static int range_many(struct view *v, const Request *req, struct slice from, str
     return 0;
 }
 
-int mvcc_range(struct view *v, int64_t rev_now, const Request *req, const struct mvcc_limits *lim, struct arena *a,
-               Etcdserverpb__RangeResponse *ret)
+int mvcc_range(struct view *v, int64_t rev_now, const Request *req, const struct mvcc_limits *lim,
+               struct arena *a, Etcdserverpb__RangeResponse *ret)
 {
     int64_t rev = req->revision <= 0 ? rev_now : req->revision;
     struct slice from, end;

@@ -9,8 +9,8 @@
 #include "store.h"
 
 struct mvcc_limits {
-    uint32_t rows_max;  /* MVCC_TOO_LONG beyond; 0: none */
-    uint32_t time_us;   /* the same, by the clock; 0: none */
+    uint32_t rows_max; /* MVCC_TOO_LONG beyond; 0: none */
+    uint32_t time_us;  /* the same, by the clock; 0: none */
 };
 /* Not an answer to a client: this read is too long for the thread it runs on, do it on the scan pool. */
 #define MVCC_TOO_LONG 100000
@@ -31,4 +31,3 @@ void mvcc_bounds(struct slice key, struct slice range_end, struct slice *ret_fro
 /* HashKV at rev (0: current). Long: opens views of its own, chunk by chunk; call on a scan thread. */
 int mvcc_hashkv(struct store *s, struct slot *sl, int64_t rev, uint32_t *ret_hash, int64_t *ret_compact_rev,
                 int64_t *ret_hash_rev);
-

@@ -37,9 +37,9 @@ enum {
 struct hash {
     struct view *view;
     int64_t rev, compact_rev;
-    int64_t next_main;      /* where the next chunk goes on */
-    uint32_t sum;           /* as when some key is alive at rev */
-    uint32_t sum_if_none;   /* as when none is; meaningless once any_alive */
+    int64_t next_main;    /* where the next chunk goes on */
+    uint32_t sum;         /* as when some key is alive at rev */
+    uint32_t sum_if_none; /* as when none is; meaningless once any_alive */
     bool any_alive;
     uint32_t n_records_max, n_records; /* of this chunk; 0: no end */
 };

@@ -24,11 +24,11 @@ struct scan_thread {
 struct scan_pool {
     struct store *store;
     pthread_mutex_t mu;
-    pthread_cond_t more;      /* a job was posted, or stopping was set */
+    pthread_cond_t more;       /* a job was posted, or stopping was set */
     struct mail *first, *last; /* protected by mu; the oldest first */
-    unsigned n_waiting;       /* protected by mu */
-    bool stopping;            /* protected by mu */
-    unsigned n_threads;       /* started */
+    unsigned n_waiting;        /* protected by mu */
+    bool stopping;             /* protected by mu */
+    unsigned n_threads;        /* started */
     struct scan_thread threads[SCAN_THREADS_MAX];
 };
 

@@ -14,6 +14,7 @@ struct scan_job {
     void (*run)(struct scan_job *j, struct slot *sl); /* on a pool thread; ends by call_resume or its like */
 };
 int scan_pool_new(struct store *s, unsigned threads, struct scan_pool **ret_pool);
-int scan_pool_post(struct scan_pool *p, struct scan_job *j); /* any thread; ERR_TOO_MANY_REQUESTS, ERR_STOPPED */
+int scan_pool_post(struct scan_pool *p,
+                   struct scan_job *j);   /* any thread; ERR_TOO_MANY_REQUESTS, ERR_STOPPED */
 void scan_pool_stop(struct scan_pool *p); /* runs what waits, joins */
 void scan_pool_free(struct scan_pool *p);

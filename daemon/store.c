@@ -64,12 +64,12 @@ struct slot {
 
 struct store {
     _Atomic(struct layers *) layers;
-    _Atomic(struct base *) base; /* the base of layers, for the flush thread, which pins nothing */
+    _Atomic(struct base *) base;           /* the base of layers, for the flush thread, which pins nothing */
     _Atomic int64_t compact_rev, revision; /* C, R */
     _Atomic uint64_t applied;
-    struct layers *replaced; /* apply's; may still be pinned */
-    struct layers *spare;    /* apply's; for store_flushed, which must not fail */
-    struct base *retired;    /* apply's; replaced, not yet closed */
+    struct layers *replaced;        /* apply's; may still be pinned */
+    struct layers *spare;           /* apply's; for store_flushed, which must not fail */
+    struct base *retired;           /* apply's; replaced, not yet closed */
     bool is_clear[STORE_SLOTS_MAX]; /* apply's; this slot has no txn of retired, nor will it have one again */
     struct slot slots[STORE_SLOTS_MAX];
 };
@@ -351,7 +351,8 @@ int store_swap_base(struct store *s, struct base *b)
     return 0;
 }
 
-int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int64_t revision, uint64_t applied_index)
+int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int64_t revision,
+                       uint64_t applied_index)
 {
     struct layers *l = current(s), *fresh;
     struct delta *live;

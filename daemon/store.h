@@ -23,10 +23,10 @@ void slot_free(struct store *s, struct slot *sl);
 struct view {
     struct store *store;
     struct slot *slot;
-    struct base_reader *reader; /* the slot's */
+    struct base_reader *reader;        /* the slot's */
     const struct delta *frozen, *live; /* frozen may be NULL */
-    const struct delta *scratch; /* NULL, or a txn's own changes on top (apply only) */
-    int64_t compact_rev, rev;    /* C and R: compact_rev <= rev */
+    const struct delta *scratch;       /* NULL, or a txn's own changes on top (apply only) */
+    int64_t compact_rev, rev;          /* C and R: compact_rev <= rev */
 };
 
 /* 0 or -errno. Must be closed before any wait; one at a time in a slot. */
@@ -35,7 +35,8 @@ void view_close(struct view *v); /* takes a closed one */
 
 /* The key's value as of rev (c <= rev; above v->rev only for apply, whose view outlives what it publishes, and for
  * a scratch). ERR_KEY_NOT_FOUND. Slices live until view_close, or in a; or, the key, as long as the one asked for. */
-int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags, struct arena *a, struct change *ret);
+int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags, struct arena *a,
+             struct change *ret);
 
 /* Live keys in [from, end) as of rev, ascending. end.ptr NULL: no upper end. */
 struct view_cursor;
@@ -56,7 +57,8 @@ int view_log_scan(struct view *v, int64_t from_main, int64_t to_main, struct are
 int view_lease_keys(struct view *v, int64_t lease, struct arena *a, struct slice **ret_keys, size_t *ret_n);
 
 /* Rows of a small table: base and deltas merged, in no order. */
-int view_row_scan(struct view *v, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value), void *ctx);
+int view_row_scan(struct view *v, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value),
+                  void *ctx);
 
 /* Any thread: what apply last published. */
 int64_t store_revision(const struct store *s);
@@ -65,10 +67,10 @@ uint64_t store_applied(const struct store *s);
 
 /* ---- writing: apply ---- */
 int store_new(struct base *b, struct store **ret_store); /* on success takes the base; live delta empty */
-void store_free(struct store *s); /* no view may be open; closes the base */
+void store_free(struct store *s);                        /* no view may be open; closes the base */
 struct delta *store_live(struct store *s);
-struct delta *store_frozen(struct store *s);  /* NULL: none */
-struct base *store_base(struct store *s);      /* also the flush thread, which knows when it may change */
+struct delta *store_frozen(struct store *s); /* NULL: none */
+struct base *store_base(struct store *s);    /* also the flush thread, which knows when it may change */
 /* Publish, with release, after the inserts of an entry: C, then R, then the applied index, so that who waited for
  * an index reads at a revision that has it. */
 void store_publish(struct store *s, uint64_t applied_index, int64_t compact_rev, int64_t revision);
@@ -81,7 +83,9 @@ void store_flushed(struct store *s);
 size_t store_reclaim(struct store *s);
 /* A compacted copy in place of the base it was copied from: it holds the very same, so the deltas stay. No flush or
  * sweep between the copy and this. The old directory may be removed at once: its files live until they are closed. */
-int store_swap_base(struct store *s, struct base *b); /* -EBUSY: the base before is still being read; try again */
+int store_swap_base(struct store *s,
+                    struct base *b); /* -EBUSY: the base before is still being read; try again */
 /* Another state in place of all there is (a snapshot installed): the deltas go; its R and C are published with it.
  * No flush may be running. -EBUSY as above. */
-int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int64_t revision, uint64_t applied_index);
+int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int64_t revision,
+                       uint64_t applied_index);

@@ -38,7 +38,8 @@ static int answer(const struct change *c, unsigned base_flags, struct change *re
     return 0;
 }
 
-int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags, struct arena *a, struct change *ret)
+int view_get(struct view *v, struct slice key, int64_t rev, unsigned base_flags, struct arena *a,
+             struct change *ret)
 {
     const struct change *c = v->scratch ? delta_find(v->scratch, key, rev) : NULL;
 
@@ -209,7 +210,8 @@ int view_log_scan(struct view *v, int64_t from_main, int64_t to_main, struct are
             return rc;
         above = meta.seal.revision + 1;
         if (from_main < above)
-            rc = base_log_scan(v->reader, (struct rev){from_main, 0}, to < above ? to : above - 1, a, fn, ctx);
+            rc =
+                base_log_scan(v->reader, (struct rev){from_main, 0}, to < above ? to : above - 1, a, fn, ctx);
         else
             above = from_main;
     }
@@ -315,7 +317,8 @@ static int delta_row_found(void *ctx, enum table t, struct slice id, struct slic
     return t == s->table ? row_found(ctx, id, value) : 0;
 }
 
-int view_row_scan(struct view *v, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value), void *ctx)
+int view_row_scan(struct view *v, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value),
+                  void *ctx)
 {
     struct row_scan s = {.table = t, .fn = fn, .ctx = ctx};
     int rc = delta_row_scan(v->live, delta_row_found, &s);

@@ -7,309 +7,17 @@
  * answers) and watch.
  *
  * Operations: Put, Range with every option, DeleteRange, Txn with nested ones, Compact, the lease calls, HashKV, and
- * watches from a past revision. Answers are compared as text, without what may differ: cluster_id, member_id,
- * raft_term, a lease's remaining TTL, hash_revision (not in etcd 3.4), the headers of nested txns' answers. Where
- * etcd leaves the order open (equal sort keys, Leases) it is made the same first.
+ * watches, of the past and live. Answers are compared as text, without what may differ: cluster_id, member_id,
+ * raft_term, a lease's remaining TTL, hash_revision (not in etcd 3.4). Where etcd leaves the order open (equal sort
+ * keys, Leases) it is made the same first.
  *
  * Not asked, because etcd 3.4 differs from 3.7 or falls over: sort enums out of range; HashKV at or below the
  * compacted revision; a from-key delete and an ignore_value put in one txn; a watch from the compacted revision. */
-#include <grpc/byte_buffer.h>
-#include <grpc/byte_buffer_reader.h>
-#include <grpc/grpc.h>
-#include <grpc/grpc_security.h>
-#include <grpc/support/alloc.h>
-#include <grpc/support/time.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <time.h>
-#include <unistd.h>
-#include "bytes.h"
-#include "rpc.pb-c.h"
+#include "oracle_wire.inc"
+#include "oracle_requests.inc"
 
-enum { KEYS = 40, LEASES = 6, CALL_S = 20, TEXT_BYTES = 4 << 20 };
-
-static uint64_t seed;
-static struct arena arena; /* of the operation at hand */
-static int64_t revision = 1, compacted = -1;
 static long n_errors, n_events, n_asked[32];
-static bool ask_keys_only = true, ask_watches = true;
-
-static uint64_t rnd(void)
-{
-    seed ^= seed << 13;
-    seed ^= seed >> 7;
-    seed ^= seed << 17;
-    return seed;
-}
-
-static size_t below(size_t n)
-{
-    return (size_t)(rnd() % n);
-}
-
-static bool one_in(size_t n)
-{
-    return below(n) == 0;
-}
-
-static void die(const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    vprintf(format, ap);
-    va_end(ap);
-    printf("\n");
-    exit(1);
-}
-
-/* ---- the two servers --------------------------------------------------------------------- */
-
-struct answer {
-    grpc_status_code status;
-    char *details; /* owned */
-    uint8_t *bytes; /* owned; NULL: no message */
-    size_t len;
-};
-
-struct server {
-    const char *address;
-    grpc_channel *channel;
-    /* one call at a time */
-    grpc_call *call;
-    grpc_metadata_array initial, trailing;
-    grpc_byte_buffer *received;
-    grpc_slice details;
-    grpc_status_code status;
-    char *text; /* the last answer, TEXT_BYTES */
-} servers[2];
-
-static grpc_completion_queue *cq;
-
-static gpr_timespec in_seconds(int s)
-{
-    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_seconds(s, GPR_TIMESPAN));
-}
-
-static grpc_byte_buffer *pack(const ProtobufCMessage *m)
-{
-    size_t n = protobuf_c_message_get_packed_size(m);
-    grpc_slice s = grpc_slice_malloc(n);
-    grpc_byte_buffer *b;
-
-    protobuf_c_message_pack(m, GRPC_SLICE_START_PTR(s));
-    b = grpc_raw_byte_buffer_create(&s, 1);
-    grpc_slice_unref(s);
-    return b;
-}
-
-static void batch(struct server *sv, const grpc_op *ops, size_t n)
-{
-    if (grpc_call_start_batch(sv->call, ops, n, sv, NULL) != GRPC_CALL_OK)
-        die("grpc_call_start_batch");
-}
-
-static void call_open(struct server *sv, const char *method)
-{
-    grpc_slice m = grpc_slice_from_static_string(method);
-
-    sv->call = grpc_channel_create_call(sv->channel, NULL, GRPC_PROPAGATE_DEFAULTS, cq, m, NULL, in_seconds(CALL_S), NULL);
-    grpc_metadata_array_init(&sv->initial);
-    grpc_metadata_array_init(&sv->trailing);
-    sv->received = NULL;
-}
-
-static void call_close(struct server *sv)
-{
-    grpc_call_unref(sv->call);
-    grpc_metadata_array_destroy(&sv->initial);
-    grpc_metadata_array_destroy(&sv->trailing);
-    if (sv->received)
-        grpc_byte_buffer_destroy(sv->received);
-    sv->call = NULL;
-}
-
-/* What came, taken out of sv. */
-static struct answer take(struct server *sv)
-{
-    struct answer a = {.status = sv->status, .details = grpc_slice_to_c_string(sv->details)};
-
-    if (sv->received) {
-        grpc_byte_buffer_reader reader;
-        grpc_slice all;
-
-        grpc_byte_buffer_reader_init(&reader, sv->received);
-        all = grpc_byte_buffer_reader_readall(&reader);
-        a.len = GRPC_SLICE_LENGTH(all);
-        a.bytes = malloc(a.len + 1);
-        memcpy(a.bytes, GRPC_SLICE_START_PTR(all), a.len);
-        grpc_slice_unref(all);
-        grpc_byte_buffer_reader_destroy(&reader);
-    }
-    grpc_slice_unref(sv->details);
-    return a;
-}
-
-static void answer_free(struct answer *a)
-{
-    gpr_free(a->details);
-    free(a->bytes);
-}
-
-static void unary_start(struct server *sv, const char *method, const ProtobufCMessage *req)
-{
-    grpc_byte_buffer *message = pack(req);
-    grpc_op ops[] = {
-        /* The servers are just starting: wait for a connection instead of failing again and again. */
-        {.op = GRPC_OP_SEND_INITIAL_METADATA, .flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY},
-        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = message},
-        {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
-        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &sv->initial},
-        {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &sv->received},
-        {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-         .data.recv_status_on_client = {.trailing_metadata = &sv->trailing, .status = &sv->status,
-                                        .status_details = &sv->details}},
-    };
-
-    call_open(sv, method);
-    batch(sv, ops, sizeof ops / sizeof ops[0]);
-    grpc_byte_buffer_destroy(message);
-}
-
-static struct server *wait_one(int seconds)
-{
-    grpc_event e = grpc_completion_queue_next(cq, in_seconds(seconds), NULL);
-
-    if (e.type != GRPC_OP_COMPLETE)
-        die("no answer in %d s", seconds);
-    return e.tag;
-}
-
-/* ---- messages as text ----------------------------------------------------------------------- */
-
-struct text {
-    char *at;
-    size_t room;
-};
-
-static void say(struct text *t, const char *format, ...)
-{
-    va_list ap;
-    int n;
-
-    va_start(ap, format);
-    n = vsnprintf(t->at, t->room, format, ap);
-    va_end(ap);
-    if (n < 0 || (size_t)n >= t->room)
-        die("an answer too long to be written down");
-    t->at += n;
-    t->room -= (size_t)n;
-}
-
-static void say_bytes(struct text *t, ProtobufCBinaryData b)
-{
-    say(t, "\"");
-    for (size_t i = 0; i < b.len; i++)
-        say(t, b.data[i] > ' ' && b.data[i] < 127 && b.data[i] != '\\' ? "%c" : "\\%02x", b.data[i]);
-    say(t, "\"");
-}
-
-static bool is_left_out(const char *name)
-{
-    static const char *const names[] = {"cluster_id", "member_id", "raft_term", "TTL", "hash_revision"};
-
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        if (strcmp(name, names[i]) == 0)
-            return true;
-    return false;
-}
-
-static void say_message(struct text *t, const ProtobufCMessage *m, int depth);
-
-static void say_value(struct text *t, const ProtobufCFieldDescriptor *f, const void *p, int depth)
-{
-    switch (f->type) {
-    case PROTOBUF_C_TYPE_MESSAGE:
-        say(t, "{");
-        say_message(t, *(ProtobufCMessage *const *)p, depth + 1);
-        say(t, "}");
-        break;
-    case PROTOBUF_C_TYPE_BYTES:
-        say_bytes(t, *(const ProtobufCBinaryData *)p);
-        break;
-    case PROTOBUF_C_TYPE_STRING:
-        say(t, "\"%s\"", *(char *const *)p ? *(char *const *)p : "");
-        break;
-    case PROTOBUF_C_TYPE_BOOL:
-        say(t, "%d", *(const protobuf_c_boolean *)p);
-        break;
-    case PROTOBUF_C_TYPE_ENUM:
-    case PROTOBUF_C_TYPE_INT32:
-    case PROTOBUF_C_TYPE_UINT32:
-        say(t, "%d", *(const int32_t *)p);
-        break;
-    default:
-        say(t, "%lld", (long long)*(const int64_t *)p);
-    }
-}
-
-static size_t value_size(ProtobufCType type)
-{
-    switch (type) {
-    case PROTOBUF_C_TYPE_BYTES:
-        return sizeof(ProtobufCBinaryData);
-    case PROTOBUF_C_TYPE_MESSAGE:
-    case PROTOBUF_C_TYPE_STRING:
-        return sizeof(void *);
-    case PROTOBUF_C_TYPE_BOOL:
-        return sizeof(protobuf_c_boolean);
-    case PROTOBUF_C_TYPE_ENUM:
-    case PROTOBUF_C_TYPE_INT32:
-    case PROTOBUF_C_TYPE_UINT32:
-        return 4;
-    default:
-        return 8;
-    }
-}
-
-static bool is_zero(const ProtobufCFieldDescriptor *f, const void *p)
-{
-    static const uint8_t zero[8];
-
-    if (f->type == PROTOBUF_C_TYPE_BYTES)
-        return ((const ProtobufCBinaryData *)p)->len == 0;
-    if (f->type == PROTOBUF_C_TYPE_STRING)
-        return *(char *const *)p == NULL || **(char *const *)p == 0;
-    return memcmp(p, zero, value_size(f->type)) == 0;
-}
-
-/* Every field that is not zero, in the order of the .proto. */
-static void say_message(struct text *t, const ProtobufCMessage *m, int depth)
-{
-    for (unsigned i = 0; i < m->descriptor->n_fields; i++) {
-        const ProtobufCFieldDescriptor *f = &m->descriptor->fields[i];
-        const uint8_t *p = (const uint8_t *)m + f->offset;
-
-        if (is_left_out(f->name))
-            continue;
-        if (f->flags & PROTOBUF_C_FIELD_FLAG_ONEOF) {
-            if (*(const uint32_t *)((const uint8_t *)m + f->quantifier_offset) != f->id)
-                continue;
-        } else if (f->label == PROTOBUF_C_LABEL_REPEATED) {
-            size_t n = *(const size_t *)((const uint8_t *)m + f->quantifier_offset);
-
-            for (size_t k = 0; k < n; k++) {
-                say(t, " %s:", f->name);
-                say_value(t, f, *(uint8_t *const *)p + k * value_size(f->type), depth);
-            }
-            continue;
-        } else if (is_zero(f, p)) {
-            continue;
-        }
-        say(t, " %s:", f->name);
-        say_value(t, f, p, depth);
-    }
-}
+static bool ask_watches = true;
 
 /* ---- what etcd leaves open, made the same ------------------------------------------------------ */
 
@@ -355,7 +63,8 @@ static void settle_range(const Etcdserverpb__RangeRequest *q, Etcdserverpb__Rang
 
 static int by_lease(const void *a, const void *b)
 {
-    int64_t x = (*(Etcdserverpb__LeaseStatus *const *)a)->id, y = (*(Etcdserverpb__LeaseStatus *const *)b)->id;
+    int64_t x = (*(Etcdserverpb__LeaseStatus *const *)a)->id,
+            y = (*(Etcdserverpb__LeaseStatus *const *)b)->id;
 
     return (x > y) - (x < y);
 }
@@ -402,8 +111,8 @@ static bool both_refuse_txn(const ProtobufCMessage *req)
 {
     static const char ok[] = "status 0 ";
 
-    return req->descriptor == &etcdserverpb__txn_request__descriptor && strncmp(servers[0].text, ok, strlen(ok)) &&
-           strncmp(servers[1].text, ok, strlen(ok));
+    return req->descriptor == &etcdserverpb__txn_request__descriptor &&
+           strncmp(servers[0].text, ok, strlen(ok)) && strncmp(servers[1].text, ok, strlen(ok));
 }
 
 static void compare(const char *method, const ProtobufCMessage *req)
@@ -417,7 +126,8 @@ static void compare(const char *method, const ProtobufCMessage *req)
 }
 
 /* Both answers; compared. Returns the first server's, to be freed with protobuf_c; NULL: an error. */
-static ProtobufCMessage *ask(const char *method, const ProtobufCMessage *req, const ProtobufCMessageDescriptor *rd)
+static ProtobufCMessage *ask(const char *method, const ProtobufCMessage *req,
+                             const ProtobufCMessageDescriptor *rd)
 {
     ProtobufCMessage *first = NULL;
 
@@ -449,227 +159,6 @@ static ProtobufCMessage *ask(const char *method, const ProtobufCMessage *req, co
     }
     compare(method, req);
     return first;
-}
-
-/* ---- random requests --------------------------------------------------------------------------------- */
-
-static ProtobufCBinaryData bytes_copy(const void *p, size_t n)
-{
-    ProtobufCBinaryData b = {n, arena_alloc(&arena, n + 1)};
-
-    memcpy(b.data, p, n);
-    return b;
-}
-
-static ProtobufCBinaryData some_key(void)
-{
-    static const char *const stems[] = {"a", "a/", "a/b", "a/b/", "b", "k\xff", "\x01", "\xff\xff", "zz/\x80", "0"};
-    char key[700];
-    size_t k = below(KEYS), n = (size_t)snprintf(key, sizeof key, "%s%s", stems[k % 10], k < 10 ? "" : k < 20 ? "x" : k < 30 ? "\xff" : "");
-
-    if (k >= 30) { /* longer than a row of base's index */
-        memset(key + n, 'l', 600);
-        n += 499 + k % 4;
-    }
-    return bytes_copy(key, n);
-}
-
-static ProtobufCBinaryData some_end(ProtobufCBinaryData key)
-{
-    switch (below(5)) {
-    case 0:
-        return bytes_copy("\0", 1);
-    case 1: /* a prefix, or all above it */
-        key = bytes_copy(key.data, key.len);
-        while (key.len && key.data[key.len - 1] == 0xff)
-            key.len--;
-        if (key.len == 0)
-            return bytes_copy("\0", 1);
-        key.data[key.len - 1]++;
-        return key;
-    case 2: {
-        ProtobufCBinaryData end = some_key();
-
-        /* etcd's tree of a txn's deletes does not take kindly to empty intervals. */
-        if (slice_cmp(slice_of(end.data, end.len), slice_of(key.data, key.len)) > 0)
-            return end;
-        return (ProtobufCBinaryData){0};
-    }
-    default:
-        return (ProtobufCBinaryData){0};
-    }
-}
-
-static ProtobufCBinaryData some_value(void)
-{
-    size_t n = one_in(30) ? below(6000) : below(6);
-    ProtobufCBinaryData v = {n, arena_alloc(&arena, n + 1)};
-
-    for (size_t i = 0; i < n; i++)
-        v.data[i] = (uint8_t)("ab\0\xff"[below(4)]);
-    return v;
-}
-
-static int64_t some_revision(void)
-{
-    switch (below(8)) {
-    case 0:
-        return (int64_t)below((size_t)revision + 3);
-    case 1:
-        return -(int64_t)below(3);
-    default:
-        return compacted < 0 ? (int64_t)below((size_t)revision + 1)
-                             : compacted + (int64_t)below((size_t)(revision - compacted) + 1);
-    }
-}
-
-static void *message(const ProtobufCMessageDescriptor *d)
-{
-    ProtobufCMessage *m = arena_alloc(&arena, d->sizeof_message);
-
-    protobuf_c_message_init(d, m);
-    return m;
-}
-
-static Etcdserverpb__RangeRequest *some_range(bool in_txn)
-{
-    Etcdserverpb__RangeRequest *q = message(&etcdserverpb__range_request__descriptor);
-
-    q->key = one_in(100) ? (ProtobufCBinaryData){0} : one_in(4) ? bytes_copy("\0", 1) : some_key();
-    q->range_end = some_end(q->key);
-    if (one_in(4) && !in_txn)
-        q->range_end = some_key(); /* perhaps below key: nothing */
-    q->revision = one_in(3) ? some_revision() : 0;
-    if (in_txn && one_in(3))
-        q->revision = 0; /* else hardly a txn would pass */
-    q->limit = one_in(3) ? (int64_t)below(15) - 1 : 0;
-    q->sort_order = one_in(2) ? (int)below(3) : 0;
-    q->sort_target = one_in(2) && !in_txn ? (int)below(5) : 0;
-    q->serializable = one_in(3);
-    q->keys_only = one_in(5) && ask_keys_only;
-    q->count_only = one_in(8);
-    if (one_in(5))
-        q->min_mod_revision = some_revision();
-    if (one_in(5))
-        q->max_mod_revision = some_revision();
-    if (one_in(5))
-        q->min_create_revision = some_revision();
-    if (one_in(5))
-        q->max_create_revision = some_revision();
-    return q;
-}
-
-static Etcdserverpb__PutRequest *some_put(bool ignore)
-{
-    Etcdserverpb__PutRequest *q = message(&etcdserverpb__put_request__descriptor);
-
-    q->key = one_in(200) ? (ProtobufCBinaryData){0} : some_key();
-    q->value = some_value();
-    q->lease = one_in(4) ? 1 + (int64_t)below(LEASES) : 0;
-    q->prev_kv = one_in(3);
-    if (ignore && one_in(8)) {
-        q->ignore_value = true;
-        if (!one_in(4))
-            q->value.len = 0;
-    }
-    if (ignore && one_in(8)) {
-        q->ignore_lease = true;
-        if (!one_in(4))
-            q->lease = 0;
-    }
-    return q;
-}
-
-static Etcdserverpb__DeleteRangeRequest *some_delete(void)
-{
-    Etcdserverpb__DeleteRangeRequest *q = message(&etcdserverpb__delete_range_request__descriptor);
-
-    q->key = one_in(200) ? (ProtobufCBinaryData){0} : some_key();
-    if (one_in(2))
-        q->range_end = some_end(q->key);
-    if (q->range_end.len == 1 && q->range_end.data[0] == 0 && !one_in(4))
-        q->range_end.len = 0; /* seldom nearly all */
-    q->prev_kv = one_in(2);
-    return q;
-}
-
-static Etcdserverpb__Compare *some_compare(void)
-{
-    Etcdserverpb__Compare *c = message(&etcdserverpb__compare__descriptor);
-
-    c->key = one_in(200) ? (ProtobufCBinaryData){0} : some_key();
-    if (one_in(4))
-        c->range_end = some_end(c->key);
-    c->result = (int)below(4);
-    c->target = (int)below(5);
-    switch (one_in(10) ? (int)below(5) : (int)c->target) { /* seldom a member that does not fit */
-    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__VERSION:
-        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_VERSION;
-        c->version = (int64_t)below(4);
-        break;
-    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__CREATE:
-        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_CREATE_REVISION;
-        c->create_revision = one_in(2) ? 0 : some_revision();
-        break;
-    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD:
-        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_MOD_REVISION;
-        c->mod_revision = one_in(2) ? 0 : some_revision();
-        break;
-    case ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE:
-        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_VALUE;
-        c->value = some_value();
-        break;
-    default:
-        c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_LEASE;
-        c->lease = (int64_t)below(LEASES);
-    }
-    return c;
-}
-
-static Etcdserverpb__TxnRequest *some_txn(int depth, bool ignore);
-
-static Etcdserverpb__RequestOp *some_op(int depth, bool ignore)
-{
-    Etcdserverpb__RequestOp *op = message(&etcdserverpb__request_op__descriptor);
-    size_t what = below(20);
-
-    if (what < 7) {
-        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT;
-        op->request_put = some_put(ignore);
-    } else if (what < 12) {
-        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_RANGE;
-        op->request_range = some_range(true);
-    } else if (what < 16 || depth == 0) {
-        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_DELETE_RANGE;
-        op->request_delete_range = some_delete();
-        if (ignore) /* then etcd falls over a from-key delete */
-            op->request_delete_range->range_end.len = 0;
-    } else if (!one_in(50)) {
-        op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_TXN;
-        op->request_txn = some_txn(depth - 1, ignore);
-    }
-    return op;
-}
-
-static Etcdserverpb__TxnRequest *some_txn(int depth, bool ignore)
-{
-    Etcdserverpb__TxnRequest *q = message(&etcdserverpb__txn_request__descriptor);
-
-    q->n_compare = one_in(3) ? 0 : below(3);
-    q->n_success = below(4);
-    q->n_failure = below(4);
-    if (one_in(100))
-        q->n_success = 129;
-    q->compare = arena_alloc(&arena, (q->n_compare + 1) * sizeof *q->compare);
-    q->success = arena_alloc(&arena, (q->n_success + 1) * sizeof *q->success);
-    q->failure = arena_alloc(&arena, (q->n_failure + 1) * sizeof *q->failure);
-    for (size_t i = 0; i < q->n_compare; i++)
-        q->compare[i] = some_compare();
-    for (size_t i = 0; i < q->n_success; i++)
-        q->success[i] = some_op(depth, ignore);
-    for (size_t i = 0; i < q->n_failure; i++)
-        q->failure[i] = some_op(depth, ignore);
-    return q;
 }
 
 #define RESPONSE(type) &etcdserverpb__##type##_response__descriptor
@@ -747,13 +236,16 @@ static void watch_open(struct watch *w, struct server *sv, char *text)
     grpc_slice method = grpc_slice_from_static_string("/etcdserverpb.Watch/Watch");
     grpc_op start[] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA},
-        {.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &w->initial},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA,
+         .data.recv_initial_metadata.recv_initial_metadata = &w->initial},
     };
     grpc_op end = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-                   .data.recv_status_on_client = {.trailing_metadata = &w->trailing, .status = &w->status,
+                   .data.recv_status_on_client = {.trailing_metadata = &w->trailing,
+                                                  .status = &w->status,
                                                   .status_details = &w->details}};
 
-    *w = (struct watch){.server = sv, .cq = grpc_completion_queue_create_for_next(NULL), .t = {text, TEXT_BYTES}};
+    *w = (struct watch){
+        .server = sv, .cq = grpc_completion_queue_create_for_next(NULL), .t = {text, TEXT_BYTES}};
     *text = 0;
     w->call = grpc_channel_create_call(sv->channel, NULL, GRPC_PROPAGATE_DEFAULTS, w->cq, method, NULL,
                                        in_seconds(CALL_S), NULL);
@@ -845,8 +337,9 @@ static int64_t make_last_events(const Etcdserverpb__WatchCreateRequest *c)
     note(ask("/etcdserverpb.KV/Put", &put->base, RESPONSE(put)));
     of_put = revision;
     note(ask("/etcdserverpb.KV/DeleteRange", &delete->base, RESPONSE(delete_range)));
-    return c->n_filters && c->filters[0] == ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NODELETE ? of_put
-                                                                                                      : revision;
+    return c->n_filters && c->filters[0] == ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NODELETE
+               ? of_put
+               : revision;
 }
 
 static void write_some(void)
@@ -953,7 +446,8 @@ static void ask_lease(void)
         q->id = id;
         note(ask("/etcdserverpb.Lease/LeaseRevoke", &q->base, RESPONSE(lease_revoke)));
     } else if (what < 9) {
-        Etcdserverpb__LeaseTimeToLiveRequest *q = message(&etcdserverpb__lease_time_to_live_request__descriptor);
+        Etcdserverpb__LeaseTimeToLiveRequest *q =
+            message(&etcdserverpb__lease_time_to_live_request__descriptor);
 
         q->id = id;
         q->keys = !one_in(4);
@@ -971,7 +465,9 @@ static void ask_hash(void)
 
     if (revision <= compacted)
         return;
-    q->revision = one_in(2) ? 0 : one_in(5) ? revision + 1 : compacted + 1 + (int64_t)below((size_t)(revision - compacted));
+    q->revision = one_in(2)   ? 0
+                  : one_in(5) ? revision + 1
+                              : compacted + 1 + (int64_t)below((size_t)(revision - compacted));
     if (q->revision == 0 && compacted < 0 && one_in(2))
         q->revision = 1;
     note(ask("/etcdserverpb.Maintenance/HashKV", &q->base, &etcdserverpb__hash_kvresponse__descriptor));
@@ -981,8 +477,8 @@ enum { PUT, RANGE, DELETE, TXN, COMPACT, LEASE, HASH, WATCH, KINDS };
 
 static void step(void)
 {
-    static const int of_a_thousand[KINDS] = {[PUT] = 250,    [RANGE] = 336, [DELETE] = 60, [TXN] = 270,
-                                             [COMPACT] = 4,  [LEASE] = 60,  [HASH] = 12,   [WATCH] = 8};
+    static const int of_a_thousand[KINDS] = {[PUT] = 250,   [RANGE] = 336, [DELETE] = 60, [TXN] = 270,
+                                             [COMPACT] = 4, [LEASE] = 60,  [HASH] = 12,   [WATCH] = 8};
     int dice = (int)below(1000), kind = 0;
 
     while (dice >= of_a_thousand[kind])
@@ -1046,7 +542,8 @@ static void learn(void)
     Etcdserverpb__HashKVRequest *hash = message(&etcdserverpb__hash_kvrequest__descriptor);
     Etcdserverpb__HashKVResponse *m;
 
-    put->key = bytes_copy("learn", 5); /* then the newest revision is above the compacted one: 3.4 hashes no other */
+    put->key =
+        bytes_copy("learn", 5); /* then the newest revision is above the compacted one: 3.4 hashes no other */
     note(ask("/etcdserverpb.KV/Put", &put->base, RESPONSE(put)));
     m = (Etcdserverpb__HashKVResponse *)ask("/etcdserverpb.Maintenance/HashKV", &hash->base,
                                             &etcdserverpb__hash_kvresponse__descriptor);
@@ -1061,7 +558,9 @@ int main(int argc, char **argv)
     grpc_arg args[] = {
         {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_ENABLE_HTTP_PROXY, .value.integer = 0},
         {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, .value.integer = -1},
-        {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, .value.integer = 100},
+        {.type = GRPC_ARG_INTEGER,
+         .key = (char *)GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS,
+         .value.integer = 100},
         {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, .value.integer = 500},
     };
     grpc_channel_args channel_args = {sizeof args / sizeof args[0], args};
@@ -1070,7 +569,8 @@ int main(int argc, char **argv)
     if (argc < 3)
         die("usage: oracle ADDRESS ADDRESS [operations]");
     setvbuf(stdout, NULL, _IOLBF, 0);
-    seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)time(NULL) * 2654435761u + (uint64_t)getpid();
+    seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0)
+                          : (uint64_t)time(NULL) * 2654435761u + (uint64_t)getpid();
     if (getenv("LEAVE_OUT")) {
         ask_keys_only = strstr(getenv("LEAVE_OUT"), "keys_only") == NULL;
         ask_watches = strstr(getenv("LEAVE_OUT"), "watch") == NULL;
@@ -1091,10 +591,12 @@ int main(int argc, char **argv)
         step();
         arena_fini(&arena);
     }
-    printf("# revision %lld, compacted %lld; %ld puts, %ld ranges, %ld deletes, %ld txns, %ld compactions, %ld lease calls, "
+    printf("# revision %lld, compacted %lld; %ld puts, %ld ranges, %ld deletes, %ld txns, %ld compactions, "
+           "%ld lease calls, "
            "%ld hashes, %ld watches (%ld events); %ld answers were errors\n",
-           (long long)revision, (long long)compacted, n_asked[PUT], n_asked[RANGE], n_asked[DELETE], n_asked[TXN],
-           n_asked[COMPACT], n_asked[LEASE], n_asked[HASH], n_asked[WATCH], n_events / 2, n_errors);
+           (long long)revision, (long long)compacted, n_asked[PUT], n_asked[RANGE], n_asked[DELETE],
+           n_asked[TXN], n_asked[COMPACT], n_asked[LEASE], n_asked[HASH], n_asked[WATCH], n_events / 2,
+           n_errors);
     printf("ok - %d operations, the same answers\n", operations);
     for (int i = 0; i < 2; i++) {
         grpc_channel_destroy(servers[i].channel);

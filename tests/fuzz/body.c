@@ -2,7 +2,7 @@
 /* Proves: body_decode touches no memory that is not its own, and what it accepts is what body_encode writes. */
 #include "daemon/change.h"
 
-#define FUZZ_NAME "body"
+#define FUZZ_NAME        "body"
 #define FUZZ_SEED_INPUTS body_seed_input
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
@@ -39,7 +39,11 @@ static size_t body_seed_input(unsigned i, uint8_t *buf, size_t size)
 {
     static const struct change good[] = {
         {.key = {(const uint8_t *)"k", 1}, .rev = {2, 0}, .create_revision = 2, .version = 1},
-        {.key = {(const uint8_t *)"a/key", 5}, .rev = {INT64_MAX, 0}, .create_revision = 300, .version = 200, .lease = -1},
+        {.key = {(const uint8_t *)"a/key", 5},
+         .rev = {INT64_MAX, 0},
+         .create_revision = 300,
+         .version = 200,
+         .lease = -1},
         {.key = {(const uint8_t *)"gone", 4}, .rev = {9, 1}, .tombstone = true},
         {.key = {(const uint8_t *)"odd", 3}, .lease = INT64_MIN},
     };

@@ -18,8 +18,9 @@ static uint64_t rnd(void)
 static void equals_etcds_bytes(void)
 {
     /* mvccpb.KeyValue{Key: "foo", CreateRevision: 2, ModRevision: 300, Version: 1, Value: "b", Lease: -1} */
-    static const uint8_t want[] = {0x0a, 3,    'f', 'o',  'o',  0x10, 2,    0x18, 0xac, 2,    0x20, 1,    0x2a, 1,
-                                   'b',  0x30, 255, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01};
+    static const uint8_t want[] = {0x0a, 3,    'f',  'o',  'o',  0x10, 2,    0x18, 0xac,
+                                   2,    0x20, 1,    0x2a, 1,    'b',  0x30, 255,  0xff,
+                                   0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01};
     struct change c = {.key = S("foo"), .rev = {300, 4}, .create_revision = 2, .version = 1, .lease = -1};
     uint8_t got[64];
 
@@ -36,7 +37,10 @@ static void tombstone_is_the_key_alone(void)
 
     REQUIRE(body_size(&c, SLICE_NONE) == 5);
     body_encode(&c, SLICE_NONE, got);
-    CHECK(memcmp(got, "\x0a\x03" "foo", 5) == 0);
+    CHECK(memcmp(got,
+                 "\x0a\x03"
+                 "foo",
+                 5) == 0);
     CHECK(body_decode(slice_of(got, 5), &kv) == 0);
     CHECK(kv.key.len == 3 && kv.mod_revision == 0 && kv.value.len == 0);
 }
@@ -88,18 +92,35 @@ static void refuses_all_else(void)
     static const struct slice bad[] = {
         {(const uint8_t *)"", 0},
         S("\x0a"),
-        S("\x0a\x00"),                     /* an empty key */
-        S("\x0a\x04" "foo"),               /* cut */
-        S("\x0a\x83\x00" "foo"),           /* a length in two bytes where one does */
-        S("\x0a\x01" "k" "\x10\x00"),      /* a zero that should be left out */
-        S("\x0a\x01" "k" "\x18\x01\x10\x01"), /* out of order */
-        S("\x0a\x01" "k" "\x10\x01\x10\x01"), /* twice */
-        S("\x0a\x01" "k" "\x2a\x00"),
-        S("\x0a\x01" "k" "\x38\x01"),      /* no such field */
-        S("\x0a\x01" "k" "\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"), /* 65 bits */
-        S("\x0a\x01" "k" "\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
-        S("\x10\x01"),                     /* no key */
-        S("\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" "k"), /* a length beyond any */
+        S("\x0a\x00"), /* an empty key */
+        S("\x0a\x04"
+          "foo"), /* cut */
+        S("\x0a\x83\x00"
+          "foo"), /* a length in two bytes where one does */
+        S("\x0a\x01"
+          "k"
+          "\x10\x00"), /* a zero that should be left out */
+        S("\x0a\x01"
+          "k"
+          "\x18\x01\x10\x01"), /* out of order */
+        S("\x0a\x01"
+          "k"
+          "\x10\x01\x10\x01"), /* twice */
+        S("\x0a\x01"
+          "k"
+          "\x2a\x00"),
+        S("\x0a\x01"
+          "k"
+          "\x38\x01"), /* no such field */
+        S("\x0a\x01"
+          "k"
+          "\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"), /* 65 bits */
+        S("\x0a\x01"
+          "k"
+          "\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+        S("\x10\x01"), /* no key */
+        S("\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+          "k"), /* a length beyond any */
     };
     Mvccpb__KeyValue kv;
 
@@ -113,7 +134,8 @@ static void refuses_all_else(void)
 /* Any bytes that decode are the very bytes we would write. */
 static void what_decodes_is_canonical(void)
 {
-    struct change c = {.key = S("some/key"), .rev = {1000, 0}, .create_revision = 200, .version = 3, .lease = 5};
+    struct change c = {
+        .key = S("some/key"), .rev = {1000, 0}, .create_revision = 200, .version = 3, .lease = 5};
     uint8_t good[64], bytes[64], again[64];
     size_t n = body_size(&c, S("value")), decoded = 0;
 

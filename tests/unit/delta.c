@@ -18,7 +18,7 @@ static uint64_t rnd(void)
     return seed;
 }
 
-#define N 4000
+#define N    4000
 #define KEYS 300
 
 static struct model {
@@ -31,7 +31,8 @@ static void put_one(struct delta *d, struct model *m, int64_t main, uint32_t sub
     int body;
 
     snprintf(m->key, sizeof m->key, "key/%llu", (unsigned long long)(rnd() % KEYS));
-    body = snprintf(m->body, sizeof m->body, "%s%s@%lld.%u", rnd() % 2 ? "\n\x05" : "", m->key, (long long)main, sub);
+    body = snprintf(m->body, sizeof m->body, "%s%s@%lld.%u", rnd() % 2 ? "\n\x05" : "", m->key,
+                    (long long)main, sub);
     m->c = (struct change){.key = slice_str(m->key),
                            .rev = {main, sub},
                            .tombstone = rnd() % 4 == 0,
@@ -185,7 +186,7 @@ static void long_histories_are_found(void)
         REQUIRE(delta_put(d, &c) == 0);
     }
     for (int64_t main = 2; main <= 100001; main += 97) {
-        const struct node *n = map_find(&d->keys, S("hot"), hash_bytes(S("hot")))->newest;
+        const struct node *n = map_find(&d->keys, S("hot"), map_hash(S("hot")))->newest;
         int here = 0;
 
         CHECK(delta_find(d, S("hot"), main)->rev.main == main);
@@ -207,8 +208,8 @@ static void collisions_are_found(void)
     char key[16];
 
     for (int i = 0; i < 2000; i++) {
-        struct entry *e = entry_new(d, 7);
-        uint8_t *p = take(d, 8);
+        struct entry *e = map_entry_new(m, &d->chunks, 7);
+        uint8_t *p = chunks_take(&d->chunks, 8);
 
         snprintf(key, sizeof key, "%07d", (i * 7919) % 2000);
         memcpy(p, key, 8);
@@ -349,7 +350,10 @@ static void readers_beside_the_writer(void)
     for (int64_t main = 2; main <= 60000; main++) {
         char body[24];
         int n = snprintf(body, sizeof body, "\n\4k%03lld:%lld", (long long)(main % 500), (long long)main);
-        struct change c = {.key = slice_of(body + 2, 4), .rev = {main, 0}, .lease = main % 7, .body = slice_of(body, (size_t)n)};
+        struct change c = {.key = slice_of(body + 2, 4),
+                           .rev = {main, 0},
+                           .lease = main % 7,
+                           .body = slice_of(body, (size_t)n)};
 
         REQUIRE(delta_put(shared, &c) == 0);
         atomic_store_explicit(&published, main, memory_order_release);

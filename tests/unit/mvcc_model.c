@@ -12,8 +12,8 @@
 #include "err.h"
 #include "tap.h"
 
-#define KEYS     70
-#define MAX      60000
+#define KEYS      70
+#define MAX       60000
 #define VALUE_MAX 7000
 
 static uint64_t seed;
@@ -147,7 +147,8 @@ static void range_reference(const Etcdserverpb__RangeRequest *q, int64_t now, st
     int64_t rev = q->revision <= 0 ? now : q->revision;
     struct slice key = {q->key.data, q->key.len}, end = {q->range_end.data, q->range_end.len};
     bool plain = q->sort_order == 0 || (q->sort_order == 1 && q->sort_target == 0);
-    bool filters = q->min_mod_revision || q->max_mod_revision || q->min_create_revision || q->max_create_revision;
+    bool filters =
+        q->min_mod_revision || q->max_mod_revision || q->min_create_revision || q->max_create_revision;
     int order = q->sort_order;
 
     *w = (struct want){.err = rev > now ? ERR_FUTURE_REV : rev < C ? ERR_COMPACTED : 0};
@@ -234,7 +235,8 @@ static int n_bases;
 static void open_base(struct base **ret, bool copy)
 {
     char path[96];
-    struct base_options o = {.path = path, .map_bytes = 1ull << 30, .readers_max = STORE_SLOTS_MAX + 6, .no_sync = true};
+    struct base_options o = {
+        .path = path, .map_bytes = 1ull << 30, .readers_max = STORE_SLOTS_MAX + 6, .no_sync = true};
 
     snprintf(path, sizeof path, "%s/base-%d", dir, n_bases++);
     REQUIRE(mkdir(path, 0700) == 0);
@@ -327,7 +329,8 @@ static void publish(void)
 
 static void freeze(void)
 {
-    struct seal s = {.applied_index = store_applied(store), .revision = R, .compact_revision = C, .conf = S("conf")};
+    struct seal s = {
+        .applied_index = store_applied(store), .revision = R, .compact_revision = C, .conf = S("conf")};
 
     if (store_frozen(store))
         return;
@@ -417,11 +420,13 @@ static void random_request(Etcdserverpb__RangeRequest *q)
 
 static void say_request(const Etcdserverpb__RangeRequest *q)
 {
-    printf("# key[%zu] end[%zu] revision %lld (C %lld R %lld) limit %lld order %d target %d mod %lld..%lld create "
+    printf("# key[%zu] end[%zu] revision %lld (C %lld R %lld) limit %lld order %d target %d mod %lld..%lld "
+           "create "
            "%lld..%lld keys_only %d count_only %d\n",
-           q->key.len, q->range_end.len, (long long)q->revision, (long long)C, (long long)R, (long long)q->limit,
-           q->sort_order, q->sort_target, (long long)q->min_mod_revision, (long long)q->max_mod_revision,
-           (long long)q->min_create_revision, (long long)q->max_create_revision, q->keys_only, q->count_only);
+           q->key.len, q->range_end.len, (long long)q->revision, (long long)C, (long long)R,
+           (long long)q->limit, q->sort_order, q->sort_target, (long long)q->min_mod_revision,
+           (long long)q->max_mod_revision, (long long)q->min_create_revision,
+           (long long)q->max_create_revision, q->keys_only, q->count_only);
 }
 
 static bool same_row(const Mvccpb__KeyValue *kv, const struct past *p, bool keys_only)
@@ -458,10 +463,11 @@ static void check_range(void)
     range_reference(&q, now, &want);
     etcdserverpb__range_response__init(&got);
     rc = mvcc_range(&v, now, &q, &none, &a, &got);
-    if (rc != want.err || (rc == 0 && (got.count != want.count || got.more != want.more || got.n_kvs != (size_t)want.n))) {
+    if (rc != want.err ||
+        (rc == 0 && (got.count != want.count || got.more != want.more || got.n_kvs != (size_t)want.n))) {
         say_request(&q);
-        printf("# %d count %lld more %d n %zu, should be %d count %d more %d n %d\n", rc, (long long)got.count, got.more,
-               got.n_kvs, want.err, want.count, want.more, want.n);
+        printf("# %d count %lld more %d n %zu, should be %d count %d more %d n %d\n", rc,
+               (long long)got.count, got.more, got.n_kvs, want.err, want.count, want.more, want.n);
         CHECK(!"the answer's size");
     } else if (rc == 0) {
         for (int i = 0; i < want.n; i++)
@@ -690,7 +696,8 @@ static void long_reads_are_sent_away(void)
 
 int main(void)
 {
-    seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)time(NULL) * 2654435761u + (uint64_t)getpid();
+    seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0)
+                          : (uint64_t)time(NULL) * 2654435761u + (uint64_t)getpid();
     printf("# SEED=%llu\n", (unsigned long long)seed);
     start();
     TEST(checks_need_no_state);

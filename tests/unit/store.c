@@ -18,7 +18,8 @@ static int n_bases;
 static struct base *base_fresh(void)
 {
     char path[96];
-    struct base_options o = {.path = path, .map_bytes = 64 << 20, .readers_max = STORE_SLOTS_MAX + 6, .no_sync = true};
+    struct base_options o = {
+        .path = path, .map_bytes = 64 << 20, .readers_max = STORE_SLOTS_MAX + 6, .no_sync = true};
     struct base *b;
 
     snprintf(path, sizeof path, "%s/base-%d", dir, n_bases++);
@@ -49,8 +50,11 @@ static void put(struct store *s, const char *key, int64_t rev)
 
 static void freeze(struct store *s, int64_t keys)
 {
-    struct seal seal = {.applied_index = store_applied(s), .revision = store_revision(s), .compact_revision = -1,
-                        .key_count = keys, .conf = S("conf")};
+    struct seal seal = {.applied_index = store_applied(s),
+                        .revision = store_revision(s),
+                        .compact_revision = -1,
+                        .key_count = keys,
+                        .conf = S("conf")};
     struct delta *frozen;
 
     REQUIRE(store_freeze(s, &seal, &frozen) == 0);

@@ -26,9 +26,9 @@ static void stumble(void);
 #undef atomic_load
 #undef atomic_load_explicit
 #undef atomic_compare_exchange_strong
-#define atomic_load(p) (stumble(), __atomic_load_n(p, __ATOMIC_SEQ_CST))
+#define atomic_load(p)                 (stumble(), __atomic_load_n(p, __ATOMIC_SEQ_CST))
 #define atomic_load_explicit(p, order) (stumble(), __atomic_load_n(p, order))
-#define atomic_compare_exchange_strong(p, old, new) \
+#define atomic_compare_exchange_strong(p, old, new)                                                          \
     (stumble(), __atomic_compare_exchange_n(p, old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 #define base_reader_renew(r) (stumble(), base_reader_renew(r))
 #include "../../daemon/store.c"
@@ -41,14 +41,15 @@ static void stumble(void);
 
 static struct store *store;
 static char dir[64];
-static struct base_options options = {.map_bytes = 1ull << 30, .readers_max = STORE_SLOTS_MAX + 6, .no_sync = true};
+static struct base_options options = {
+    .map_bytes = 1ull << 30, .readers_max = STORE_SLOTS_MAX + 6, .no_sync = true};
 static _Atomic bool done;
 static _Atomic long n_bad, n_views, n_gets, n_scans, n_logs;
 
-#define BAD(...) \
-    do { \
-        if (atomic_fetch_add(&n_bad, 1) < 20) \
-            printf("# " __VA_ARGS__); \
+#define BAD(...)                                                                                             \
+    do {                                                                                                     \
+        if (atomic_fetch_add(&n_bad, 1) < 20)                                                                \
+            printf("# " __VA_ARGS__);                                                                        \
     } while (0)
 
 static uint64_t next(uint64_t *s)
@@ -139,8 +140,8 @@ static void put(struct delta *d, int key, struct rev rev, bool tombstone)
     struct slice v;
 
     key_name(key, name);
-    v = slice_of(value, (size_t)snprintf(value, sizeof value, "%s@%lld.%u%*s", name, (long long)rev.main, rev.sub,
-                                         (int)(rev.main % 100), ""));
+    v = slice_of(value, (size_t)snprintf(value, sizeof value, "%s@%lld.%u%*s", name, (long long)rev.main,
+                                         rev.sub, (int)(rev.main % 100), ""));
     if (rev.sub == 0 && f.rev.sub == 1) /* what fact_at says is of the second change */
         f.version--, f.create = f.version ? f.create : rev.main;
     c = (struct change){.key = slice_str(name), .rev = rev, .tombstone = tombstone};
@@ -181,9 +182,9 @@ static int64_t live_keys(int64_t r)
 static struct flush {
     pthread_mutex_t mu; /* what the daemon does by mailbox */
     pthread_cond_t go;
-    struct delta *todo; /* protected by mu */
-    bool stop;          /* protected by mu */
-    struct base *copy;  /* protected by mu; a compacted copy, for the writer to swap in; then NULL again */
+    struct delta *todo;  /* protected by mu */
+    bool stop;           /* protected by mu */
+    struct base *copy;   /* protected by mu; a compacted copy, for the writer to swap in; then NULL again */
     _Atomic int flushed; /* told and not yet taken note of */
     _Atomic uint64_t removed;
     int n_copies;
@@ -269,7 +270,8 @@ static void take_note(void)
 
 /* ---- the readers -------------------------------------------------------------------------- */
 
-static void check_change(const char *how, int key, int64_t r, const struct view *v, int rc, const struct change *c)
+static void check_change(const char *how, int key, int64_t r, const struct view *v, int rc,
+                         const struct change *c)
 {
     struct fact f = fact_at(key, r);
     bool there = f.rev.main != 0 && !f.tombstone;
@@ -287,8 +289,9 @@ static void check_change(const char *how, int key, int64_t r, const struct view 
     if (rev_cmp(c->rev, f.rev) || c->create_revision != f.create || c->version != f.version ||
         c->lease != f.rev.main % 4)
         BAD("%s k%02d at %lld: rev %lld.%u create %lld version %lld, should be %lld.%u %lld %lld\n", how, key,
-            (long long)r, (long long)c->rev.main, c->rev.sub, (long long)c->create_revision, (long long)c->version,
-            (long long)f.rev.main, f.rev.sub, (long long)f.create, (long long)f.version);
+            (long long)r, (long long)c->rev.main, c->rev.sub, (long long)c->create_revision,
+            (long long)c->version, (long long)f.rev.main, f.rev.sub, (long long)f.create,
+            (long long)f.version);
     if (c->body.ptr == NULL)
         return;
     snprintf(value, sizeof value, "k%02d@%lld.%u", key, (long long)f.rev.main, f.rev.sub);
@@ -387,7 +390,8 @@ static int check_log_change(void *ctx, const struct change *c)
         return 1;
     }
     key_name((int)(c->rev.sub ? c->rev.main * 7 % KEYS : c->rev.main % KEYS), name);
-    if (!slice_eq(c->key, slice_str(name)) || c->tombstone != (c->rev.sub == 0 && c->rev.main / KEYS % 3 == 2))
+    if (!slice_eq(c->key, slice_str(name)) ||
+        c->tombstone != (c->rev.sub == 0 && c->rev.main / KEYS % 3 == 2))
         BAD("log: wrong change at %lld.%u\n", (long long)c->rev.main, c->rev.sub);
     log_step(l);
     return 0;
@@ -531,7 +535,8 @@ static void check_leases(int64_t r)
 static void readers_see_one_store(void)
 {
     int rounds = getenv("ROUNDS") ? atoi(getenv("ROUNDS")) : getenv("TSAN") && *getenv("TSAN") ? 600 : 4000;
-    uint64_t seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)time(NULL) * 2654435761u + 1;
+    uint64_t seed =
+        getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)time(NULL) * 2654435761u + 1;
     pthread_t readers[READERS], flusher;
     int64_t r = 1, c = -1;
     int n = 0;
@@ -549,8 +554,12 @@ static void readers_see_one_store(void)
         store_publish(store, (uint64_t)r, c, r);
         take_note();
         if (++n >= 10 && store_frozen(store) == NULL && next(&seed) % 8 == 0) {
-            struct seal seal = {.applied_index = (uint64_t)r, .applied_term = 1, .revision = r,
-                                .compact_revision = c, .key_count = live_keys(r), .conf = S("conf")};
+            struct seal seal = {.applied_index = (uint64_t)r,
+                                .applied_term = 1,
+                                .revision = r,
+                                .compact_revision = c,
+                                .key_count = live_keys(r),
+                                .conf = S("conf")};
             struct delta *frozen;
 
             REQUIRE(store_freeze(store, &seal, &frozen) == 0);
@@ -574,9 +583,10 @@ static void readers_see_one_store(void)
         sched_yield();
     }
     check_leases(r);
-    printf("# %lld revisions, %d freezes, %llu records swept, %d copies, %ld views, %ld gets, %ld scans, %ld log scans\n",
-           (long long)r, n_freezes, (unsigned long long)atomic_load(&flush.removed), flush.n_copies, atomic_load(&n_views),
-           atomic_load(&n_gets), atomic_load(&n_scans), atomic_load(&n_logs));
+    printf("# %lld revisions, %d freezes, %llu records swept, %d copies, %ld views, %ld gets, %ld scans, %ld "
+           "log scans\n",
+           (long long)r, n_freezes, (unsigned long long)atomic_load(&flush.removed), flush.n_copies,
+           atomic_load(&n_views), atomic_load(&n_gets), atomic_load(&n_scans), atomic_load(&n_logs));
     CHECK(atomic_load(&n_bad) == 0);
     CHECK(atomic_load(&n_views) > 100);
     flush_give(NULL);
