@@ -274,7 +274,7 @@ uint64_t apply_step(struct apply *a)
         atomic_store(&a->stopped, true);
 
     deadline_ms = store_reclaim(a->o.store) ? clock->now_ms(clock) + RECLAIM_MS : UINT64_MAX;
-    if (a->defrag_base) /* could not be taken yet */
+    if (atomic_load(&a->defrag_done)) /* the copy could not be taken yet */
         deadline_ms = clock->now_ms(clock) + RECLAIM_MS;
     if (freeze_deadline_ms(a) < deadline_ms)
         deadline_ms = freeze_deadline_ms(a);
