@@ -270,10 +270,17 @@ uint64_t apply_step(struct apply *a)
     atomic_store_explicit(&a->coming_bytes, (uint64_t)(a->live_bytes + a->frozen_bytes), memory_order_relaxed);
     if (n > 0 && a->on_publish)
         a->on_publish(a->on_publish_ctx);
-    if (stopping && stop_done(a))
+    if (stopping && stop_done(a)) {
+        flush_give_up(a);
+        defrag_give_up(a);
         atomic_store(&a->stopped, true);
+    }
 
-    deadline_ms = store_reclaim(a->o.store) ? clock->now_ms(clock) + RECLAIM_MS : UINT64_MAX;
+    deadline_ms = UINT64_MAX;
+    if (store_reclaim(a->o.store))
+        deadline_ms = clock->now_ms(clock) + RECLAIM_MS;
+    else
+        defrag_closed(a);
     if (atomic_load(&a->defrag_done)) /* the copy could not be taken yet */
         deadline_ms = clock->now_ms(clock) + RECLAIM_MS;
     if (freeze_deadline_ms(a) < deadline_ms)

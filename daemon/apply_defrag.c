@@ -5,7 +5,9 @@
  *              LIMIT_DELTA_STALL_BYTES); defrag_wanted
  *     flush    base-N+1 = copy of base-N, opened; CURRENT renamed to it: the commit point. Both hold the very same, so
  *              a crash before or after it loses nothing
- *     apply    store_swap_base, base-N is removed, who asked is answered
+ *     apply    store_swap_base, who asked is answered; when no reader has the old base any more and it is closed:
+ *     flush    base-N is removed. Not earlier: freeing the blocks of a large file takes long, and whoever closes it last
+ *              pays for that
  *
  * Owner: defrag_copy is the flush thread's, the rest the apply thread's.
  */
@@ -76,6 +78,29 @@ void defrag_copy(struct apply *a)
     mailbox_nudge(&a->box);
 }
 
+void defrag_give_up(struct apply *a)
+{
+    answer(a, -ECANCELED);
+}
+
+/* The old base is closed. */
+void defrag_closed(struct apply *a)
+{
+    if (a->retired_dir == 0)
+        return;
+    atomic_store_explicit(&a->remove_dir, a->retired_dir, memory_order_release);
+    a->retired_dir = 0;
+    mailbox_nudge(&a->flusher);
+}
+
+void defrag_remove(struct apply *a)
+{
+    unsigned dir = atomic_exchange_explicit(&a->remove_dir, 0, memory_order_acquire);
+
+    if (dir)
+        (void)datadir_remove_base(a->o.datadir, dir); /* the next start removes what is left */
+}
+
 void defrag_collect(struct apply *a)
 {
     int err;
@@ -92,7 +117,7 @@ void defrag_collect(struct apply *a)
     if (err)
         log_warn("apply: defragmentation failed", LOG_STR("error", strerror(-err)));
     else
-        (void)datadir_remove_base(a->o.datadir, a->defrag_old); /* the next start removes what is left */
+        a->retired_dir = a->defrag_old;
     a->defrag_base = NULL;
     a->defragmenting = false;
     note_sizes(a);

@@ -143,6 +143,19 @@ void flush_answer(struct apply *a)
         flush_waits_answer(a, -EIO);
 }
 
+void flush_give_up(struct apply *a)
+{
+    flush_waits_answer(a, -ECANCELED);
+    while (a->physical) {
+        struct physical_wait *w = a->physical;
+
+        a->physical = w->next;
+        w->p->err = ERR_STOPPED;
+        w->p->done(w->p);
+        free(w);
+    }
+}
+
 /* ---- the flush thread ------------------------------------------------------------------------- */
 
 void note_sizes(struct apply *a)
@@ -224,6 +237,7 @@ uint64_t apply_flush_step(struct apply *a)
 
     if (atomic_load(&a->flush_stop))
         return UINT64_MAX;
+    defrag_remove(a);
     if (d)
         return flush(a, d, now_ms);
     if (!atomic_load_explicit(&a->defrag_wanted, memory_order_acquire))

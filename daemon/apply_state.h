@@ -68,6 +68,7 @@ struct apply {
     uint64_t last_entry_ms;
     bool freeze_now, flush_blocked;    /* blocked: the last flush found no room */
     bool defragmenting;                /* nothing is frozen meanwhile */
+    unsigned retired_dir;              /* of a base that may still be open; 0: none */
     bool failed;                       /* fatal was called: nothing more is applied */
 
     /* ---- shared ---- */
@@ -90,7 +91,8 @@ struct apply {
     _Atomic bool defrag_wanted;        /* set by apply, cleared by it when the copy is in use, or dropped */
     _Atomic bool defrag_done;          /* set by flush, cleared by apply */
     struct base *defrag_base;          /* flush's result, before defrag_done */
-    unsigned defrag_old;               /* the directory to be removed */
+    unsigned defrag_old;               /* its directory before */
+    _Atomic unsigned remove_dir;       /* a directory for flush to remove; 0: none */
     int defrag_err;
     int64_t sweep_goal;                /* the flush thread's: C of the newest flush */
     uint64_t sweep_at_ms, retry_at_ms; /* the flush thread's */
@@ -151,6 +153,7 @@ void freeze_if_due(struct apply *a, uint64_t now_ms);
 uint64_t freeze_deadline_ms(const struct apply *a);
 void flush_collect(struct apply *a);  /* what the flush thread has finished */
 void flush_answer(struct apply *a);   /* flush waits and physical compactions that are done */
+void flush_give_up(struct apply *a);  /* at a stop: whoever still waits is told */
 bool apply_stalled(const struct apply *a);
 void *flush_main(void *arg);
 void note_sizes(struct apply *a);     /* the flush thread */
@@ -158,7 +161,10 @@ void note_sizes(struct apply *a);     /* the flush thread */
 /* apply_defrag.c */
 void defrags_take(struct apply *a);
 void defrag_collect(struct apply *a);
+void defrag_give_up(struct apply *a); /* at a stop */
+void defrag_closed(struct apply *a);  /* replaced layers are all gone */
 void defrag_copy(struct apply *a);    /* the flush thread */
+void defrag_remove(struct apply *a);  /* the flush thread */
 
 /* A response for who waits; NULL when nobody does, or when it does not fit (the caller is told). */
 static inline void *answer_new(struct applying *x, const ProtobufCMessageDescriptor *d)

@@ -523,6 +523,54 @@ static void no_room(void)
     rig_free(&r);
 }
 
+/* A stop leaves nobody waiting: not who compacts physically while the disk is full, not who asked for a flush. */
+static void stop_answers(void)
+{
+    Etcdserverpb__CompactionRequest req = ETCDSERVERPB__COMPACTION_REQUEST__INIT;
+    struct entry_head h = {.kind = ENTRY_COMPACT, .origin = RIG_MEMBER};
+    struct flush_wait w = {.done = on_flushed};
+    static char big[900001];
+    uint8_t packed[16];
+    struct entry *e;
+    struct rig r;
+
+    rig_new(&r);
+    memset(big, 'x', sizeof big - 1);
+    r.map_bytes = 1 << 20;
+    rig_restart(&r);
+    for (int i = 0; i < 3; i++)
+        CHECK(rig_put(&r, i & 1 ? "a" : "b", big, 0) == 0);
+    r.p = (struct proposal){.arena = &r.out, .done = rig_done};
+    r.answered = false;
+    CHECK(account_take(r.account, &r.p, 1) == 0);
+    req.revision = 3;
+    req.physical = true;
+    h.request_id = r.p.request_id;
+    h.body = slice_of(packed, etcdserverpb__compaction_request__pack(&req, packed));
+    e = entry_new(entry_size(&h));
+    entry_encode(&h, e->payload);
+    e->index = ++r.last;
+    e->term = 1;
+    r.log[r.last] = e;
+    entry_cache_put(r.cache, e);
+    flushed = 0;
+    apply_flush(r.apply, &w);
+    apply_commit(r.apply, r.last);
+    for (int i = 0; i < 5; i++) {
+        (void)apply_step(r.apply);
+        (void)apply_flush_step(r.apply);
+    }
+    CHECK(!r.answered && !flushed && store_compact_revision(r.store) == 3);
+    atomic_store(&r.apply->stopping, true);
+    (void)apply_step(r.apply);
+    CHECK(r.answered && r.p.err == ERR_STOPPED && flushed == 1 && w.err == -ECANCELED);
+    account_give(r.account, &r.p, 1);
+    r.map_bytes = 1 << 30;
+    rig_restart(&r);
+    CHECK(r.apply->compact_rev == 3);
+    rig_free(&r);
+}
+
 /* A copy takes the place of base between entries; what came meanwhile is flushed into it. */
 static void defragmentation(void)
 {
@@ -571,6 +619,7 @@ int main(void)
     TEST(members);
     TEST(stall);
     TEST(no_room);
+    TEST(stop_answers);
     TEST(defragmentation);
     return tap_done();
 }
