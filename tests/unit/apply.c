@@ -578,6 +578,7 @@ static void defragmentation(void)
     struct rig r;
     struct flush_wait w = {.done = on_flushed}, again = w;
 
+    flushed = 0;
     rig_new(&r);
     for (int i = 0; i < 50; i++)
         CHECK(rig_put(&r, "a", "v", 0) == 0);
