@@ -98,7 +98,7 @@ static void settle(const ProtobufCMessage *req, ProtobufCMessage *m)
 
 static void show(const char *method, const ProtobufCMessage *req)
 {
-    char *text = malloc(TEXT_BYTES);
+    char *text = calloc(1, TEXT_BYTES);
     struct text t = {text, TEXT_BYTES};
 
     say_message(&t, req, 0);
