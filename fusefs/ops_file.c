@@ -334,6 +334,16 @@ static void write_passed(struct gate *g, int err)
     op_free(op);
 }
 
+/* Nothing speaks against a commit, as far as was known a moment ago. */
+static bool all_is_well(const struct fs *fs)
+{
+    struct client_health h;
+
+    client_get_health(fs->client, &h);
+    return client_quorum_fresh(fs->client) && h.connected && !h.in_doubt && !fs->nospace &&
+           client_now_ms() < fs->status_ms + STATUS_FRESH_MS;
+}
+
 /* What can be refused is refused here, because some programs (the shells' builtins) do not look at what close says. */
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
 {
@@ -359,8 +369,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     op->handle = h;
     op->size = size;
     op->off = off;
-    if (h->node == NULL || h->orphan ||
-        (client_quorum_fresh(fs->client) && !fs->nospace && client_now_ms() < fs->status_ms + STATUS_FRESH_MS)) {
+    if (h->node == NULL || h->orphan || all_is_well(fs)) {
         write_apply(op, buf);
         return;
     }

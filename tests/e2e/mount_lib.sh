@@ -16,11 +16,12 @@ SERVER_PID='' FS_PIDS='' M='' T='' EP='' B=''
 
 say_ok() { echo "ok - $B: $1"; }
 say_bad() { echo "not ok - $B: $1"; FAILED=1; }
-# check NAME COMMAND...: the command's status decides; it gets 60 s at most.
+# check NAME COMMAND...: the command's status decides; its output is shown when it fails. No subshell: it may set variables.
 check() {
-    local name=$1 out
+    local name=$1
     shift
-    if out=$("$@" 2>&1); then say_ok "$name"; else say_bad "$name"; printf '%s\n' "$out" | sed 's/^/#   /' | tail -n 20; fi
+    { set -x; "$@"; local rc=$?; set +x; } >"$T/check.out" 2>&1
+    if [ $rc = 0 ]; then say_ok "$name"; else say_bad "$name"; sed 's/^/#   /' "$T/check.out" | tail -n 30; fi
 }
 same() { [ "$1" = "$2" ] || { printf 'expected: %s\ngot:      %s\n' "$2" "$1"; return 1; }; }
 # await SECONDS COMMAND...: until it succeeds. The interval is short and inside a condition's wait.
