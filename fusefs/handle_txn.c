@@ -516,7 +516,7 @@ void gate_pass(struct gate *g, bool space)
         client_start(g->fs->client, &g->status, CLIENT_STATUS, &status.base, timeout);
     } else if (space)
         g->status.done = gate_status; /* what the last answer said counts */
-    if (!client_quorum_fresh(g->fs->client)) {
+    if (h.in_doubt || !h.connected || !client_quorum_fresh(g->fs->client)) {
         g->waiting++;
         g->quorum = (struct client_call){.done = gate_quorum};
         client_confirm(g->fs->client, &g->quorum, timeout);

@@ -180,7 +180,7 @@ struct node *req_dir(fuse_req_t req, fuse_ino_t ino)
         (void)fuse_reply_err(req, n || control_owns(ino) ? (n ? ENOTDIR : EPERM) : ESTALE);
         return NULL;
     }
-    if (!n->present && n->notified_rev == DIR_MOVED) {
+    if (n->retired) { /* renamed away: the kernel looks the path up afresh */
         (void)fuse_reply_err(req, ESTALE);
         return NULL;
     }

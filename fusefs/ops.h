@@ -106,9 +106,6 @@ void reply_attr(fuse_req_t req, struct fs *fs, struct node *n, const struct hand
 /* The node of a nodeid that the kernel must know; NULL: answered with ESTALE. */
 struct node *req_node(fuse_req_t req, fuse_ino_t ino);
 struct node *req_dir(fuse_req_t req, fuse_ino_t ino); /* also ENOTDIR */
-/* notified_rev of a directory that was renamed away: the kernel has it under the new name until that is invalidated, and is told
- * ESTALE, so that it looks the path up afresh. */
-#define DIR_MOVED UINT64_MAX
 
 /* 0, or what a change answers right away: EROFS on a read-only mount, or once the quorum is lost longer than grace. */
 int fs_may_change(const struct fs *fs);

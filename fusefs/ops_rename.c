@@ -173,6 +173,7 @@ static void move_done(struct txn *t, void *arg, int err)
         n = target(op);
         if (n && !(r->flags & FLAG_EXCHANGE))
             handles_move(op->node, n);
+        tree_retire(op->node);
     }
     renaming_end(r, err == -1 ? r->flags & FLAG_NOREPLACE ? EEXIST : ESTALE : err);
 }
@@ -275,8 +276,10 @@ static void move_resume(struct op *op)
     if (!op->node->present) { /* only being created here: its handles create the other one instead */
         struct node *to = tree_ghost(op->fs->tree, op->node2, slice_str(op->name2), NODE_FILE);
 
-        if (node_visible(op->node) && to)
+        if (node_visible(op->node) && to) {
             handles_move(op->node, to);
+            tree_retire(op->node);
+        }
         renaming_end(r, to ? 0 : ENOMEM);
         return;
     }
@@ -291,8 +294,8 @@ static void dir_moved(struct txn *t, void *arg, int err)
     struct renaming *r = arg;
 
     if (err == 0) {
-        r->op->node->notified_rev = DIR_MOVED;
         tree_rmdir(r->op->fs->tree, r->op->node, txn_rev(t));
+        tree_retire(r->op->node);
     }
     renaming_end(r, err == -1 ? EXDEV : err); /* somebody works in it: mv copies instead */
 }

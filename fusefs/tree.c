@@ -203,7 +203,7 @@ struct node *node_find(struct tree *t, const struct node *dir, struct slice name
 {
     struct node *n = t->by_name[name_slot(t, dir->nodeid, name, kind)];
 
-    while (n && !(n->parent == dir && n->kind == kind && slice_eq(node_name(n), name)))
+    while (n && !(n->parent == dir && n->kind == kind && !n->retired && slice_eq(node_name(n), name)))
         n = n->hash_name;
     return n;
 }
@@ -311,6 +311,12 @@ struct node *node_get(struct tree *t, struct node *dir, struct slice name, enum 
             bury_later(t, n);
     }
     return n;
+}
+
+void tree_retire(struct node *n)
+{
+    if (!n->present)
+        n->retired = true;
 }
 
 struct node *tree_ghost(struct tree *t, struct node *dir, struct slice name, enum node_kind kind)

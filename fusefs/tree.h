@@ -77,6 +77,7 @@ struct node {
     uint32_t generation;
     enum node_kind kind;
     bool present;
+    bool retired;            /* its key was renamed: a key made there again gets another node (tree_retire) */
     uint64_t nlookup;        /* the kernel's count (A.10: 0 proves that nobody watches it) */
     uint32_t refs;           /* node_ref; children count too */
     struct node *parent;     /* NULL: the root */
@@ -142,6 +143,10 @@ struct node *tree_child(struct tree *t, const struct node *dir, struct slice nam
  * answering the injector in the old world, and for a name about to be created. Borrowed: it lives until the
  * core thread returns to its loop, unless ref'd or looked up. */
 struct node *tree_ghost(struct tree *t, struct node *dir, struct slice name, enum node_kind kind);
+
+/* A ghost whose key has just been renamed: the kernel has its inode under the new name until that is invalidated, so it must
+ * never come to stand for a new key of the old name. */
+void tree_retire(struct node *n);
 
 /* The node that holds `key` (with the prefix) if the tree knows it: file, value, or NULL. */
 struct node *tree_find_key(struct tree *t, struct slice key);
