@@ -35,6 +35,9 @@
  * last one's P[0] is the answer: about log2 of the changes above r. Only records above r are stepped on, and the
  * sweep takes none above C: so a missing one is damage, but for a P[0] below C, which is an absent key.
  *
+ * A row that is not found is only absent when both its neighbours are sound and on their sides of it: a damaged key
+ * lies where the right one would, and a damaged separator above leads next to the right page.
+ *
  * "commit" guards what LMDB does not: its meta pages and table roots have no checksum. A transaction id or a row
  * count that differs means a root that belongs to another commit: -EUCLEAN.
  *
@@ -79,13 +82,50 @@ int base_error(int rc)
 
 /* ---- rows ---- */
 
+/* Whether the row at the cursor is sound and on its side of key. */
+static bool neighbour_ok(enum base_table t, struct slice key, MDB_val k, MDB_val v, int side)
+{
+    struct slice value;
+
+    return row_check(t, val_slice(k), val_slice(v), &value) == 0 && slice_cmp(val_slice(k), key) * side > 0;
+}
+
+int base_row_absent(enum base_table t, struct slice key, MDB_cursor *cur)
+{
+    MDB_val k = val(key), v;
+    int rc = mdb_cursor_get(cur, &k, &v, MDB_SET_RANGE);
+
+    if (rc == 0) {
+        if (!neighbour_ok(t, key, k, v, 1))
+            return -EUCLEAN;
+        rc = mdb_cursor_get(cur, &k, &v, MDB_PREV);
+    } else if (rc == MDB_NOTFOUND) {
+        rc = mdb_cursor_get(cur, &k, &v, MDB_LAST);
+    }
+    if (rc == 0)
+        return neighbour_ok(t, key, k, v, -1) ? -ENOENT : -EUCLEAN;
+    return rc == MDB_NOTFOUND ? -ENOENT : base_error(rc);
+}
+
+static int row_absent(const struct base *b, MDB_txn *txn, enum base_table t, struct slice key)
+{
+    MDB_cursor *cur;
+    int err = base_error(mdb_cursor_open(txn, b->dbi[t], &cur));
+
+    if (err)
+        return err;
+    err = base_row_absent(t, key, cur);
+    mdb_cursor_close(cur);
+    return err;
+}
+
 int base_row_read(const struct base *b, MDB_txn *txn, enum base_table t, struct slice key, struct slice *ret_value)
 {
     MDB_val k = val(key), v;
     int rc = mdb_get(txn, b->dbi[t], &k, &v);
 
     if (rc == MDB_NOTFOUND)
-        return -ENOENT;
+        return row_absent(b, txn, t, key);
     return rc ? base_error(rc) : row_check(t, key, val_slice(v), ret_value);
 }
 

@@ -84,6 +84,8 @@ struct base_reader {
 /* ---- base.c ---- */
 int base_error(int rc); /* LMDB's code as ours; MDB_NOTFOUND is -EUCLEAN: who expects it asks before */
 
+/* LMDB does not find this key: -ENOENT, or -EUCLEAN when what lies where it would be is damaged. Moves cur. */
+int base_row_absent(enum base_table t, struct slice key, MDB_cursor *cur);
 /* Reads a row and checks its crc; ret_value is without it, in the map. -ENOENT. */
 int base_row_read(const struct base *b, MDB_txn *txn, enum base_table t, struct slice key, struct slice *ret_value);
 /* Adds the crc and writes; n bytes at value, which has room for 4 more. */

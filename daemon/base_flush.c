@@ -117,8 +117,10 @@ static int row_find(struct flush *f, struct slice key, struct path *p, struct in
     *row = (struct index_row){0};
     path_at(p, 0, key);
     rc = mdb_cursor_get(f->index, &k, &v, MDB_SET_KEY);
-    if (rc == MDB_NOTFOUND)
-        return 0;
+    if (rc == MDB_NOTFOUND) {
+        err = base_row_absent(BASE_INDEX, key, f->index);
+        return err == -ENOENT ? 0 : err;
+    }
     if (rc)
         return base_error(rc);
     err = row_check(BASE_INDEX, key, val_slice(v), &value);
