@@ -880,7 +880,8 @@ void client_get_health(const struct client *c, struct client_health *ret_health)
 
 bool client_quorum_fresh(const struct client *c)
 {
-    return c->health.quorum_ms && client_now_ms() - c->health.quorum_ms <= CLIENT_QUORUM_FRESH_MS;
+    return !c->health.in_doubt && c->health.quorum_ms &&
+           client_now_ms() - c->health.quorum_ms <= CLIENT_QUORUM_FRESH_MS;
 }
 
 /* ---- opening and closing ------------------------------------------------------------------ */

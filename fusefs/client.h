@@ -139,7 +139,8 @@ struct client_health {
 };
 void client_get_health(const struct client *c, struct client_health *ret_health);
 
-/* True when a quorum was confirmed within the last CLIENT_QUORUM_FRESH_MS (A.5: WRITE checks it). */
+/* True when a quorum was confirmed within the last CLIENT_QUORUM_FRESH_MS (A.5: WRITE checks it) and nothing
+ * has spoken against it since. */
 bool client_quorum_fresh(const struct client *c);
 
 /* Somebody has waited too long for a linearizable answer: the connection is in doubt until one comes (it is
