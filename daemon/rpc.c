@@ -26,10 +26,8 @@ _Static_assert((int)STATUS_UNIMPLEMENTED == (int)GRPC_STATUS_UNIMPLEMENTED, "err
 
 enum {
     QUOTA_BYTES = 1 << 30,  /* core's own; beyond it core kills streams at random, so it is the last resort */
-    STOP_CANCEL_MS = 300,
-    STOP_CUT_MS = 500,
-    STOP_GIVE_UP_MS = 900,
-    FREE_WAIT_MS = 100,
+    STOP_CUT_MS = 300,
+    STOP_GIVE_UP_MS = 600,
 };
 
 uint64_t rpc_now_ms(void)
@@ -155,7 +153,7 @@ static void stop_calls(struct rpc_thread *t)
     struct call *c, *next;
 
     t->stopping = true;
-    for (c = t->calls; c; c = next) {
+    for (c = t->calls; c && !atomic_load_explicit(&t->rpc->abandoned, memory_order_relaxed); c = next) {
         next = c->next;
         call_stop(c);
     }
@@ -193,7 +191,7 @@ static void *thread_main(void *arg)
         grpc_event ev = grpc_completion_queue_next(t->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
         struct op *op = ev.tag;
 
-        if (ev.type == GRPC_QUEUE_SHUTDOWN)
+        if (ev.type == GRPC_QUEUE_SHUTDOWN || atomic_load_explicit(&t->rpc->abandoned, memory_order_relaxed))
             return NULL;
         if (ev.type != GRPC_OP_COMPLETE)
             continue;
@@ -425,13 +423,13 @@ void rpc_stop(struct rpc *r)
     grpc_server_shutdown_and_notify(r->server, r->threads[0]->cq, &r->op_shutdown);
     for (unsigned i = 0; i < r->n_threads; i++)
         thread_post(r->threads[i], &r->threads[i]->stop);
-    if (wait_shut_down(r, start_ms + STOP_CANCEL_MS))
-        return;
-    grpc_server_cancel_all_calls(r->server);
     if (wait_shut_down(r, start_ms + STOP_CUT_MS))
         return;
+    /* The cut ends every call on its rpc thread; cancelling them all would do the same work on this one. */
     if (r->options.cut)
         r->options.cut(r->options.cut_ctx);
+    else
+        grpc_server_cancel_all_calls(r->server);
     wait_shut_down(r, start_ms + STOP_GIVE_UP_MS);
 }
 
@@ -453,13 +451,26 @@ static void threads_join(struct rpc *r)
     }
 }
 
+/* Core did not let go of everything in time: the threads end between two events, what they had is the process's. */
+static void threads_abandon(struct rpc *r)
+{
+    atomic_store(&r->abandoned, true);
+    for (unsigned i = 0; i < r->n_threads; i++) {
+        grpc_call_start_batch(r->threads[i]->wake_call, NULL, 0, &r->threads[i]->op_wake, NULL);
+        if (r->threads[i]->running)
+            pthread_join(r->threads[i]->thread, NULL);
+    }
+}
+
 void rpc_free(struct rpc *r)
 {
     if (r == NULL)
         return;
     rpc_stop(r);
-    if (r->started && !wait_shut_down(r, rpc_now_ms() + FREE_WAIT_MS))
-        return; /* core still holds our queues: leave them to the end of the process */
+    if (r->started && !wait_shut_down(r, rpc_now_ms())) {
+        threads_abandon(r);
+        return;
+    }
     threads_join(r);
     grpc_server_destroy(r->server);
     for (unsigned i = 0; i < r->n_threads; i++)

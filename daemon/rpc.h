@@ -105,10 +105,11 @@ int rpc_new(const struct rpc_options *o, struct rpc **ret_rpc);
 int rpc_start(struct rpc *r);
 /* The pump's: gives gRPC one end of a socketpair, non-blocking; gRPC closes it. */
 void rpc_add_fd(struct rpc *r, int fd);
-/* GOAWAY; ends streams and waiting calls with Unavailable, cancels what is left at 300 ms, cuts connections at 500 ms;
- * returns within LIMIT_STOP_MS. Afterwards the rpc threads still run what is resumed, until rpc_free. */
+/* GOAWAY; ends streams and waiting calls with Unavailable; cuts what is left at 300 ms; returns within 600 ms whatever
+ * is left then. Afterwards the rpc threads still run what is resumed, until rpc_free. */
 void rpc_stop(struct rpc *r);
-/* Takes NULL. Whoever resumes calls must have stopped; a call still referenced then is given up with its memory. */
+/* Takes NULL. Whoever resumes calls must have stopped; a call still referenced then is given up with its memory. When
+ * core has not let go of every connection, the rpc threads end between two events and the rest is left as it is. */
 void rpc_free(struct rpc *r);
 
 struct rpc_method_stats { uint64_t started, received, sent, handled[STATUS_COUNT]; };

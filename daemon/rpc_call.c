@@ -388,7 +388,7 @@ static void send_done(struct op *op, bool ok)
 
 void calls_flush(struct rpc_thread *t)
 {
-    while (t->dirty) {
+    while (t->dirty && !atomic_load_explicit(&t->rpc->abandoned, memory_order_relaxed)) {
         struct call *c = t->dirty;
 
         t->dirty = c->dirty_next;

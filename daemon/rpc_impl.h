@@ -114,6 +114,7 @@ struct rpc {
     struct rpc_method_stats *sums; /* of rpc_stats, one a method */
     size_t message_max_bytes;
     _Atomic uint32_t n_calls;
+    _Atomic bool abandoned; /* rpc threads end at once */
     _Atomic uint64_t response_bytes; /* of answers that gRPC still holds */
     struct op op_shutdown;
     /* Protected by mu: rpc_stop waits for what an rpc thread learns, once in a process's life. */
