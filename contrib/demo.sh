@@ -16,7 +16,7 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' off=$'\e[0m'; else bold= dim= off=;
 say() { printf '\n%s%s%s\n' "$bold" "$*" "$off"; }
 run() { # shows a command, then runs it; a failure ends the tour
     printf '  %s$ %s%s\n' "$dim" "$1" "$off"
-    bash -c "$1" 2>&1 | sed 's/^/    /'
+    bash -c "$1" 2>&1 | awk '{print "    " $0}'
     [ "${PIPESTATUS[0]}" = 0 ] || { failed=1; echo "demo: this command failed: $1" >&2; exit 1; }
 }
 await() { # what command...
