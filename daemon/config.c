@@ -83,7 +83,6 @@ static const struct flag flags[] = {
     LATER_SWITCH("enable-log-rotation", "false"), LATER_SWITCH("enable-distributed-tracing", "false"),
     LATER_SWITCH("discovery-insecure-transport", "true"), LATER_SWITCH("discovery-insecure-skip-tls-verify", "false"),
     LATER_SWITCH("enable-v2", "false"), LATER_SWITCH("debug", "false"), LATER_SWITCH("unsafe-no-fsync", "false"),
-    LATER_SWITCH("experimental-initial-corrupt-check", "false"),
     LATER_FLAG("listen-client-http-urls", ""), LATER_FLAG("listen-metrics-urls", ""), LATER_FLAG("feature-gates", ""),
     LATER_FLAG("max-snapshots", "5"), LATER_FLAG("max-wals", "5"), LATER_FLAG("backend-bbolt-freelist-type", "map"),
     LATER_FLAG("backend-batch-interval", "0s"), LATER_FLAG("backend-batch-limit", "0"),
@@ -115,6 +114,8 @@ static const struct flag flags[] = {
     IGNORED_FLAG("config"), IGNORED_FLAG("force"), IGNORED_FLAG("max-result-buffer"), IGNORED_FLAG("max-retry-attempts"),
     IGNORED_FLAG("peer-heartbeat-interval"), IGNORED_FLAG("peer-election-timeout"), IGNORED_FLAG("retry-interval"),
     IGNORED_FLAG("snapshot"), IGNORED_FLAG("v"), IGNORED_FLAG("vv"),
+    /* Compares with the other members at start; a single member has none. */
+    IGNORED_FLAG("experimental-initial-corrupt-check"),
 };
 enum { N_FLAGS = sizeof flags / sizeof *flags };
 
