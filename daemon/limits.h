@@ -55,6 +55,7 @@ enum {
     LIMIT_INLINE_US = 1000,
     LIMIT_SCAN_QUEUE = 10000,             /* waiting for the pool: `too many requests` */
     LIMIT_RESPONSE_BYTES = 256 << 20,     /* responses being built or sent, in all */
+    LIMIT_CONN_RESPONSE_BYTES = 64 << 20, /* a connection's unary ones: ResourceExhausted, unless it is the only one */
     LIMIT_SEND_BURST_BYTES = 64 << 10,    /* queued on one stream: call_send_room says no */
     LIMIT_CALLS = 200000,                 /* alive in all: ResourceExhausted */
     LIMIT_DECODE_SLACK_BYTES = 32 << 20,  /* a request decodes into twice its limit and this: ERR_ARENA_FULL */

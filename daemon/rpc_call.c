@@ -139,14 +139,22 @@ static void op_back(struct call *c)
     call_unref(c);
 }
 
-static void account_answer(struct call *c, size_t bytes)
+static void add_bytes(_Atomic uint64_t *n, uint64_t bytes)
 {
-    atomic_fetch_add_explicit(&c->thread->rpc->response_bytes, bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(n, bytes, memory_order_relaxed);
 }
 
-static void account_back(struct call *c, size_t bytes)
+static uint64_t bytes_in(_Atomic uint64_t *n)
 {
-    atomic_fetch_sub_explicit(&c->thread->rpc->response_bytes, bytes, memory_order_relaxed);
+    return atomic_load_explicit(n, memory_order_relaxed);
+}
+
+/* bytes: of a message that is now queued; with a minus, of one that has left. */
+static void account_message(struct call *c, uint64_t bytes)
+{
+    add_bytes(&c->thread->rpc->response_bytes, bytes);
+    if (c->conn_bytes)
+        add_bytes(c->conn_bytes, bytes);
 }
 
 static void sending_free(struct call *c)
@@ -155,7 +163,7 @@ static void sending_free(struct call *c)
         return;
     grpc_byte_buffer_destroy(c->sending);
     c->sending = NULL;
-    account_back(c, c->sending_bytes);
+    account_message(c, -(uint64_t)c->sending_bytes);
 }
 
 /* ---- packing -------------------------------------------------------------------- */
@@ -224,14 +232,39 @@ static void answer_unary(struct call *c, enum status status, const char *text)
     grpc_slice_unref(details);
 }
 
-/* Whether an answer of this size may be held for its client; fails the call when not. */
+/* Where the bytes of this call's connection are counted. Core names it by its descriptor; two connections that share a
+ * row share its limit. */
+static _Atomic uint64_t *conn_row(struct call *c)
+{
+    char *peer = grpc_call_get_peer(c->gcall);
+    uint32_t h = 2166136261u; /* FNV-1a */
+
+    for (const char *p = peer; p && *p; p++)
+        h = (h ^ (uint8_t)*p) * 16777619u;
+    gpr_free(peer);
+    return &c->thread->rpc->conn_bytes[h % RPC_CONN_ROWS];
+}
+
+/* Whether an answer of this size may be held until its client takes it, and counts it; fails the call when not. Small
+ * ones are not counted: open streams bound them. A client that asks for much and reads nothing uses up its own part. */
 static bool answer_fits(struct call *c, size_t bytes)
 {
-    if (bytes <= LIMIT_RESPONSE_BYTES - LIMIT_SEND_BURST_BYTES &&
-        atomic_load_explicit(&c->thread->rpc->response_bytes, memory_order_relaxed) <= LIMIT_RESPONSE_BYTES - bytes)
+    struct rpc *r = c->thread->rpc;
+    _Atomic uint64_t *row;
+
+    c->sending_bytes = 0;
+    if (bytes <= RPC_SMALL_ANSWER_BYTES)
         return true;
-    call_fail_text(c, STATUS_RESOURCE_EXHAUSTED, "cairn: too many bytes of responses wait for their clients");
-    return false;
+    row = conn_row(c);
+    if ((bytes_in(row) && bytes_in(row) + bytes > LIMIT_CONN_RESPONSE_BYTES) ||
+        bytes_in(&r->response_bytes) + bytes > LIMIT_RESPONSE_BYTES) {
+        call_fail_text(c, STATUS_RESOURCE_EXHAUSTED, "cairn: too many bytes of responses wait for their clients");
+        return false;
+    }
+    c->conn_bytes = row;
+    c->sending_bytes = bytes;
+    account_message(c, bytes);
+    return true;
 }
 
 void call_answer_shared(struct call *c, struct slice bytes, void (*done)(void *owner), void *owner)
@@ -246,8 +279,6 @@ void call_answer_shared(struct call *c, struct slice bytes, void (*done)(void *o
     }
     assert(c->method->kind == RPC_UNARY);
     c->sending = buffer_of_slice(grpc_slice_new_with_user_data(p, bytes.len, done, owner));
-    c->sending_bytes = bytes.len;
-    account_answer(c, c->sending_bytes);
     count_up(&stats_of(c)->sent);
     answer_unary(c, STATUS_OK, NULL);
 }
@@ -264,8 +295,7 @@ void call_answer(struct call *c, const ProtobufCMessage *m)
     bytes = protobuf_c_message_get_packed_size(m);
     if (!answer_fits(c, bytes))
         return;
-    c->sending = buffer_pack(m, &c->sending_bytes);
-    account_answer(c, c->sending_bytes);
+    c->sending = buffer_pack(m, &bytes);
     count_up(&stats_of(c)->sent);
     answer_unary(c, STATUS_OK, NULL);
 }
@@ -325,7 +355,7 @@ static void send_drop_queue(struct call *c)
         struct outgoing *o = c->out_first;
 
         c->out_first = o->next;
-        account_back(c, o->bytes);
+        account_message(c, -(uint64_t)o->bytes);
         grpc_byte_buffer_destroy(o->buffer);
         free(o);
     }
@@ -406,7 +436,7 @@ bool call_send_room(const struct call *c)
     if (c->sending == NULL && c->out_first == NULL)
         return true;
     return c->out_bytes < LIMIT_SEND_BURST_BYTES &&
-           atomic_load_explicit(&c->thread->rpc->response_bytes, memory_order_relaxed) < LIMIT_RESPONSE_BYTES;
+           bytes_in(&c->thread->rpc->response_bytes) < LIMIT_RESPONSE_BYTES;
 }
 
 static void send_queue(struct call *c, grpc_byte_buffer *b, size_t bytes)
@@ -427,7 +457,7 @@ static void send_queue(struct call *c, grpc_byte_buffer *b, size_t bytes)
     *c->out_last = o;
     c->out_last = &o->next;
     c->out_bytes += bytes;
-    account_answer(c, bytes);
+    account_message(c, bytes);
     count_up(&stats_of(c)->sent);
     call_mark(c);
 }

@@ -47,6 +47,8 @@ enum {
     RPC_POSTS_UNREGISTERED = 16,
     RPC_CALL_FIRST_BYTES = 2048,  /* a unary call's arena before its first chunk */
     RPC_SCRATCH_BYTES = 4096,     /* a thread's arena for stream messages before its first chunk */
+    RPC_SMALL_ANSWER_BYTES = 16 << 10,
+    RPC_CONN_ROWS = 4096,
     RPC_FREE_CALLS = 512,         /* kept for reuse by a thread */
 };
 
@@ -70,7 +72,8 @@ struct call {
     int cancelled;        /* RECV_CLOSE writes it */
     struct op op_answer, op_close, op_initial, op_send, op_recv;
     grpc_byte_buffer *sending, *receiving;
-    size_t sending_bytes;
+    size_t sending_bytes;           /* as counted in response_bytes */
+    _Atomic uint64_t *conn_bytes;   /* and here: its connection's row, once it has a large answer */
     struct outgoing *out_first, **out_last;
     size_t out_bytes;
     bool status_waits;          /* send status once the queue is empty */
@@ -116,6 +119,7 @@ struct rpc {
     _Atomic uint32_t n_calls;
     _Atomic bool abandoned; /* rpc threads end at once */
     _Atomic uint64_t response_bytes; /* of answers that gRPC still holds */
+    _Atomic uint64_t conn_bytes[RPC_CONN_ROWS]; /* of large unary ones, by connection */
     struct op op_shutdown;
     /* Protected by mu: rpc_stop waits for what an rpc thread learns, once in a process's life. */
     pthread_mutex_t mu;

@@ -29,6 +29,8 @@ for _ in $(seq 200); do
     kill -0 "$pid" 2>/dev/null || { cat "$work/log"; echo "not ok 1 - the server starts"; exit 1; }
     read -rt 0.05 <> <(:) || true
 done
+head -c 1000000 /dev/zero | tr '\0' x | ETCDCTL_API=3 timeout 20 etcdctl --endpoints "127.0.0.1:$port" put big >/dev/null ||
+    { echo "not ok 1 - a put"; exit 1; }
 python3 tests/e2e/abuse.py "$port" "$pid" "$@"
 rc=$?
 out=$(ETCDCTL_API=3 timeout 10 etcdctl --endpoints "127.0.0.1:$port" get after-the-abuse -w json 2>&1) || { rc=1; echo "not ok 90 - etcdctl afterwards: $out"; }

@@ -59,19 +59,20 @@ class Frames:
     def __init__(self, sock):
         self.sock, self.buf = sock, b""
 
-    def take(self, n):
+    def want(self, n):
+        """At least n bytes in the buffer; a timeout loses none of them."""
         while len(self.buf) < n:
             more = self.sock.recv(65536)
             if not more:
                 raise ConnectionError("closed")
             self.buf += more
-        out, self.buf = self.buf[:n], self.buf[n:]
-        return out
 
     def next(self):
-        head = self.take(9)
-        kind, flags, stream = head[3], head[4], struct.unpack(">I", head[5:])[0] & 0x7fffffff
-        body = self.take(struct.unpack(">I", b"\0" + head[:3])[0])
+        self.want(9)
+        kind, flags, stream = self.buf[3], self.buf[4], struct.unpack(">I", self.buf[5:9])[0] & 0x7fffffff
+        end = 9 + struct.unpack(">I", b"\0" + self.buf[:3])[0]
+        self.want(end)
+        body, self.buf = self.buf[9:end], self.buf[end:]
         if kind == SETTINGS and not flags & 1:
             self.sock.sendall(frame(SETTINGS, 1, 0))
         if kind == PING and not flags & 1:

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* front.c - proves, over real sockets, that one port serves gRPC and HTTP/1.1 and nothing else; that several URLs and
  * unix sockets are served, a port in use is reported and a dead socket file replaced; that a client which does not read
- * is not read either and gets every byte in the end; that what the guard forbids is answered by GOAWAY; that /health,
- * /livez and /readyz say what they are asked; and that a stop ends them while a read still waits.
+ * is not read either and gets every byte in the end; that what the guard forbids is answered by GOAWAY; that clients
+ * wait when no descriptors are left; that /health, /livez and /readyz say what they are asked; and that a stop ends them
+ * while a read still waits.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
@@ -472,6 +474,40 @@ static void a_dead_socket_is_replaced(void)
     front_free(f);
 }
 
+/* Very last: the process may have few descriptors from here on. The listener then waits, it does not spin or fail. */
+static void more_clients_than_descriptors_wait(void)
+{
+    enum { FDS = 340, SERVED = (FDS - 256) / 3, CLIENTS = SERVED + 10 };
+    struct rlimit few = {FDS, FDS};
+    char port[8];
+    struct url u = {.scheme = URL_HTTP, .text = "x", .host = "127.0.0.1", .port = port};
+    unsigned number = free_port();
+    const struct url *bad;
+    struct front *f;
+    int fds[CLIENTS];
+
+    snprintf(port, sizeof port, "%u", number);
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+    REQUIRE(make_front(&u, 1, &f, &bad) == 0);
+    REQUIRE(front_start(f) == 0);
+    for (int i = 0; i < CLIENTS; i++) {
+        fds[i] = dial(number, 0);
+        greet(fds[i]);
+    }
+    for (int i = 0; i < SERVED; i++)
+        CHECK(readable(fds[i], AWAIT_MS)); /* the server's SETTINGS */
+    for (int i = SERVED; i < CLIENTS; i++)
+        CHECK(!readable(fds[i], 0));
+    CHECK(front_pump_stats(f)->open == SERVED);
+    for (int i = 0; i < SERVED; i++)
+        close(fds[i]);
+    for (int i = SERVED; i < CLIENTS; i++) {
+        CHECK(readable(fds[i], AWAIT_MS));
+        close(fds[i]);
+    }
+    front_free(f);
+}
+
 int main(void)
 {
     char dir[] = "/tmp/cairn-front-XXXXXX", ports[2][8];
@@ -498,6 +534,7 @@ int main(void)
     TEST(addresses_in_use);
     TEST(stop_ends_what_waits);
     TEST(a_dead_socket_is_replaced);
+    TEST(more_clients_than_descriptors_wait);
     rmdir(dir);
     return tap_done();
 }
