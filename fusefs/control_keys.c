@@ -23,6 +23,7 @@ struct keys_op {
     char *name;          /* encoded */
     struct chandle *h;
     struct fuse_file_info fi;
+    struct value *value; /* of a commit: one reference, held for the retries */
     bool create, guess;
     unsigned attempts;
 };
@@ -52,6 +53,7 @@ static int decode(const struct control *c, const char *name, uint8_t **ret_buf, 
 static void keys_op_free(struct keys_op *k)
 {
     op_free(k->op);
+    value_unref(k->value);
     free(k->name);
     free(k);
 }
@@ -246,7 +248,7 @@ static void put_done(struct txn *t, void *arg, int err)
 static void put_start(struct keys_op *k)
 {
     struct txn *t = txn_new(k->control->fs, put_done, k);
-    struct value *v = (struct value *)k->op->data; /* held for the retries */
+    struct value *v = k->value;
     struct slice key = SLICE_NONE;
     uint8_t *buf = NULL;
 
@@ -268,11 +270,11 @@ void keys_commit(fuse_req_t req, struct chandle *h)
 
     if (k == NULL)
         return;
-    k->op->data = (uint8_t *)value_new(slice_of(h->buf, h->len), &(struct key_meta){0});
+    k->value = value_new(slice_of(h->buf, h->len), &(struct key_meta){0});
     k->guess = true;
     h->dirty = false;
     h->node->size = h->len;
-    if (k->op->data == NULL) {
+    if (k->value == NULL) {
         op_err(k->op, ENOMEM);
         keys_op_free(k);
     } else
