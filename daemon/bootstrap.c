@@ -136,7 +136,8 @@ static struct wal_options wal_options_of(struct bootstrap *b, const char *dir)
 
 static int create(struct bootstrap *b, const char *wal_dir)
 {
-    struct wal_state hard = {0};
+    /* The founding configuration counts as decided in term 1, as in etcd: the first election is for term 2. */
+    struct wal_state hard = {.term = 1};
     uint8_t conf_bytes[RAFTCONF_BYTES_MAX];
     char path[DATADIR_PATH_BYTES];
     struct raft_conf conf = {.voters = {.n = 1, .ids = {b->member_id}}};
