@@ -43,8 +43,10 @@ struct outgoing {
 };
 
 enum {
-    RPC_POSTS = 64,               /* calls posted for each method and queue */
-    RPC_POSTS_UNREGISTERED = 16,
+    /* Calls posted for each method and queue. Few, since Debian's core keeps its assertions: each completion is looked
+     * for among all tags of the queue that are out, one after the other, and every posted call is such a tag. */
+    RPC_POSTS = 4,
+    RPC_POSTS_UNREGISTERED = 4,
     RPC_CALL_FIRST_BYTES = 2048,  /* a unary call's arena before its first chunk */
     RPC_SCRATCH_BYTES = 4096,     /* a thread's arena for stream messages before its first chunk */
     RPC_SMALL_ANSWER_BYTES = 16 << 10,
