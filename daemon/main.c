@@ -3,7 +3,6 @@
 #include <malloc.h>
 #include <signal.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 #include "log.h"
 #include "member.h"
@@ -21,20 +20,6 @@ static void set_level(const char *name)
     for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
         if (strcmp(levels[i].name, name) == 0)
             log_set_level(levels[i].level);
-}
-
-/* Waits for SIGTERM or SIGINT; which one it was. */
-static int await_signal(const sigset_t *set, struct member_process *m)
-{
-    const struct timespec second = {.tv_sec = 1};
-
-    for (;;) {
-        int sig = sigtimedwait(set, NULL, &second);
-
-        if (sig > 0)
-            return sig;
-        member_tick(m);
-    }
 }
 
 int main(int argc, char **argv)
@@ -67,7 +52,7 @@ int main(int argc, char **argv)
         config_fini(&c);
         return 1;
     }
-    sig = await_signal(&set, m);
+    (void)sigwait(&set, &sig); /* fails only for a set that is none */
     log_info("received signal; shutting down", LOG_STR("signal", sig == SIGTERM ? "terminated" : "interrupt"));
     member_stop(m);
     config_fini(&c);

@@ -6,7 +6,6 @@
  * after what it stands on has gone. */
 #include "member.h"
 #include <errno.h>
-#include <malloc.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +17,7 @@
 #include "metrics.h"
 #include "svc.h"
 
-enum { SCAN_THREADS = 1, RPC_THREADS = 1, READY_LIMIT_MS = 600000, TRIM_FREE_BYTES = 4 << 20 };
+enum { SCAN_THREADS = 1, RPC_THREADS = 1, READY_LIMIT_MS = 600000 };
 
 struct member_process {
     struct config *config;
@@ -30,7 +29,6 @@ struct member_process {
     struct slot *slots[RPC_THREADS];
     struct svc svc; /* holds the other modules */
     struct metrics metrics;
-    uint64_t calls_before, calls_peak; /* of member_tick */
 };
 
 /* A promise that can no longer be kept: nothing may be acknowledged after this, so nothing may run. What was acknowledged is
@@ -407,24 +405,6 @@ int member_start(struct config *c, struct member_process **ret_member)
                  LOG_STR("address", c->listen_client.urls[i].text));
     *ret_member = m;
     return 0;
-}
-
-void member_tick(struct member_process *m)
-{
-    uint64_t calls = 0, now;
-
-    for (size_t i = 0; i < m->metrics.n_methods; i++)
-        calls += rpc_stats(m->metrics.rpc, i)->started;
-    now = calls - m->calls_before;
-    m->calls_before = calls;
-    if (now > m->calls_peak)
-        m->calls_peak = now;
-    /* Load has dropped to a tenth: what the allocator holds back for it is given to the system. */
-    if (m->calls_peak > 1000 && now < m->calls_peak / 10) {
-        m->calls_peak = 0;
-        if (mallinfo2().fordblks > TRIM_FREE_BYTES)
-            (void)malloc_trim(0);
-    }
 }
 
 /* Also stops what a failed start has made so far. */

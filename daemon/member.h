@@ -11,7 +11,5 @@ struct member_process;
 
 /* 0, or -1 after logging, in one sentence, what is wrong and what to do. */
 int member_start(struct config *c, struct member_process **ret_member);
-/* Once a second: gives memory back to the system after load has dropped. */
-void member_tick(struct member_process *m);
 /* Everything acknowledged is on disk when it returns; within LIMIT_STOP_MS. */
 void member_stop(struct member_process *m);
