@@ -22,7 +22,7 @@
 #define TREE_ANCHOR_GAP_MS 1000
 #define LOADS_MAX 16                        /* listings under way at once */
 #define LOAD_RETRY_MS 300                   /* before a listing after a gap is tried again */
-#define LOAD_PAGE_FIRST 64                  /* keys in the first page of a listing */
+#define LOAD_PAGE_FIRST 32                  /* keys in the first page of a listing */
 #define LOAD_PAGE_MIN 256
 #define LOAD_PAGE_MAX 4096
 #define LOAD_PAGE_BYTES (2u << 20)          /* what a page is meant to weigh */
