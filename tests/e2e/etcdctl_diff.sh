@@ -204,7 +204,7 @@ both "watch, prefix" 'R=$(next_rev); ($CTL put wp/b 1; $CTL put wp/a 2; $CTL del
 both "watch, range" 'R=$(next_rev); ($CTL put wr1 1; $CTL put wr3 3; $CTL put wr2 2) >/dev/null & lines 6 $CTL watch wr1 wr3 --rev=$R; wait'
 both "watch, exec" 'R=$(next_rev); $CTL put we 1 >/dev/null & lines 4 $CTL watch we --rev=$R -- sh -c "echo \$ETCD_WATCH_KEY \$ETCD_WATCH_VALUE \$ETCD_WATCH_EVENT_TYPE"; wait'
 both "watch, one txn" 'R=$(next_rev); (printf "\nput wt1 a\nput wt2 b\n\n\n" | $CTL txn) >/dev/null & lines 6 $CTL watch --prefix wt --rev=$R; wait'
-both "watch, interactive" 'R=$(next_rev); rm -f $tmp/wi; { echo "watch wi --rev=$R"; $CTL put wi 1 >/dev/null; await grep -q "^1$" $tmp/wi; } | lines_in $tmp/wi 3 $CTL watch -i; wait'
+both "watch, interactive" 'R=$(next_rev); rm -f $tmp/wi; { echo "watch wi --rev=$R"; $CTL put wi 1 >/dev/null; await grep -q "^1$" $tmp/wi; } | lines_in $tmp/wi 3 sh -c "exec $CTL watch -i 2>/dev/null"; wait'
 both "watch, progress-notify" 'R=$(next_rev); $CTL put wn 1 >/dev/null; lines 3 $CTL watch wn --rev=$R --progress-notify'
 
 # ---- compaction -------------------------------------------------------------------------------------------
