@@ -292,6 +292,36 @@ static void compaction_overtakes(void)
     end();
 }
 
+/* A batch of history that is full one revision before the present: its watcher is not live yet. */
+static void batch_ends_one_short(void)
+{
+    begin();
+    for (int i = 0; i < LIMIT_WATCH_BATCH_REVS + 1; i++)
+        rig_put(i % RIG_KEYS);
+    ASK(&one, 0, .from = 0, .end = RIG_KEYS, .start = 2);
+    take_all(&one);
+    CHECK(client_complete(&one) && one.w[0].n_events == LIMIT_WATCH_BATCH_REVS + 1);
+    end();
+}
+
+static void put_unseen(void)
+{
+    rig_put(1);
+}
+
+/* A put published after the hub looked and before it listens to nudges: the hub looks again by itself. */
+static void first_watcher_races_a_put(void)
+{
+    begin();
+    ASK(&one, 0, .from = 0, .end = RIG_KEYS);
+    rig_on_random = put_unseen; /* the index asks for one when the watcher is made */
+    CHECK(hub_step(rig.hub) == 0);
+    CHECK(rig_on_random == NULL);
+    take_all(&one);
+    CHECK(client_complete(&one) && one.w[0].n_events == 1);
+    end();
+}
+
 static double cpu_us(void)
 {
     struct timespec ts;
@@ -552,6 +582,8 @@ int main(void)
     TEST(slow_reader);
     TEST(slow_and_compacted);
     TEST(compaction_overtakes);
+    TEST(batch_ends_one_short);
+    TEST(first_watcher_races_a_put);
     TEST(watchers_elsewhere);
     TEST(fan_out);
     TEST(floods);

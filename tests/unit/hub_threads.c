@@ -161,12 +161,49 @@ static void all_at_once(void)
     rig_end();
 }
 
+/* A queue filled to its limit, then only a reader: room alone must bring the rest. */
+static void room_is_enough(void)
+{
+    static struct client c;
+    struct mailbox box;
+    struct hub_stats st;
+    uint64_t deadline;
+
+    rig_begin(seed, clock_real());
+    rig.real = clock_real();
+    rig.value_bytes = 100000;
+    rig.hub->o.progress_interval_ms = 600000; /* no tick helps */
+    deadline = rig.real->now_ms(rig.real) + 30000;
+    mailbox_init(&box, -1);
+    client_open(&c, &box);
+    c.w[0] = (struct client_watcher){.from = 0, .end = RIG_KEYS, .start = 1};
+    client_send_create(&c, 0);
+    REQUIRE(hub_start(rig.hub) == 0);
+    for (int i = 0; i < 150; i++)
+        rig_put(i % RIG_KEYS);
+    do { /* until the hub can do no more */
+        sched_yield();
+        hub_stats(rig.hub, &st);
+        REQUIRE(rig.real->now_ms(rig.real) < deadline);
+    } while (st.slow_watchers == 0 || atomic_load(&rig.hub->queued_bytes) < LIMIT_WATCH_STREAM_BYTES);
+    while (c.w[0].n_events < 150) {
+        if (client_take(&c, 1) == 0)
+            mailbox_wait(&box, deadline);
+        REQUIRE(rig.real->now_ms(rig.real) < deadline);
+    }
+    client_close(&c);
+    hub_stop(rig.hub);
+    (void)hub_step(rig.hub);
+    rig_end();
+}
+
 int main(void)
 {
     const char *s = getenv("SEED");
 
     seed = s ? strtoull(s, NULL, 10) : 1;
     printf("# SEED=%" PRIu64 "\n", seed);
+    TEST(room_is_enough);
     TEST(all_at_once);
     return tap_done();
 }

@@ -474,6 +474,69 @@ static void changed_byte(void)
     end();
 }
 
+/* Synced sectors that read as zeros again, with intact batches behind them: not a torn write. */
+static void hole_in_the_middle(void)
+{
+    static const uint8_t none[FAKE_SECTOR];
+    struct fake_inode *file;
+    uint64_t from, to, last;
+    uint8_t keep[FAKE_SECTOR];
+    struct wal_state st;
+    struct wal *w;
+
+    begin();
+    REQUIRE(open_wal(&w, &st) == 0);
+    REQUIRE(append(w, 1, 3, 1, 0, 1) == 0 && sync_both(w) == 0);
+    REQUIRE(append(w, 4, 1, 1, 0, 1) == 0 && sync_both(w) == 0);
+    file = last_batch(w, &last, &to);
+    from = WAL_SECTOR_BYTES;
+    wal_close(w);
+    CHECK(last > from + FAKE_SECTOR);
+    for (uint64_t at = from; at < last; at += FAKE_SECTOR) {
+        memcpy(keep, file->view + at, FAKE_SECTOR);
+        fakedisk_poke(file, at, none, FAKE_SECTOR);
+        CHECK(open_wal(&w, &st) == -EUCLEAN || (wal_is_zero(keep, FAKE_SECTOR) && (wal_close(w), true)));
+        fakedisk_poke(file, at, keep, FAKE_SECTOR);
+    }
+    REQUIRE(open_wal(&w, &st) == 0);
+    CHECK(holds(w, &synced));
+    wal_close(w);
+    end();
+}
+
+/* A batch that once stood at a place and was lost comes back in place of the one written there later: it is good in
+ * itself, and the next one does not follow from it. */
+static void stale_batch(void)
+{
+    struct fake_inode *file;
+    uint64_t from, to, from2, to2;
+    uint8_t *stale;
+    struct wal_state st;
+    struct wal *w;
+
+    begin();
+    REQUIRE(open_wal(&w, &st) == 0);
+    REQUIRE(append(w, 1, 2, 1, 0, 1) == 0 && sync_both(w) == 0);
+    REQUIRE(append(w, 3, 1, 1, 0, 1) == 0); /* never synced */
+    file = last_batch(w, &from, &to);
+    stale = malloc(to - from);
+    REQUIRE(stale != NULL);
+    memcpy(stale, file->view + from, to - from);
+    wal_close(w);
+    fakedisk_crash(&disk, FAKE_LOSE_ALL);
+    model_copy(&now, &synced);
+    REQUIRE(open_wal(&w, &st) == 0);
+    REQUIRE(append(w, 3, 1, 2, 0, 2) == 0 && sync_both(w) == 0);
+    file = last_batch(w, &from2, &to2);
+    REQUIRE(from2 == from && to2 == to);
+    REQUIRE(append(w, 4, 1, 2, 0, 2) == 0 && sync_both(w) == 0);
+    wal_close(w);
+    fakedisk_poke(file, from, stale, to - from);
+    CHECK(open_wal(&w, &st) == -EUCLEAN && strstr(err_text, "does not follow"));
+    free(stale);
+    end();
+}
+
 static void damage_in_use(void)
 {
     struct fake_inode *file;
@@ -795,6 +858,8 @@ int main(void)
     TEST(torn_batch);
     TEST(torn_segment);
     TEST(changed_byte);
+    TEST(hole_in_the_middle);
+    TEST(stale_batch);
     TEST(damage_in_use);
     TEST(missing_segment);
     TEST(full_disk);
