@@ -38,15 +38,20 @@ void mailbox_nudge(struct mailbox *m)
         (void)syscall(SYS_futex, &m->wakes, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0); /* fails on nobody */
 }
 
-void mailbox_post(struct mailbox *m, struct mail *msg)
+void mailbox_post_all(struct mailbox *m, struct mail *newest, struct mail *oldest)
 {
     struct mail *head = atomic_load_explicit(&m->head, memory_order_relaxed);
 
     do
-        msg->next = head;
-    while (!atomic_compare_exchange_weak_explicit(&m->head, &head, msg, memory_order_release, memory_order_relaxed));
+        oldest->next = head;
+    while (!atomic_compare_exchange_weak_explicit(&m->head, &head, newest, memory_order_release, memory_order_relaxed));
     if (head == NULL)
         mailbox_nudge(m);
+}
+
+void mailbox_post(struct mailbox *m, struct mail *msg)
+{
+    mailbox_post_all(m, msg, msg);
 }
 
 struct mail *mailbox_take(struct mailbox *m)

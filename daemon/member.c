@@ -125,6 +125,7 @@ static int make_front(struct member_process *m)
                 .threads = RPC_THREADS,
                 .slots = m->slots,
                 .admit = svc_admit,
+                .hand_on = svc_hand_on,
                 .max_request_bytes = c->max_request_bytes,
                 .max_concurrent_streams = c->max_streams >= UINT32_MAX ? 0 : (uint32_t)c->max_streams,
                 .keepalive_min_ms = (uint32_t)c->keepalive_min_ms,

@@ -28,6 +28,7 @@ enum {
     QUOTA_BYTES = 1 << 30,  /* core's own; beyond it core kills streams at random, so it is the last resort */
     STOP_CUT_MS = 300,
     STOP_GIVE_UP_MS = 600,
+    GATHER_MAX = 64,        /* calls; on two cores the turn and the log work while the next ones are decoded */
 };
 
 uint64_t rpc_now_ms(void)
@@ -183,20 +184,37 @@ static void woken(struct op *op, bool ok)
     }
 }
 
+static void hand_on(struct rpc_thread *t)
+{
+    if (t->n_gathered)
+        t->rpc->options.hand_on(t->rpc->options.service, t->number);
+    t->n_gathered = 0;
+}
+
+/* A call that is alone is not kept waiting for company; with others, a glance at the queue before the wait. */
+static bool gathered_enough(const struct rpc_thread *t)
+{
+    return t->n_gathered >= GATHER_MAX || (t->calls && t->calls->next == NULL);
+}
+
 static void *thread_main(void *arg)
 {
     struct rpc_thread *t = arg;
 
     for (;;) {
-        grpc_event ev = grpc_completion_queue_next(t->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+        gpr_timespec until = t->n_gathered ? gpr_inf_past(GPR_CLOCK_MONOTONIC) : gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        grpc_event ev = grpc_completion_queue_next(t->cq, until, NULL);
         struct op *op = ev.tag;
+        bool over = ev.type == GRPC_QUEUE_SHUTDOWN || atomic_load_explicit(&t->rpc->abandoned, memory_order_relaxed);
 
-        if (ev.type == GRPC_QUEUE_SHUTDOWN || atomic_load_explicit(&t->rpc->abandoned, memory_order_relaxed))
+        if (ev.type == GRPC_OP_COMPLETE && !over) {
+            op->done(op, ev.success != 0);
+            calls_flush(t);
+        }
+        if (ev.type != GRPC_OP_COMPLETE || over || gathered_enough(t))
+            hand_on(t);
+        if (over)
             return NULL;
-        if (ev.type != GRPC_OP_COMPLETE)
-            continue;
-        op->done(op, ev.success != 0);
-        calls_flush(t);
     }
 }
 

@@ -50,6 +50,9 @@ void *call_service(struct call *c);          /* the service context given to rpc
 struct arena *call_arena(struct call *c);
 const struct rpc_method *call_method(struct call *c);
 struct slot *call_slot(struct call *c);      /* the rpc thread's reading slot */
+unsigned call_thread(const struct call *c);  /* the number of its rpc thread, from 0 */
+/* A handler has gathered something for another thread: options.hand_on is called here before this thread waits. */
+void call_gathered(struct call *c);
 bool call_gone(const struct call *c);
 uint64_t call_deadline_ms(const struct call *c);   /* monotonic; UINT64_MAX: none. min(client's, server's request timeout) for unary */
 /* First value of a metadata key, or SLICE_NONE. Borrowed until the call ends. */
@@ -97,6 +100,9 @@ struct rpc_options {
     uint32_t request_timeout_ms;
     /* What etcd's interceptors check before the handler: 0, or the error that answers the call. May be NULL. */
     int (*admit)(struct call *c, const ProtobufCMessage *req);
+    /* On the rpc thread of that number, after call_gathered: nothing more is there at once, or enough has been
+     * gathered; so one wake-up of another thread serves many calls. NULL if no handler gathers. */
+    void (*hand_on)(void *service, unsigned thread);
     /* During rpc_stop: close our ends of the connections, a blocked write holds gRPC for ever. May be NULL. */
     void (*cut)(void *cut_ctx);
     void *cut_ctx;

@@ -766,6 +766,16 @@ struct slot *call_slot(struct call *c)
     return c->thread->slot;
 }
 
+unsigned call_thread(const struct call *c)
+{
+    return c->thread->number;
+}
+
+void call_gathered(struct call *c)
+{
+    c->thread->n_gathered++;
+}
+
 bool call_gone(const struct call *c)
 {
     return c->gone || c->answered;

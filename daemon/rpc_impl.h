@@ -102,6 +102,7 @@ struct rpc_thread {
     struct post *posts;
     size_t n_posts;
     struct call *calls;      /* all alive, doubly linked */
+    unsigned n_gathered;     /* call_gathered since the last hand_on */
     struct call *free_calls; /* unary ones */
     unsigned n_free_calls;
     struct call *dirty;

@@ -106,6 +106,28 @@ static void proposal_done(struct proposal *p)
     call_resume(&((struct proposing *)p)->resume);
 }
 
+static void gather(struct call *c, struct proposal *p)
+{
+    struct svc *s = call_service(c);
+    struct svc_gathered *g = &s->gathered[call_thread(c)];
+
+    p->mail.next = g->newest ? &g->newest->mail : NULL;
+    g->newest = p;
+    if (g->oldest == NULL)
+        g->oldest = p;
+    call_gathered(c);
+}
+
+void svc_hand_on(void *service, unsigned thread)
+{
+    struct svc *s = service;
+    struct svc_gathered g = s->gathered[thread];
+
+    s->gathered[thread] = (struct svc_gathered){0};
+    if (g.newest)
+        turn_propose_all(s->turn, g.newest, g.oldest);
+}
+
 /* The entry's bytes are written once, straight into what the log and apply read. Body or m. */
 static void propose(struct call *c, int kind, struct slice body, const ProtobufCMessage *m,
                     void (*answer)(struct call *c, struct proposal *p))
@@ -147,7 +169,7 @@ static void propose(struct call *c, int kind, struct slice body, const ProtobufC
     else if (body_len)
         memcpy(dst, body.ptr, body_len);
     call_ref(c);
-    turn_propose(s->turn, &w->p);
+    gather(c, &w->p);
 }
 
 void svc_propose(struct call *c, int kind, struct slice body, void (*answer)(struct call *c, struct proposal *p))

@@ -29,6 +29,9 @@ struct svc {
     uint32_t request_timeout_ms;
     int64_t quota_bytes;
     const char *version;
+    struct svc_gathered {
+        struct proposal *newest, *oldest; /* chained by their mail */
+    } gathered[RPC_THREADS_MAX];          /* proposed, not yet handed to the turn; each its rpc thread's */
 };
 
 /* Every method there is, one row after the other: the arrays of the services, each beside its handlers. */
@@ -51,6 +54,8 @@ Etcdserverpb__ResponseHeader *svc_header_in(struct call *c, struct arena *a, int
 /* Proposes body under kind for this call; answer is called on the call's thread with the finished proposal. Fails the
  * call itself when it cannot be proposed. */
 void svc_propose(struct call *c, int kind, struct slice body, void (*answer)(struct call *c, struct proposal *p));
+/* Hands to the turn what calls of this rpc thread have proposed; struct rpc_options.hand_on. */
+void svc_hand_on(void *service, unsigned thread);
 /* The same for a message. */
 void svc_propose_message(struct call *c, int kind, const ProtobufCMessage *m,
                          void (*answer)(struct call *c, struct proposal *p));

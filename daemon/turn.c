@@ -485,16 +485,21 @@ static void answer_stopped(struct turn *t)
     turn_reads_stop(t);
 }
 
-void turn_propose(struct turn *t, struct proposal *p)
+void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *oldest)
 {
-    mailbox_post(&t->box, &p->mail);
-    /* Sequentially consistent with turn_stop: either it finds p, or we find that it is over. */
+    mailbox_post_all(&t->box, &newest->mail, &oldest->mail);
+    /* Sequentially consistent with turn_stop: either it finds them, or we find that it is over. */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&t->stopped)) {
         pthread_mutex_lock(&t->stop_mu);
         answer_stopped(t);
         pthread_mutex_unlock(&t->stop_mu);
     }
+}
+
+void turn_propose(struct turn *t, struct proposal *p)
+{
+    turn_propose_all(t, p, p);
 }
 
 void turn_status(const struct turn *t, struct turn_status *ret_status)

@@ -34,12 +34,22 @@ static void keeps_order(void)
     CHECK(mailbox_take(&box) == NULL);
 }
 
+/* One by one, or (odd senders) in chains of up to seven. */
 static void *sender(void *arg)
 {
     struct numbered *m = arg;
 
-    for (uint32_t i = 0; i < EACH; i++)
-        mailbox_post(&box, &m[i].mail);
+    for (uint32_t i = 0, n; i < EACH; i += n) {
+        n = m->sender % 2 ? 1 + i % 7 : 1;
+        if (n > EACH - i)
+            n = EACH - i;
+        for (uint32_t k = 1; k < n; k++)
+            m[i + k].mail.next = &m[i + k - 1].mail;
+        if (n == 1)
+            mailbox_post(&box, &m[i].mail);
+        else
+            mailbox_post_all(&box, &m[i + n - 1].mail, &m[i].mail);
+    }
     return NULL;
 }
 
