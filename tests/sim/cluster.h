@@ -96,7 +96,8 @@ struct cluster {
     struct node nodes[NODES_MAX];
     struct packet *net; /* by time */
     bool cut[NODES_MAX][NODES_MAX];
-    unsigned drop_pct, dup_pct, delay_min, delay_max, disk_min, disk_max, compact_pct;
+    uint32_t heartbeat_ms;
+    unsigned drop_pct, dup_pct, delay_min, delay_max, disk_min, disk_max, compact_pct, split_pct, straggle_pct;
     uint64_t next_value;
     FILE *trace; /* what every step said, a line each; NULL: nobody reads it */
     bool hold;  /* packets wait for cluster_deliver by hand */
@@ -262,6 +263,8 @@ static void check_msg(struct cluster *c, const struct node *n, const struct raft
             cluster_fail(c, "VoteOncePerTermDurable", "node %llu: said before stored", U(n->id));
         *vote = m->to;
     }
+    if (m->type == RAFT_VOTE && (n->disk.term != m->term || n->disk.vote != n->id))
+        cluster_fail(c, "VoteOncePerTermDurable", "node %llu: asks for votes before its own is stored", U(n->id));
     if (m->type == RAFT_APPEND_REPLY && !m->reject && m->term == n->disk.term && m->index > n->disk.last)
         cluster_fail(c, "AckImpliesQuorumFsync", "node %llu acknowledges %llu, has %llu", U(n->id), U(m->index),
                      U(n->disk.last));
@@ -368,11 +371,10 @@ static void fill_snapshot(struct node *n, struct packet *p)
     p->conf = *raft_conf_of(n->raft);
 }
 
-static void net_send(struct cluster *c, struct node *n, const struct raft_msg *m)
+static void net_send_one(struct cluster *c, struct node *n, const struct raft_msg *m)
 {
     bool dup = cluster_chance(c, c->dup_pct);
 
-    check_msg(c, n, m);
     for (int i = 0; i < 1 + dup; i++) {
         bool lost = !c->hold && (c->cut[m->from][m->to] || cluster_chance(c, c->drop_pct));
         struct packet *p;
@@ -383,12 +385,46 @@ static void net_send(struct cluster *c, struct node *n, const struct raft_msg *m
         p = packet_new(n, m);
         p->lost = lost;
         p->at = c->now + c->delay_min + cluster_random(c, c->delay_max - c->delay_min + 1);
+        if (c->straggle_pct && cluster_chance(c, c->straggle_pct))
+            p->at += cluster_random(c, 20 * c->heartbeat_ms); /* long after what was sent later */
         if (m->type == RAFT_SNAPSHOT) {
             fill_snapshot(n, p);
             p->at += c->delay_max;
         }
         net_put(c, p);
     }
+}
+
+/* The first entries of an APPEND, up to index, in a message of their own; m keeps the rest. */
+static struct raft_msg split_append(struct raft_msg *m, uint64_t index)
+{
+    struct raft_msg head = *m;
+    uint32_t in_head = 0, drop;
+
+    while (in_head < m->n_runs && m->runs[in_head].first <= index)
+        in_head++;
+    head.n_runs = in_head;
+    head.last = index;
+    m->log_term = m->runs[in_head - 1].term;
+    m->index = index;
+    drop = in_head < m->n_runs && m->runs[in_head].first == index + 1 ? in_head : in_head - 1;
+    memmove(m->runs, m->runs + drop, (m->n_runs - drop) * sizeof m->runs[0]);
+    m->n_runs -= drop;
+    m->runs[0].first = index + 1;
+    return head;
+}
+
+/* A host may send a range in pieces: each travels alone. */
+static void net_send(struct cluster *c, struct node *n, const struct raft_msg *whole)
+{
+    struct raft_msg m = *whole, head;
+
+    check_msg(c, n, whole);
+    while (c->split_pct && m.type == RAFT_APPEND && m.last > m.index + 1 && cluster_chance(c, c->split_pct)) {
+        head = split_append(&m, m.index + 1 + cluster_random(c, (uint32_t)(m.last - m.index - 1)));
+        net_send_one(c, n, &head);
+    }
+    net_send_one(c, n, &m);
 }
 
 /* ---- a node ------------------------------------------------------------------------------------ */
@@ -666,8 +702,8 @@ static void node_start(struct cluster *c, struct node *n)
         .id = n->id,
         .seed = ((uint64_t)cluster_random(c, 1u << 30) << 32) | cluster_random(c, 1u << 30),
         .now_ms = c->now,
-        .heartbeat_ms = 100,
-        .election_ms = 1000,
+        .heartbeat_ms = c->heartbeat_ms,
+        .election_ms = 10 * c->heartbeat_ms,
         .uncommitted_max = 2000,
         .term = n->disk.term,
         .vote = n->disk.vote,
@@ -718,8 +754,9 @@ static void node_crash(struct cluster *c, struct node *n)
 
 /* ---- the cluster ------------------------------------------------------------------------------- */
 
-/* n nodes, of which the first `voters` are the configuration, with an empty state machine as of entry 1. */
-static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters)
+/* n nodes, of which the first `voters` are the configuration, with an empty state machine as of entry 1. An election
+ * timeout is ten heartbeats. */
+static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, uint32_t heartbeat_ms)
 {
     struct raft_conf conf = {0};
 
@@ -729,6 +766,7 @@ static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters)
     for (int i = 0; i < 8; i++)
         (void)cluster_random(c, 2); /* small seeds begin alike */
     c->now = 1000;
+    c->heartbeat_ms = heartbeat_ms;
     c->n = n;
     c->delay_min = 1;
     c->delay_max = 5;
@@ -781,7 +819,7 @@ static void cluster_fini(struct cluster *c)
 static void cluster_deliver(struct cluster *c, struct packet *p)
 {
     struct node *n = &c->nodes[p->msg.to], *from = &c->nodes[p->msg.from];
-    bool arrives = n->up && !p->lost && !c->cut[p->msg.from][p->msg.to];
+    bool arrives = n->up && !p->lost; /* what was under way before a cut still arrives */
 
     if (arrives) {
         p->msg.conf = p->msg.type == RAFT_SNAPSHOT ? &p->conf : NULL;

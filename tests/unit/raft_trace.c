@@ -156,7 +156,7 @@ static void new_cluster(int n, char **w)
 {
     if (live)
         cluster_fini(&c);
-    cluster_init(&c, 1, atoi(w[1]), n > 3 ? atoi(w[3]) : atoi(w[1]));
+    cluster_init(&c, 1, atoi(w[1]), n > 3 ? atoi(w[3]) : atoi(w[1]), 100);
     c.hold = live = true;
     c.delay_min = c.delay_max = 0;
 }
