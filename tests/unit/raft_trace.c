@@ -19,12 +19,9 @@
  *
  * UPDATE=1 rewrites the traces: then read the diff.
  */
-#include <dirent.h>
 #include "../sim/cluster.h"
 #include "../trace/trace.h"
 #include "tap.h"
-
-#define DIR_TRACES "tests/trace/"
 
 static struct cluster c;
 static bool live;
@@ -219,30 +216,20 @@ static void command(void *ctx, FILE *to, int n, char **w)
     c.trace = NULL;
 }
 
-static int is_trace(const struct dirent *e)
-{
-    size_t len = strlen(e->d_name);
-
-    return strncmp(e->d_name, "raft_", 5) == 0 && len > 6 && strcmp(e->d_name + len - 6, ".trace") == 0;
-}
-
 static void traces_are_as_written(void)
 {
-    struct dirent **names;
-    int n = scandir(DIR_TRACES, &names, is_trace, alphasort);
+    char **paths;
+    int n = trace_paths("raft_", &paths);
 
     REQUIRE(n > 0);
     for (int i = 0; i < n; i++) {
-        char path[512];
         int ran = 0;
 
-        snprintf(path, sizeof path, DIR_TRACES "%s", names[i]->d_name);
-        CHECK(trace_run(path, command, NULL, &ran) == 0);
-        printf("# %s: %d commands\n", path, ran);
+        CHECK(trace_run(paths[i], command, NULL, &ran) == 0);
+        printf("# %s: %d commands\n", paths[i], ran);
         CHECK(ran > 3);
-        free(names[i]);
     }
-    free(names);
+    trace_paths_free(paths, n);
     cluster_fini(&c);
 }
 

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Proves: watches: ids, forms of response, the past, compaction, filters, progress, fragments
+ * are as tests/trace/watch_*.trace say, which were written from etcd's semantics and hold for etcd 3.7.1 itself
+ * (tests/e2e/trace_server.sh). UPDATE=1 rewrites them: then read the diff. */
+#include "../trace/kv_rig.h"
+
+static void traces_are_as_written(void)
+{
+    kv_rig_traces("watch_", true);
+}
+
+int main(void)
+{
+    TEST(traces_are_as_written);
+    return tap_done();
+}
