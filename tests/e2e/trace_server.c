@@ -3,18 +3,19 @@
  *
  *     trace_server ADDRESS FILE     the server is new, and nobody else's
  *
- * Responses of a watch come when they come: after each command it waits until none has come for QUIET_MS, or
- * TRACE_QUIET_MS from the environment. "tick", "hold" and "go" are refused: such traces are not for a server. */
+ * Responses of a watch come when they come: after each command it waits, at most WAIT_MS, for as many as the file says,
+ * and a moment longer for one too many; who comes later is seen at the next command. "tick", "hold" and "go" are
+ * refused: such traces are not for a server. */
 #include "oracle_wire.inc"
 #include "../trace/kv.h"
 
-enum { QUIET_MS = 150 };
+enum { WAIT_MS = 10000, MOMENT_MS = 20 };
 
 static struct remote {
     struct kv_server server;
     struct answer answer;
     ProtobufCMessage *m;
-    int quiet_ms;
+    int taken; /* responses, of this command */
 
     grpc_completion_queue *cq; /* the watch's */
     grpc_call *call;           /* NULL: no watch yet */
@@ -105,11 +106,20 @@ static void remote_send(struct kv_server *s, const Etcdserverpb__WatchRequest *r
     grpc_byte_buffer_destroy(b);
 }
 
+static int responses_wanted(void)
+{
+    int n = 0;
+
+    for (const char *p = trace_want; p && (p = strstr(p, "  watch ")) != NULL; p++)
+        n++;
+    return n;
+}
+
 static Etcdserverpb__WatchResponse *remote_take(struct kv_server *s)
 {
     struct remote *r = (struct remote *)s;
-    gpr_timespec until =
-        gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(r->quiet_ms, GPR_TIMESPAN));
+    int ms = r->taken < responses_wanted() ? WAIT_MS : MOMENT_MS;
+    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
     grpc_byte_buffer_reader reader;
     grpc_event e;
     grpc_slice all;
@@ -122,8 +132,11 @@ static Etcdserverpb__WatchResponse *remote_take(struct kv_server *s)
     do
         e = grpc_completion_queue_next(r->cq, until, NULL);
     while (e.type == GRPC_OP_COMPLETE && e.tag != &r->received);
-    if (e.type != GRPC_OP_COMPLETE)
+    if (e.type != GRPC_OP_COMPLETE) {
+        r->taken = 0;
         return NULL;
+    }
+    r->taken++;
     if (r->received == NULL)
         die("not ok - the watch has ended");
     grpc_byte_buffer_reader_init(&reader, r->received);
@@ -139,11 +152,22 @@ static Etcdserverpb__WatchResponse *remote_take(struct kv_server *s)
     return r->response;
 }
 
+/* The first call waits until the server is there. */
+static void wait_ready(void)
+{
+    Etcdserverpb__RangeRequest q = ETCDSERVERPB__RANGE_REQUEST__INIT;
+    struct kv_answer a;
+
+    q.key = (ProtobufCBinaryData){1, (uint8_t *)"x"};
+    remote_call(&remote.server, KV_RANGE, &q.base, &a);
+    if (a.status)
+        die("not ok - %s: %s", servers[0].address, a.text);
+}
+
 /* ---- the run ----------------------------------------------------------------------------------- */
 
 int main(int argc, char **argv)
 {
-    const char *quiet = getenv("TRACE_QUIET_MS");
     int bad, ran = 0;
 
     if (argc != 3) {
@@ -156,7 +180,7 @@ int main(int argc, char **argv)
     servers[0].channel = grpc_channel_create(argv[1], grpc_insecure_credentials_create(), NULL);
     remote.server = (struct kv_server){.call = remote_call, .watch_send = remote_send, .watch_take = remote_take};
     remote.cq = grpc_completion_queue_create_for_next(NULL);
-    remote.quiet_ms = quiet ? atoi(quiet) : QUIET_MS;
+    wait_ready();
     bad = trace_run(argv[2], kv_command, &remote.server, &ran);
     printf("# %s: %d commands, %d differ\n", argv[2], ran, bad);
     return bad != 0; /* what gRPC holds ends with the process */

@@ -9,6 +9,7 @@
  *
  *     tick MS      that long passes
  *     hold         the hub does not run until "go": it is slow
+ *     flush        what is in memory goes to disk
  */
 #pragma once
 #include "../apply_rig.h"
@@ -233,6 +234,8 @@ static bool kv_rig_command(struct kv_server *s, FILE *out, int n, char **w)
     (void)out;
     if (strcmp(w[0], "tick") == 0 && n == 2)
         k->rig.clock.ms += strtoull(w[1], NULL, 10);
+    else if (strcmp(w[0], "flush") == 0)
+        rig_flush(&k->rig);
     else if (strcmp(w[0], "hold") == 0)
         k->held = true;
     else if (strcmp(w[0], "go") == 0)

@@ -37,6 +37,8 @@ static inline void trace_answer(FILE *in, FILE *want)
         fputs(line, want);
 }
 
+static const char *trace_want; /* what the file says of the command being run */
+
 /* Returns the number of commands whose answer differs; they are printed. -1: the file cannot be read or written.
  * ran, if not NULL, gets the number of commands. */
 static inline int trace_run(const char *path, void (*fn)(void *ctx, FILE *out, int n, char **words), void *ctx, int *ran)
@@ -71,6 +73,7 @@ static inline int trace_run(const char *path, void (*fn)(void *ctx, FILE *out, i
         fclose(f);
         memcpy(line, command, sizeof line);
         f = open_memstream(&have, &have_len);
+        trace_want = want;
         fn(ctx, f, trace_words(line, words, TRACE_WORDS_MAX), words);
         fclose(f);
         count++;
@@ -82,6 +85,7 @@ static inline int trace_run(const char *path, void (*fn)(void *ctx, FILE *out, i
         for (const char *p = want; *p; p++)
             number += *p == '\n';
         number++;
+        trace_want = NULL;
         free(have);
         free(want);
     }
