@@ -473,7 +473,9 @@ void control_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     struct cnode *n = cnode_find(control_of(req), ino);
 
-    if (n)
+    if (n && n->kind == CNODE_KEYS)
+        keys_opendir(req, control_of(req), fi);
+    else if (n)
         (void)fuse_reply_open(req, fi);
     else
         (void)fuse_reply_err(req, ESTALE);
@@ -494,9 +496,8 @@ void control_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, str
     size_t used = 0, room = size < sizeof buf ? size : sizeof buf;
     const char *name;
 
-    (void)fi;
     if (n && n->kind == CNODE_KEYS) {
-        keys_list(req, c, size, off);
+        keys_readdir(req, fi, size, off);
         return;
     }
     for (size_t i = (size_t)off; n; i++) {
@@ -517,6 +518,9 @@ void control_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, str
 
 void control_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    (void)ino, (void)fi;
+    struct cnode *n = cnode_find(control_of(req), ino);
+
+    if (n && n->kind == CNODE_KEYS)
+        keys_releasedir(fi);
     (void)fuse_reply_err(req, 0);
 }

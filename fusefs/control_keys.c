@@ -23,9 +23,9 @@ struct keys_op {
     char *name;          /* encoded */
     struct chandle *h;
     struct fuse_file_info fi;
-    struct value *value; /* of a commit: one reference, held for the retries */
     bool create, guess;
     unsigned attempts;
+    struct value *value; /* to be put */
 };
 
 static struct slice key_of(const char *name, uint8_t *buf)
@@ -248,7 +248,6 @@ static void put_done(struct txn *t, void *arg, int err)
 static void put_start(struct keys_op *k)
 {
     struct txn *t = txn_new(k->control->fs, put_done, k);
-    struct value *v = k->value;
     struct slice key = SLICE_NONE;
     uint8_t *buf = NULL;
 
@@ -259,7 +258,7 @@ static void put_start(struct keys_op *k)
         return;
     }
     txn_compare(t, key, SLICE_NONE, TXN_CREATE_REV, k->guess ? TXN_GREATER : TXN_EQUAL, 0);
-    txn_put(t, key, v, k->guess ? TXN_IGNORE_LEASE : 0);
+    txn_put(t, key, k->value, k->guess ? TXN_IGNORE_LEASE : 0);
     txn_run(t);
     free(buf);
 }
@@ -317,10 +316,188 @@ void keys_unlink(fuse_req_t req, struct control *c, const char *name)
 
 /* ---- listing -------------------------------------------------------------------------------------- */
 
-/* Pages of keys from the store; an offset is a page's number of keys, so each page asks again from the start of its
- * predecessor's end. The next key to ask from is kept per control tree and offset 0 begins anew. */
-void keys_list(fuse_req_t req, struct control *c, size_t size, off_t off)
+/* An open listing: one page of names, and where the next begins. It is read from front to back, or anew from offset 0. */
+struct keys_dir {
+    struct control *control;
+    struct client_call call;
+    struct op *op;    /* the READDIR that waits; NULL: none */
+    uint8_t *next;    /* the key the next page begins with; malloc'd */
+    size_t next_len;
+    bool end, released;
+    char **names;
+    size_t n, at;
+    off_t off; /* of names[at] */
+};
+
+static void names_free(struct keys_dir *d)
 {
-    (void)c, (void)size, (void)off;
-    (void)fuse_reply_buf(req, NULL, 0);
+    for (size_t i = 0; i < d->n; i++)
+        free(d->names[i]);
+    free(d->names);
+    d->names = NULL;
+    d->n = d->at = 0;
+}
+
+static void keys_dir_free(struct keys_dir *d)
+{
+    names_free(d);
+    free(d->next);
+    free(d);
+}
+
+static bool rewind_to_start(struct keys_dir *d)
+{
+    struct slice prefix = tree_prefix(d->control->fs->tree);
+
+    names_free(d);
+    free(d->next);
+    d->next = malloc(prefix.len + 1);
+    if (d->next == NULL)
+        return false;
+    if (prefix.len)
+        memcpy(d->next, prefix.ptr, prefix.len);
+    d->next_len = prefix.len;
+    if (prefix.len == 0)
+        d->next[d->next_len++] = 0; /* the first of all keys */
+    d->end = false;
+    d->off = 2;
+    return true;
+}
+
+/* The page's names, and the key after its last. False: no memory. */
+static bool take_page(struct keys_dir *d, const Etcdserverpb__RangeResponse *r)
+{
+    const Mvccpb__KeyValue *last = r->n_kvs ? r->kvs[r->n_kvs - 1] : NULL;
+    uint8_t *next = last ? realloc(d->next, last->key.len + 1) : d->next;
+
+    names_free(d);
+    d->end = !r->more;
+    d->names = calloc(r->n_kvs + 1, sizeof *d->names);
+    if (next == NULL || d->names == NULL)
+        return false;
+    d->next = next;
+    if (last) {
+        memcpy(d->next, last->key.data, last->key.len);
+        d->next[last->key.len] = 0;
+        d->next_len = last->key.len + 1;
+    }
+    for (size_t i = 0; i < r->n_kvs; i++) {
+        size_t room = r->kvs[i]->key.len * CODEC_EXPANSION + 8;
+        char *name = malloc(room);
+        int len = name ? codec_encode_key(slice_of(r->kvs[i]->key.data, r->kvs[i]->key.len), name, room - 1) : -ENOMEM;
+
+        if (len <= 0 || len > CODEC_NAME_MAX) { /* too long for the kernel: not here either */
+            free(name);
+            continue;
+        }
+        name[len] = 0;
+        d->names[d->n++] = name;
+    }
+    return true;
+}
+
+static void reply_page(fuse_req_t req, struct keys_dir *d, size_t size)
+{
+    char *buf = malloc(size);
+    size_t used = 0;
+
+    if (buf == NULL) {
+        (void)fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    for (; d->at < d->n; d->at++, d->off++) {
+        struct stat st = {.st_ino = (ino_t)d->off + 1, .st_mode = S_IFREG};
+        size_t len = fuse_add_direntry(req, buf + used, size - used, d->names[d->at], &st, d->off + 1);
+
+        if (len > size - used)
+            break;
+        used += len;
+    }
+    (void)fuse_reply_buf(req, buf, used);
+    free(buf);
+}
+
+static void page_ask(struct keys_dir *d);
+
+static void page_done(struct client_call *call)
+{
+    struct keys_dir *d = (struct keys_dir *)((char *)call - offsetof(struct keys_dir, call));
+    struct op *op = d->op;
+    bool ok = call->outcome == CLIENT_OK && take_page(d, (const Etcdserverpb__RangeResponse *)call->reply);
+    fuse_req_t req;
+
+    if (ok && d->n == 0 && !d->end && !d->released) {
+        page_ask(d); /* nothing in it that has a name here */
+        return;
+    }
+    d->op = NULL;
+    req = ok ? op_take(op) : NULL;
+    if (req)
+        reply_page(req, d, op->size);
+    else
+        op_err(op, call->outcome == CLIENT_OK ? ENOMEM : client_errno(call, CLIENT_USE_READ));
+    op_free(op);
+    if (d->released)
+        keys_dir_free(d);
+}
+
+static void page_ask(struct keys_dir *d)
+{
+    Etcdserverpb__RangeRequest r = ETCDSERVERPB__RANGE_REQUEST__INIT;
+    struct slice prefix = tree_prefix(d->control->fs->tree);
+    uint8_t *end = malloc(prefix.len + 1);
+
+    r.key = (ProtobufCBinaryData){d->next_len, d->next};
+    if (end)
+        r.range_end = (ProtobufCBinaryData){codec_prefix_end(prefix, end), end};
+    r.limit = LIST_PAGE;
+    r.keys_only = true;
+    d->call = (struct client_call){.done = page_done};
+    client_start(d->control->fs->client, &d->call, CLIENT_RANGE, &r.base, 0);
+    free(end);
+}
+
+void keys_opendir(fuse_req_t req, struct control *c, struct fuse_file_info *fi)
+{
+    struct keys_dir *d = calloc(1, sizeof *d);
+
+    if (d == NULL) {
+        (void)fuse_reply_err(req, ENOMEM);
+        return;
+    }
+    d->control = c;
+    fi->fh = (uintptr_t)d;
+    if (!rewind_to_start(d))
+        (void)fuse_reply_err(req, ENOMEM);
+    else if (fuse_reply_open(req, fi) == 0)
+        return;
+    keys_dir_free(d);
+}
+
+void keys_readdir(fuse_req_t req, struct fuse_file_info *fi, size_t size, off_t off)
+{
+    struct keys_dir *d = (struct keys_dir *)(uintptr_t)fi->fh;
+
+    if (d->op || (off == 0 && !rewind_to_start(d))) {
+        (void)fuse_reply_err(req, d->op ? EBUSY : ENOMEM);
+        return;
+    }
+    if (d->at < d->n || d->end) {
+        reply_page(req, d, size);
+        return;
+    }
+    d->op = op_new(req, NULL, NULL);
+    if (d->op == NULL)
+        return;
+    d->op->size = size;
+    page_ask(d);
+}
+
+void keys_releasedir(struct fuse_file_info *fi)
+{
+    struct keys_dir *d = (struct keys_dir *)(uintptr_t)fi->fh;
+
+    d->released = true;
+    if (d->op == NULL)
+        keys_dir_free(d);
 }

@@ -82,4 +82,6 @@ void keys_open(fuse_req_t req, struct control *c, struct cnode *n, struct fuse_f
 void keys_create(fuse_req_t req, struct control *c, const char *name, struct fuse_file_info *fi);
 void keys_unlink(fuse_req_t req, struct control *c, const char *name);
 void keys_commit(fuse_req_t req, struct chandle *h); /* req NULL: released; frees h when done */
-void keys_list(fuse_req_t req, struct control *c, size_t size, off_t off);
+void keys_opendir(fuse_req_t req, struct control *c, struct fuse_file_info *fi);
+void keys_readdir(fuse_req_t req, struct fuse_file_info *fi, size_t size, off_t off);
+void keys_releasedir(struct fuse_file_info *fi);

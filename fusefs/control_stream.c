@@ -120,7 +120,7 @@ void stream_read(struct chandle *h, fuse_req_t req, size_t size)
     } else {
         h->reader = req;
         h->reader_size = size;
-        if (limit_s && h->node->kind == CNODE_EVENT_FILE)
+        if (limit_s)
             session_timer_set(&h->control->fs->session, &h->keepalive, limit_s * 500ull);
         fuse_req_interrupt_func(req, reader_interrupted, h);
     }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "injector.h"
@@ -316,6 +317,7 @@ void injector_pool_run(struct injector_pool *p)
     p->spawner_source = (struct source){p->spawner.fd, spawner_ready};
     if (p->spawner.fd < 0 || session_watch(p->cfg.session, &p->spawner_source) != 0)
         return; /* a mount without injected events is better than none; status shows it */
+    spawner_guard(&p->spawner, minor(p->cfg.session->dev));
     for (int i = 0; i < INJECTORS; i++)
         slot_request(&p->slots[i]);
 }

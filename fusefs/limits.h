@@ -65,5 +65,7 @@
 #define OVERLAY_BYTES (64u << 20)           /* contents of all files that are only here */
 #define OVERLAY_LINGER_MS 2000              /* a temporary file after its last close; a key renamed to an editor's name */
 
+#define REQUEST_TIMEOUT_S 120               /* and thrice the timeout: older requests abort the mount (session.h) */
+
 /* ---- control ------------------------------------------------------------------- */
 #define STREAM_BACKLOG_BYTES (64u << 20)    /* of one reader of .etcd/events; beyond it a gap line */

@@ -291,6 +291,7 @@ int main(int argc, char **argv)
     fs.tree_timer.fire = tree_fire;
     fs.feed_timer.fire = feed_fire;
     fs.started_ms = client_now_ms();
+    fs.session.request_timeout_s = REQUEST_TIMEOUT_S + 3 * (unsigned)(fs.opt.timeout_ms / 1000);
     pc.mountpoint = fs.opt.mountpoint;
     pc.modify_only = fs.opt.events_modify;
     if (injector_pool_open(&pc, &fs.injectors) != 0) {

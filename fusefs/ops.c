@@ -41,7 +41,10 @@ struct op *op_new(fuse_req_t req, struct node *node, const char *name)
     op->pid = fuse_req_ctx(req)->pid;
     op->node = node_ref(node);
     fuse_req_interrupt_func(req, interrupted, op);
-    return op;
+    if (op->req)
+        return op;
+    op_free(op); /* interrupted before it began: nothing is sent for it */
+    return NULL;
 }
 
 void op_free(struct op *op)

@@ -82,7 +82,7 @@ struct op {
     uint64_t arg;
 };
 
-/* NULL: no memory, and the request has been answered so. name may be NULL. */
+/* NULL: the request has been answered (no memory, or interrupted already). name may be NULL. */
 struct op *op_new(fuse_req_t req, struct node *node, const char *name);
 /* The op must have been answered. */
 void op_free(struct op *op);

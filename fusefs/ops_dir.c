@@ -448,6 +448,10 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
     struct op *op;
     int err;
 
+    if (control_owns(parent)) {
+        control_unlink(req, parent, name);
+        return;
+    }
     dir = req_dir(req, parent);
     if (dir == NULL || inject_remove(req, dir, name))
         return;

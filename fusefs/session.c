@@ -32,6 +32,9 @@
 #ifndef FUSE_DIRECT_IO_ALLOW_MMAP
 #define FUSE_DIRECT_IO_ALLOW_MMAP (1ULL << 36) /* linux 6.6 */
 #endif
+#ifndef FUSE_REQUEST_TIMEOUT
+#define FUSE_REQUEST_TIMEOUT (1ULL << 42) /* linux 6.15; init_out then has request_timeout */
+#endif
 
 uint64_t session_now_ms(void)
 {
@@ -211,11 +214,19 @@ static ssize_t device_read(int fd, void *buf, size_t buf_len, void *userdata)
 static void init_amend(const struct session *s, struct fuse_init_out *out)
 {
     const uint32_t allow_mmap = (uint32_t)(FUSE_DIRECT_IO_ALLOW_MMAP >> 32);
+    const uint32_t timeout = (uint32_t)(FUSE_REQUEST_TIMEOUT >> 32);
 
     out->flags |= s->init_flags & (FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2);
     if (s->init_flags2 & allow_mmap) {
         out->flags |= FUSE_INIT_EXT;
         out->flags2 |= allow_mmap;
+    }
+    if (s->init_flags2 & timeout && s->request_timeout_s) {
+        uint16_t seconds = s->request_timeout_s < UINT16_MAX ? (uint16_t)s->request_timeout_s : UINT16_MAX;
+
+        out->flags |= FUSE_INIT_EXT;
+        out->flags2 |= timeout;
+        memcpy(&out->unused[1], &seconds, sizeof seconds); /* behind max_stack_depth; unknown to older headers */
     }
 }
 
@@ -332,7 +343,10 @@ int session_mount(struct session *s, const struct fuse_lowlevel_ops *ops, size_t
     unsigned limit = sysctl_read("/proc/sys/fs/fuse/default_request_timeout");
     unsigned max = sysctl_read("/proc/sys/fs/fuse/max_request_timeout");
 
-    s->request_timeout_s = limit == 0 || (max != 0 && max < limit) ? max : limit;
+    if (limit && limit < s->request_timeout_s)
+        s->request_timeout_s = limit;
+    if (max && max < s->request_timeout_s)
+        s->request_timeout_s = max;
     return rc;
 }
 

@@ -46,7 +46,9 @@ struct session {
     void (*on_ready)(struct session *s);  /* INIT was answered; may be NULL */
     void (*before_sleep)(struct session *s); /* each turn, before it waits; may set timers; may be NULL */
     dev_t dev;                            /* st_dev of the mount; 0: unknown */
-    unsigned request_timeout_s;           /* the kernel aborts the mount over an older request; 0: never */
+    /* The kernel (6.15 and later) aborts the mount over an older request. Set before mounting; less afterwards if the administrator's
+     * limit is. It is the last resort, should this process and its guard be killed in one stroke. */
+    unsigned request_timeout_s;
 };
 
 /* Time that counts on while the machine sleeps, in ms. */

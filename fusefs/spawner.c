@@ -8,12 +8,15 @@
 #include "spawner.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -24,16 +27,16 @@
 
 #define SPAWNER_CHILDREN_MAX 64 /* living and unburied injectors; a bound against a mad core */
 
-enum note_type { NOTE_MAKE = 1, NOTE_KILL, NOTE_BURIED, NOTE_BORN, NOTE_DEAD };
+enum note_type { NOTE_MAKE = 1, NOTE_KILL, NOTE_BURIED, NOTE_GUARD, NOTE_BORN, NOTE_DEAD };
 
 struct note {
-    uint32_t type, slot;
+    uint32_t type, slot; /* GUARD: slot is the connection */
     int32_t pid;
 };
 
 /* ---- the core's side ------------------------------------------------------- */
 
-static void child_main(int sock, const char *mountpoint) __attribute__((noreturn));
+static void child_main(int sock, pid_t core, const char *mountpoint) __attribute__((noreturn));
 
 int spawner_start(struct spawner *s, const char *mountpoint)
 {
@@ -41,6 +44,8 @@ int spawner_start(struct spawner *s, const char *mountpoint)
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
         return -errno;
+    pid_t core = getpid();
+
     s->pid = fork();
     if (s->pid < 0) {
         int rc = -errno;
@@ -51,7 +56,7 @@ int spawner_start(struct spawner *s, const char *mountpoint)
     }
     if (s->pid == 0) {
         (void)close(pair[0]); /* the core's end: its closing is how we learn that the core is gone */
-        child_main(pair[1], mountpoint);
+        child_main(pair[1], core, mountpoint);
     }
     (void)close(pair[1]); /* the child's end */
     s->fd = pair[0];
@@ -78,6 +83,12 @@ void spawner_buried(struct spawner *s, pid_t pid)
 {
     if (s->fd >= 0)
         (void)note_send(s->fd, (struct note){.type = NOTE_BURIED, .pid = pid}); /* else it stays a zombie, harmless */
+}
+
+void spawner_guard(struct spawner *s, unsigned connection)
+{
+    if (s->fd >= 0)
+        (void)note_send(s->fd, (struct note){.type = NOTE_GUARD, .slot = connection}); /* lost: status shows it */
 }
 
 /* Reads one note; *ret_fd is the descriptor that came with it, or -1. 0: one; -EAGAIN: none; else the peer is gone. */
@@ -145,6 +156,7 @@ struct child {
 
 struct family {
     int sock, sigfd;
+    int abort_fd; /* the connection's abort file; -1: none (yet) */
     const char *mountpoint;
     struct child children[SPAWNER_CHILDREN_MAX];
 };
@@ -216,11 +228,36 @@ static void family_report_dead(struct family *f)
     }
 }
 
+/* The abort file, opened while all is well. fusectl is mounted on most systems; where not, root can have it for itself
+ * without attaching it anywhere. */
+static int abort_open(unsigned connection)
+{
+    char path[80];
+    int fs, root = -1, fd;
+
+    (void)snprintf(path, sizeof path, "/sys/fs/fuse/connections/%u/abort", connection);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0)
+        return fd;
+    fs = fsopen("fusectl", FSOPEN_CLOEXEC);
+    if (fs >= 0 && fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        root = fsmount(fs, FSMOUNT_CLOEXEC, 0);
+    (void)snprintf(path, sizeof path, "%u/abort", connection);
+    fd = root >= 0 ? openat(root, path, O_WRONLY | O_CLOEXEC) : -1;
+    if (root >= 0)
+        (void)close(root); /* the open file keeps what it needs */
+    if (fs >= 0)
+        (void)close(fs);
+    return fd;
+}
+
 static void family_handle(struct family *f, struct note n)
 {
     struct child *c = n.pid > 0 ? family_find(f, n.pid) : NULL;
 
-    if (n.type == NOTE_MAKE)
+    if (n.type == NOTE_GUARD && f->abort_fd < 0)
+        f->abort_fd = abort_open(n.slot);
+    else if (n.type == NOTE_MAKE)
         family_make(f, n.slot);
     else if (n.type == NOTE_KILL && c)
         (void)kill(c->pid, SIGKILL); /* it is our child and not reaped: the pid is still its own */
@@ -230,33 +267,37 @@ static void family_handle(struct family *f, struct note n)
     }
 }
 
-static void child_main(int sock, const char *mountpoint)
+static void child_main(int sock, pid_t core, const char *mountpoint)
 {
-    struct family f = {.sock = sock, .mountpoint = mountpoint};
+    struct family f = {.sock = sock, .abort_fd = -1, .mountpoint = mountpoint};
+    bool orphan = false;
     sigset_t all;
 
     (void)prctl(PR_SET_NAME, "cairnfs-spawn"); /* for the reader of ps */
     (void)sigfillset(&all);
-    (void)sigprocmask(SIG_BLOCK, &all, NULL); /* a Ctrl-C is the core's business; we end with its socket */
+    (void)sigprocmask(SIG_BLOCK, &all, NULL); /* a Ctrl-C is the core's business; we end with it */
     f.sigfd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
-    if (f.sigfd < 0)
+    /* Comes with the end of the core's thread, even if its process cannot end and its sockets stay open. */
+    if (f.sigfd < 0 || prctl(PR_SET_PDEATHSIG, SIGUSR1) != 0 || getppid() != core)
         _exit(1);
-    for (;;) {
+    while (!orphan) {
         struct pollfd p[2] = {{.fd = f.sock, .events = POLLIN}, {.fd = f.sigfd, .events = POLLIN}};
-        struct signalfd_siginfo drain;
+        struct signalfd_siginfo info;
         struct note n;
         int fd, rc;
 
         if (poll(p, 2, -1) < 0 && errno != EINTR)
             break;
-        while (read(f.sigfd, &drain, sizeof drain) > 0)
-            ;
+        while (read(f.sigfd, &info, sizeof info) > 0)
+            orphan = orphan || (info.ssi_signo == SIGUSR1 && info.ssi_pid == (uint32_t)core) || getppid() != core;
         while ((rc = note_receive(f.sock, &n, &fd)) == 0)
             family_handle(&f, n);
         if (rc != -EAGAIN)
             break;
         family_report_dead(&f);
     }
+    if (f.abort_fd >= 0)
+        (void)!write(f.abort_fd, "1", 1); /* gone already: so much the better */
     for (int i = 0; i < SPAWNER_CHILDREN_MAX; i++)
         if (f.children[i].pid > 0)
             (void)kill(f.children[i].pid, SIGKILL); /* init reaps them */

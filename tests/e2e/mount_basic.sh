@@ -142,7 +142,10 @@ expiry() { echo t >"$M/expires" && setfattr -n user.etcd.ttl -v 1 "$M/expires" &
 control() {
     grep -q '"connected": true' "$M/.etcd/status" && same "$(cat "$M/.etcd/revision")" "$(revision)" && grep -q overlay=on "$M/.etcd/config" &&
         ! ls -a "$M" | grep -q '^\.etcd$' && ctl put ck/x 1 >/dev/null && same "$(cat "$M/.etcd/keys/ck%2Fx")" 1 &&
-        echo 2 >"$M/.etcd/keys/ck%2Fx" && same "$(value ck/x)" 2
+        echo 2 >"$M/.etcd/keys/ck%2Fx" && same "$(value ck/x)" 2 && echo 3 >"$M/.etcd/keys/ck%2Fnew" && same "$(value ck/new)" 3 &&
+        rm "$M/.etcd/keys/ck%2Fnew" && same "$(value ck/new)" "" &&
+        for i in $(seq 600); do printf 'put cl/%s %s\n' "$i" "$i"; done | split -l 100 --filter='(echo; cat; echo; echo) | etcdctl --endpoints="'"$EP"'" txn' >/dev/null &&
+        same "$(ls "$M/.etcd/keys" | grep -c '^cl%2F')" 600
 }
 events_stream() {
     local pid
