@@ -477,6 +477,7 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
         return -ENOMEM;
     a->o = *o;
     pthread_mutex_init(&a->mu, NULL);
+    pthread_mutex_init(&a->hash_mu, NULL);
     mailbox_init(&a->box, -1);
     mailbox_init(&a->wait_box, -1);
     mailbox_init(&a->flush_box, -1);
@@ -487,8 +488,9 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
     a->run.leases = o->leases;
     a->waits_min = UINT64_MAX;
     a->slot = slot_new(o->store);
+    a->flush_slot = slot_new(o->store);
     a->scratch = delta_new();
-    err = a->slot && a->scratch ? load(a) : -ENOMEM;
+    err = a->slot && a->flush_slot && a->scratch ? load(a) : -ENOMEM;
     if (!err)
         err = base_sizes(store_base(o->store), &file, &in_use);
     if (err) {
@@ -539,11 +541,14 @@ void apply_free(struct apply *a)
     apply_view_close(a);
     if (a->slot)
         slot_free(a->o.store, a->slot);
+    if (a->flush_slot)
+        slot_free(a->o.store, a->flush_slot);
     if (a->scratch)
         delta_free(a->scratch);
     rows_free(a);
     txn_run_fini(&a->run);
     arena_fini(&a->work);
     pthread_mutex_destroy(&a->mu);
+    pthread_mutex_destroy(&a->hash_mu);
     free(a);
 }

@@ -80,6 +80,10 @@ struct apply_stats {
 };
 void apply_stats(const struct apply *a, struct apply_stats *ret_stats);
 
+/* A scan thread: HashKV at rev (0: now), as mvcc_hashkv; of a compaction, its hash as of before the sweep. */
+int apply_hashkv(struct apply *a, struct slot *sl, int64_t rev, uint32_t *ret_hash, int64_t *ret_compact_rev,
+                 int64_t *ret_hash_rev);
+
 /* Any thread: proposes on this member's own behalf; nobody hears what comes of it. ERR_TOO_MANY_REQUESTS, -ENOMEM. */
 int apply_propose(struct apply *a, enum entry_kind kind, struct slice body);
 /* Any thread: the quota has room for a write of this cost (txn_cost). When not, the NOSPACE alarm is proposed. */

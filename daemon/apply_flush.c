@@ -4,6 +4,7 @@
  *     apply thread                          flush thread
  *     store_freeze, to_flush = delta  --->  base_flush, to_flush = NULL, flush_done
  *     store_flushed, turn_flushed     <---
+ *                                           the hash of a compaction, bit by bit (apply_hash.c)
  *     answer who waited               <---  base_sweep, batch by batch; swept_to = C
  *
  * The two share a handful of atomics, not messages: at most one delta is under way. A flush always goes before the
@@ -202,13 +203,14 @@ static uint64_t sweep(struct apply *a, uint64_t now_ms)
 {
     struct clock *clock = a->o.clock;
     uint64_t removed = 0, took_ms;
-    int more;
+    int hashed, more;
 
     if (a->sweep_goal <= atomic_load_explicit(&a->swept_to, memory_order_relaxed))
         return UINT64_MAX;
     if (now_ms < a->sweep_at_ms)
         return a->sweep_at_ms;
-    more = base_sweep(store_base(a->o.store), &removed);
+    hashed = hash_step(a);
+    more = hashed ? hashed : base_sweep(store_base(a->o.store), &removed);
     atomic_fetch_add_explicit(&a->compacted_records, removed, memory_order_relaxed);
     took_ms = clock->now_ms(clock) - now_ms;
     if (more == -ENOSPC) {

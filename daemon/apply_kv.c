@@ -156,6 +156,7 @@ int apply_compact(struct apply *a, struct applying *x)
     } else if (req->revision > a->rev) {
         return ERR_FUTURE_REV;
     } else {
+        hash_note(a, a->compact_rev, req->revision);
         a->compact_rev = req->revision;
         x->response = answer_new(x, &etcdserverpb__compaction_response__descriptor);
     }

@@ -6,6 +6,7 @@
  * apply_lease.c  grant, revoke, expire, checkpoint
  * apply_rows.c alarms, members, loading the small tables
  * apply_flush.c  freezing, the flush thread, the sweep
+ * apply_hash.c  the hashes of compactions
  * apply_defrag.c  a compacted copy of base in its place
  *
  * Owner: the apply thread, but for what stands under "shared".
@@ -15,18 +16,27 @@
 #include "apply.h"
 #include "err.h"
 #include "msg.h"
+#include "mvcc.h"
 #include "raftconf.h"
 #include "txn.h"
 
 #define APPLY_ENTRIES_A_STEP 256  /* then messages are looked at again */
 #define MEMBERS_MAX 64
 #define ALARMS_MAX 256            /* of 64 members, and of ids that are none */
+#define HASHES_KEPT 10            /* of compactions, as etcd; older ones go */
 
 /* A physical compaction that waits for its sweep. */
 struct physical_wait {
     struct physical_wait *next;
     int64_t compact_rev;
     struct proposal *p;
+};
+
+/* HashKV(rev) of a compaction to rev, over what there was before its sweep. */
+struct compact_hash {
+    int64_t prev_rev, rev; /* the compact revision before, and this one */
+    uint32_t hash;         /* once ready */
+    bool ready;
 };
 
 struct apply {
@@ -96,6 +106,11 @@ struct apply {
     int defrag_err;
     int64_t sweep_goal;                /* the flush thread's: C of the newest flush */
     uint64_t sweep_at_ms, retry_at_ms; /* the flush thread's */
+    struct slot *flush_slot;           /* the flush thread's */
+    struct mvcc_hash hashing;          /* the flush thread's */
+    pthread_mutex_t hash_mu;
+    struct compact_hash hashes[HASHES_KEPT]; /* by rev; under hash_mu */
+    size_t n_hashes;                   /* under hash_mu */
 
     /* counters for metrics and the quota, relaxed */
     _Atomic uint64_t puts, deletes, ranges, txns, compacted_records, slow_applies;
@@ -157,6 +172,10 @@ void flush_give_up(struct apply *a);  /* at a stop: whoever still waits is told 
 bool apply_stalled(const struct apply *a);
 void *flush_main(void *arg);
 void note_sizes(struct apply *a);     /* the flush thread */
+
+/* apply_hash.c */
+void hash_note(struct apply *a, int64_t prev_rev, int64_t rev);
+int hash_step(struct apply *a); /* the flush thread. 0: none is due, 1: some work done, come again; -errno */
 
 /* apply_defrag.c */
 void defrags_take(struct apply *a);

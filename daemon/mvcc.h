@@ -31,3 +31,21 @@ void mvcc_bounds(struct slice key, struct slice range_end, struct slice *ret_fro
 /* HashKV at rev (0: current). Long: opens views of its own, chunk by chunk; call on a scan thread. */
 int mvcc_hashkv(struct store *s, struct slot *sl, int64_t rev, uint32_t *ret_hash, int64_t *ret_compact_rev,
                 int64_t *ret_hash_rev);
+
+/* The hash that stays with a compaction (apply_hash.c), as of before its sweep: valid while nothing above
+ * prev_compact_rev has been swept. A step takes a few milliseconds, in a view of its own. */
+struct mvcc_hash {
+    struct view *view;                 /* of this step */
+    int64_t rev, compact_rev;
+    bool of_compaction;
+    int64_t next_main;                 /* where the next step goes on */
+    uint32_t sum;                      /* as when some key is alive at rev */
+    uint32_t sum_if_none;              /* as when none is; meaningless once any_alive */
+    bool any_alive;
+    uint32_t n_records_max, n_records; /* of this step; 0: no end */
+};
+#define MVCC_HASH_MORE 200000          /* not done yet; no other call's number */
+
+void mvcc_hash_compaction(struct mvcc_hash *h, int64_t prev_compact_rev, int64_t compact_rev);
+int mvcc_hash_step(struct store *s, struct slot *sl, struct mvcc_hash *h); /* 0: done, MVCC_HASH_MORE, -errno */
+uint32_t mvcc_hash_sum(const struct mvcc_hash *h);

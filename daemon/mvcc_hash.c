@@ -15,12 +15,16 @@
  *                      which is what a compaction leaves.
  * Whether any key is alive is known only after a while, so both sums are kept until one is found.
  *
+ * The hash of a compaction to C is the same with r = C and c = the compact revision before, over what is there before
+ * its sweep. One thing differs: a tombstone exactly at C counts as a key alive, because a compaction keeps it.
+ *
  * The log is read in chunks, a view each, so that a long hash holds no memory of LMDB's: at or below r nothing
  * is added, and what a sweep to c removes is not hashed. When c moves on meanwhile the hash starts anew, and after
  * ATTEMPTS such starts it is done in one view, however long.
  *
- * Owner:  the scan thread it runs on.
- * Source: etcd v3.7.1 server/storage/mvcc/hash.go (kvHasher.WriteKeyValue), kvstore.go (hashByRev).
+ * Owner:  the thread it runs on: a scan thread, or flush for a compaction's.
+ * Source: etcd v3.7.1 server/storage/mvcc/hash.go (kvHasher.WriteKeyValue), kvstore.go (hashByRev),
+ *         kvstore_compaction.go (scheduleCompaction).
  */
 #include <errno.h>
 #include "crc32c.h"
@@ -31,17 +35,6 @@ enum {
     CHUNK_RECORDS = 2000,
     ATTEMPTS = 5,
     CHUNK_ARENA_BYTES = 64 << 20, /* one body of several parts at a time */
-    CHUNK_FULL = 200000,          /* ends a scan; nobody else's number */
-};
-
-struct hash {
-    struct view *view;
-    int64_t rev, compact_rev;
-    int64_t next_main;    /* where the next chunk goes on */
-    uint32_t sum;         /* as when some key is alive at rev */
-    uint32_t sum_if_none; /* as when none is; meaningless once any_alive */
-    bool any_alive;
-    uint32_t n_records_max, n_records; /* of this chunk; 0: no end */
 };
 
 static uint32_t hash_record(uint32_t crc, const struct change *c)
@@ -57,7 +50,7 @@ static uint32_t hash_record(uint32_t crc, const struct change *c)
 }
 
 /* 1: this change is its key's value at rev, 0: it is not, or -errno. */
-static int is_value_at(struct hash *h, const struct change *c, int64_t rev)
+static int is_value_at(struct mvcc_hash *h, const struct change *c, int64_t rev)
 {
     struct arena none;
     struct change now;
@@ -74,14 +67,14 @@ static int is_value_at(struct hash *h, const struct change *c, int64_t rev)
 
 static int hash_change(void *ctx, const struct change *c)
 {
-    struct hash *h = ctx;
+    struct mvcc_hash *h = ctx;
     bool above = c->rev.main > h->compact_rev;
     int alive = 0, kept = 0;
 
     /* A chunk ends between two revisions. */
     if (h->n_records_max && h->n_records >= h->n_records_max && c->rev.main != h->next_main - 1) {
         h->next_main = c->rev.main;
-        return CHUNK_FULL;
+        return MVCC_HASH_MORE;
     }
     h->n_records++;
     h->next_main = c->rev.main + 1;
@@ -95,64 +88,99 @@ static int hash_change(void *ctx, const struct change *c)
         h->sum = hash_record(h->sum, c);
     if (!h->any_alive && (above || kept))
         h->sum_if_none = hash_record(h->sum_if_none, c);
-    h->any_alive = h->any_alive || alive;
+    h->any_alive = h->any_alive || alive || (h->of_compaction && c->tombstone && c->rev.main == h->rev);
     return 0;
 }
 
-/* What the request asks for, as of this view. */
-static int hash_start(struct hash *h, struct view *v, int64_t rev)
+static void hash_begin(struct mvcc_hash *h, int64_t rev, int64_t compact_rev)
 {
-    if (rev > 0 && rev < v->compact_rev)
-        return ERR_COMPACTED;
-    if (rev > v->rev)
-        return ERR_FUTURE_REV;
-    h->rev = rev ? rev : v->rev;
-    h->compact_rev = v->compact_rev;
-    h->next_main = 0;
-    h->any_alive = false;
+    *h = (struct mvcc_hash){.rev = rev, .compact_rev = compact_rev, .n_records_max = CHUNK_RECORDS};
     h->sum = h->sum_if_none = crc32c(0, "key", 3);
-    return 0;
 }
 
-/* One view's worth. 0: all done; CHUNK_FULL: more to do; -EAGAIN: compacted meanwhile; or an error. */
-static int hash_chunk(struct store *s, struct slot *sl, struct hash *h, int64_t rev, bool first)
+/* As of this view. 0: all done; MVCC_HASH_MORE: more to do; or an error. */
+static int hash_chunk(struct mvcc_hash *h, struct view *v)
 {
     struct arena a;
+    int rc;
+
+    arena_init(&a, CHUNK_ARENA_BYTES, NULL, 0);
+    h->view = v;
+    h->n_records = 0;
+    rc = view_log_scan(v, h->next_main, h->rev, &a, hash_change, h);
+    arena_fini(&a);
+    return rc;
+}
+
+void mvcc_hash_compaction(struct mvcc_hash *h, int64_t prev_compact_rev, int64_t compact_rev)
+{
+    hash_begin(h, compact_rev, prev_compact_rev);
+    h->of_compaction = true;
+}
+
+int mvcc_hash_step(struct store *s, struct slot *sl, struct mvcc_hash *h)
+{
     struct view v;
     int rc = view_open(s, sl, &v);
 
     if (rc)
         return rc;
-    arena_init(&a, CHUNK_ARENA_BYTES, NULL, 0);
-    h->view = &v;
-    h->n_records = 0;
+    v.compact_rev = h->compact_rev; /* nothing above it has been swept yet: the caller sees to that */
+    rc = hash_chunk(h, &v);
+    view_close(&v);
+    return rc;
+}
+
+uint32_t mvcc_hash_sum(const struct mvcc_hash *h)
+{
+    return h->any_alive ? h->sum : h->sum_if_none;
+}
+
+/* What the request asks for, as of this view. */
+static int hashkv_begin(struct mvcc_hash *h, const struct view *v, int64_t rev)
+{
+    if (rev > 0 && rev < v->compact_rev)
+        return ERR_COMPACTED;
+    if (rev > v->rev)
+        return ERR_FUTURE_REV;
+    hash_begin(h, rev ? rev : v->rev, v->compact_rev);
+    return 0;
+}
+
+/* One view's worth. As hash_chunk; -EAGAIN: compacted meanwhile. */
+static int hashkv_chunk(struct store *s, struct slot *sl, struct mvcc_hash *h, int64_t rev, bool first, bool whole)
+{
+    struct view v;
+    int rc = view_open(s, sl, &v);
+
+    if (rc)
+        return rc;
     if (first)
-        rc = hash_start(h, &v, rev);
+        rc = hashkv_begin(h, &v, rev);
     else if (v.compact_rev != h->compact_rev)
         rc = -EAGAIN;
+    if (whole)
+        h->n_records_max = 0;
     if (rc == 0)
-        rc = view_log_scan(&v, h->next_main, h->rev, &a, hash_change, h);
+        rc = hash_chunk(h, &v);
     view_close(&v);
-    arena_fini(&a);
     return rc;
 }
 
 int mvcc_hashkv(struct store *s, struct slot *sl, int64_t rev, uint32_t *ret_hash, int64_t *ret_compact_rev,
                 int64_t *ret_hash_rev)
 {
-    struct hash h = {.n_records_max = CHUNK_RECORDS};
+    struct mvcc_hash h = {0};
     int rc = -EAGAIN;
 
     for (int i = 1; i <= ATTEMPTS && rc == -EAGAIN; i++) {
-        if (i == ATTEMPTS)
-            h.n_records_max = 0;
-        rc = hash_chunk(s, sl, &h, rev, true);
-        while (rc == CHUNK_FULL)
-            rc = hash_chunk(s, sl, &h, rev, false);
+        rc = hashkv_chunk(s, sl, &h, rev, true, i == ATTEMPTS);
+        while (rc == MVCC_HASH_MORE)
+            rc = hashkv_chunk(s, sl, &h, rev, false, false);
     }
     if (rc)
         return rc;
-    *ret_hash = h.any_alive ? h.sum : h.sum_if_none;
+    *ret_hash = mvcc_hash_sum(&h);
     *ret_compact_rev = h.compact_rev;
     *ret_hash_rev = h.rev;
     return 0;

@@ -162,7 +162,7 @@ static void hash_run(struct scan_job *j, struct slot *sl)
     struct hashing *h = (struct hashing *)j;
     struct svc *s = call_service(h->resume.call);
 
-    h->err = mvcc_hashkv(s->store, sl, h->rev, &h->hash, &h->compact_rev, &h->hash_rev);
+    h->err = apply_hashkv(s->apply, sl, h->rev, &h->hash, &h->compact_rev, &h->hash_rev);
     if (!h->err && h->rows)
         h->err = hash_rows(s->store, sl, &h->hash);
     call_resume(&h->resume);

@@ -4,7 +4,7 @@
 # watches of the past and live ones) exactly as Debian's etcd does: tests/e2e/oracle.c asks both the same and compares.
 # Half way cairnd is killed (-9) and started again, and must go on as if nothing had been.
 #
-#   SEED=n OPS=n     repeat a run, or a longer one        ETCD=path     another etcd
+#   SEED=n OPS=n     repeat a run, or a longer one        ETCD=path     another etcd (3.7: with LEAVE_OUT=keys_only)
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 O=${O:-build}

@@ -12,7 +12,8 @@
  * keys, Leases) it is made the same first.
  *
  * Not asked, because etcd 3.4 differs from 3.7 or falls over: sort enums out of range; HashKV at or below the
- * compacted revision; a from-key delete and an ignore_value put in one txn; a watch from the compacted revision. */
+ * compacted revision (of etcd 3.6 and later: of compactions made in this run); a compaction to 0, of which etcd 3.6 keeps
+ * a hash for HashKV(0); a from-key delete and an ignore_value put in one txn; a watch from the compacted revision. */
 #include "oracle_wire.inc"
 #include "oracle_requests.inc"
 
@@ -414,6 +415,11 @@ static void ask_watch(void)
 
 /* ---- the run ------------------------------------------------------------------------------------------------ */
 
+/* What was compacted to in this run, and whether the etcd keeps hashes of that (3.6; 3.5.5 does, but does not show). */
+static int64_t compactions[1000];
+static size_t n_compactions;
+static bool keeps_hashes;
+
 static void ask_compact(void)
 {
     Etcdserverpb__CompactionRequest *q = message(&etcdserverpb__compaction_request__descriptor);
@@ -422,10 +428,14 @@ static void ask_compact(void)
     q->revision = some_revision();
     if (q->revision > revision - 50 && !one_in(4))
         q->revision = compacted + (revision - compacted) / 2; /* leave some past to read */
+    if (keeps_hashes && q->revision == 0 && compacted < 0)
+        q->revision = 1;
     q->physical = true;
     m = ask("/etcdserverpb.KV/Compact", &q->base, RESPONSE(compaction));
     if (m)
         compacted = q->revision;
+    if (m && n_compactions < sizeof compactions / sizeof compactions[0])
+        compactions[n_compactions++] = q->revision;
     note(m);
 }
 
@@ -463,11 +473,14 @@ static void ask_hash(void)
 {
     Etcdserverpb__HashKVRequest *q = message(&etcdserverpb__hash_kvrequest__descriptor);
 
-    if (revision <= compacted)
+    if (keeps_hashes && n_compactions && one_in(2))
+        q->revision = compactions[below(n_compactions)];
+    else if (revision <= compacted)
         return;
-    q->revision = one_in(2)   ? 0
-                  : one_in(5) ? revision + 1
-                              : compacted + 1 + (int64_t)below((size_t)(revision - compacted));
+    else
+        q->revision = one_in(2)   ? 0
+                      : one_in(5) ? revision + 1
+                                  : compacted + 1 + (int64_t)below((size_t)(revision - compacted));
     if (q->revision == 0 && compacted < 0 && one_in(2))
         q->revision = 1;
     note(ask("/etcdserverpb.Maintenance/HashKV", &q->base, &etcdserverpb__hash_kvresponse__descriptor));
@@ -547,8 +560,10 @@ static void learn(void)
     note(ask("/etcdserverpb.KV/Put", &put->base, RESPONSE(put)));
     m = (Etcdserverpb__HashKVResponse *)ask("/etcdserverpb.Maintenance/HashKV", &hash->base,
                                             &etcdserverpb__hash_kvresponse__descriptor);
-    if (m)
+    if (m) {
         compacted = m->compact_revision;
+        keeps_hashes = m->hash_revision != 0;
+    }
     note((ProtobufCMessage *)m);
 }
 
