@@ -16,6 +16,9 @@ mutant() { # name file sed-script
     if cmp -s "raftcore/$2" "$tmp/core/$2"; then echo "not ok - $1: the mutation does not apply"; missed=1; return; fi
     $cc -o "$tmp/sim" tests/unit/raft_sim.c "$tmp"/core/*.c || { missed=1; return; }
     if RUNS=$runs SEED=1 timeout 600 "$tmp/sim" >"$tmp/out" 2>&1; then
+        # A story that takes many steps, told in a trace: a property must break there, a mere difference does not count.
+        $cc -o "$tmp/trace" tests/unit/raft_trace.c "$tmp"/core/*.c && timeout 60 "$tmp/trace" >"$tmp/out" 2>&1
+        if grep -q '^BROKEN' "$tmp/out"; then echo "ok - $1: $(grep -m1 '^BROKEN' "$tmp/out"), in a trace"; return; fi
         echo "not ok - $1: $runs runs found nothing"; missed=1
     else
         echo "ok - $1: $(grep -m1 -oE 'SEED=[0-9]+: .*|[A-Za-z]+ broken.*|Assertion.*' "$tmp/out" | tail -1)"

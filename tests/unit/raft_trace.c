@@ -12,7 +12,8 @@
  *     forget NODE                unreachable NODE WHOM              flush NODE KEEP
  *     conf NODE [implicit|explicit] +ID|=ID|-ID...      voter, learner, remove; no ids: leave
  *     deliver [A->B] [TYPE]      packets under way that match arrive, in the order they were sent
- *     drop [A->B] [TYPE]         the same, lost
+ *     drop [A->B] [TYPE]         the same, lost             one ...   as deliver, but only the first that matches
+ *     split                      from now on ranges travel one entry a message, as a host may send them
  *     settle                     disks, state machines and packets until nothing moves; prints nothing
  *     crash NODE                 loses what is not stored           restart NODE
  *     status [NODE]
@@ -86,7 +87,7 @@ static bool matches(const struct packet *p, int n, char **words)
 }
 
 /* Packets that are there now; those they cause wait for the next command. */
-static void deliver(int n, char **words, bool lose)
+static void deliver(int n, char **words, bool lose, bool one)
 {
     struct packet *take = NULL, **take_end = &take, **at = &c.net;
 
@@ -101,6 +102,8 @@ static void deliver(int n, char **words, bool lose)
         p->next = NULL;
         *take_end = p;
         take_end = &p->next;
+        if (one)
+            break;
     }
     while (take) {
         struct packet *p = take;
@@ -125,7 +128,7 @@ static void settle(void)
             node_stored(&c, &c.nodes[k], c.nodes[k].writes_n);
             node_apply(&c, &c.nodes[k], UINT64_MAX);
         }
-        deliver(0, NULL, false);
+        deliver(0, NULL, false, false);
     }
     c.trace = f;
 }
@@ -198,7 +201,11 @@ static void command(void *ctx, FILE *to, int n, char **w)
     else if (strcmp(w[0], "conf") == 0)
         conf(w[1], n - 2, w + 2);
     else if (strcmp(w[0], "deliver") == 0 || strcmp(w[0], "drop") == 0)
-        deliver(n - 1, w + 1, w[0][1] == 'r');
+        deliver(n - 1, w + 1, w[0][1] == 'r', false);
+    else if (strcmp(w[0], "one") == 0)
+        deliver(n - 1, w + 1, false, true);
+    else if (strcmp(w[0], "split") == 0)
+        c.split_pct = 100;
     else if (strcmp(w[0], "settle") == 0)
         settle();
     else if (strcmp(w[0], "crash") == 0)
