@@ -38,13 +38,21 @@ bool apply_stalled(const struct apply *a)
     return (store_frozen(a->o.store) || a->defragmenting) && delta_bytes(store_live(a->o.store)) >= LIMIT_DELTA_STALL_BYTES;
 }
 
+static size_t freeze_bytes(const struct delta *live)
+{
+    enum { HOT_CHANGES_A_KEY = 4 };
+    bool hot = delta_changes(live) >= HOT_CHANGES_A_KEY * delta_keys(live);
+
+    return hot ? LIMIT_DELTA_FREEZE_HOT_BYTES : LIMIT_DELTA_FREEZE_BYTES;
+}
+
 static bool freeze_due(const struct apply *a, uint64_t now_ms)
 {
     const struct delta *live = store_live(a->o.store);
 
     if (!live_dirty(a) || store_frozen(a->o.store) || a->defragmenting)
         return false;
-    return a->freeze_now || delta_bytes(live) >= LIMIT_DELTA_FREEZE_BYTES ||
+    return a->freeze_now || delta_bytes(live) >= freeze_bytes(live) ||
            delta_keys(live) >= LIMIT_DELTA_FREEZE_KEYS || now_ms >= a->last_entry_ms + LIMIT_FREEZE_IDLE_MS;
 }
 

@@ -209,6 +209,18 @@ struct entry *entry_cache_get(struct entry_cache *c, uint64_t index)
     return e;
 }
 
+void entry_cache_forget(struct entry_cache *c, uint64_t index)
+{
+    pthread_mutex_lock(&c->mu);
+    if (index > c->keep_from)
+        index = c->keep_from;
+    while (c->n && c->first < index) {
+        cache_drop(c, c->first);
+        c->first++;
+    }
+    pthread_mutex_unlock(&c->mu);
+}
+
 void entry_cache_done(struct entry_cache *c, uint64_t index)
 {
     pthread_mutex_lock(&c->mu);

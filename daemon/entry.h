@@ -81,3 +81,5 @@ void entry_cache_put(struct entry_cache *c, struct entry *e);
 struct entry *entry_cache_get(struct entry_cache *c, uint64_t index);
 /* Entries below index may be dropped to hold the limit. */
 void entry_cache_done(struct entry_cache *c, uint64_t index);
+/* Entries below index go at once, but for what is not yet done: nobody will ask for them. */
+void entry_cache_forget(struct entry_cache *c, uint64_t index);

@@ -144,6 +144,8 @@ static void take_stored(struct turn *t)
     raft_status(t->raft, &t->status);
     /* What is stored can be read again from the log; the rest only the cache has. */
     entry_cache_done(t->o.cache, t->status.stable + 1);
+    if (t->status.sole_voter)
+        entry_cache_forget(t->o.cache, store_applied(t->o.store) + 1); /* it was kept for followers */
 }
 
 static void on_applied(struct apply_wait *w)

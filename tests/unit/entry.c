@@ -86,8 +86,13 @@ static void cache(void)
     entry_unref(held);
     put(c, 2995, 2, 8); /* a later term replaces the suffix */
     CHECK(term_at(c, 2995) == 2 && term_at(c, 2996) == 0 && term_at(c, 2994) == 1);
+    entry_cache_forget(c, 2993);
+    CHECK(term_at(c, 2989) == 0 && term_at(c, 2990) == 1); /* what is not done stays */
+    entry_cache_done(c, 2994);
+    entry_cache_forget(c, 2993);
+    CHECK(term_at(c, 2992) == 0 && term_at(c, 2993) == 1);
     put(c, 5000, 3, 8); /* a gap: the old ones go */
-    CHECK(term_at(c, 2994) == 0 && term_at(c, 5000) == 3 && term_at(c, 4999) == 0);
+    CHECK(term_at(c, 2993) == 0 && term_at(c, 5000) == 3 && term_at(c, 4999) == 0);
     put(c, 10, 4, 8); /* a cut to below the oldest */
     CHECK(term_at(c, 10) == 4 && term_at(c, 5000) == 0 && term_at(c, 11) == 0);
     entry_cache_free(c);
