@@ -453,6 +453,37 @@ static void tick(struct hub *h, uint64_t now_ms)
 
 /* ---- the step --------------------------------------------------------------------------------------------- */
 
+static void cancel_one_damaged(struct hub *h, struct watcher *w)
+{
+    struct response_head head = hub_head(h, 0);
+
+    group_leave(h, w);
+    head.canceled = true;
+    head.cancel_reason = err_info(ERR_DAMAGED).text;
+    say(w->stream, w->id, &head);
+}
+
+/* Who was to be fed from what cannot be read is told; to try again for ever would keep all others waiting too. */
+static void cancel_damaged_catching(struct hub *h)
+{
+    for (struct watcher *w = h->catching, *next; w; w = next) {
+        next = w->catching_next;
+        if (w->in_batch)
+            cancel_one_damaged(h, w);
+    }
+}
+
+/* Of what is new only the values before are read from the disk. */
+static void cancel_damaged_live(struct hub *h)
+{
+    for (struct watch_stream *s = h->streams; s; s = s->next)
+        for (struct watcher *w = s->watchers, *next; w; w = next) {
+            next = w->stream_next;
+            if (w->state == WATCHER_LIVE && w->prev_kv)
+                cancel_one_damaged(h, w);
+        }
+}
+
 /* Half of the time at most goes into catching up: the other half is the puts'. */
 static int catch_up(struct hub *h, struct view *v, bool *ret_more)
 {
@@ -464,6 +495,8 @@ static int catch_up(struct hub *h, struct view *v, bool *ret_more)
         return 0;
     cancel_catching_below(h, v->compact_rev);
     err = feed_catching(h, v, ret_more);
+    if (err == -EUCLEAN)
+        cancel_damaged_catching(h);
     h->catch_after_us = h->o.clock->now_us(h->o.clock);
     h->catch_after_us += h->catch_after_us - start;
     return err;
@@ -476,6 +509,8 @@ static int step_in_view(struct hub *h, struct view *v, struct mail *mail, bool *
 
     if (err == 0)
         err = feed_live(h, v);
+    if (err == -EUCLEAN)
+        cancel_damaged_live(h);
     /* Requests are taken even when reading fails: a stream must be able to close. */
     take_requests(h, mail, v->rev);
     if (!atomic_load(&h->listening) && h->root) {
@@ -492,8 +527,11 @@ static int step_in_view(struct hub *h, struct view *v, struct mail *mail, bool *
 
 static void note_error(struct hub *h, int err)
 {
-    if (err && err != h->last_err)
+    if (err == -EUCLEAN && !h->damage_logged)
+        log_error("hub: the store is damaged; watches that need what cannot be read are cancelled");
+    else if (err && err != -EUCLEAN && err != h->last_err)
         log_error("hub: reading changes failed, trying again", LOG_STR("error", strerror(-err)));
+    h->damage_logged |= err == -EUCLEAN;
     h->last_err = err;
 }
 

@@ -514,7 +514,7 @@ static void settle_catching(struct hub *h, int err)
         next = w->catching_next;
         if (!w->in_batch)
             continue;
-        w->in_batch = false;
+        w->in_batch = err != 0; /* left for the hub, which may tell who cannot be fed */
         if (w->refused)
             continue;
         if (err == 0 && w->min_rev <= h->batch.to)

@@ -32,6 +32,7 @@ static bool leaves_doubt(enum err err)
     case ERR_DEADLINE:
     case ERR_CANCELLED:
     case ERR_REQUEST_CANCELLED:
+    case ERR_DAMAGED: /* met while applying: the entry is in the log */
         return true;
     default:
         return false;
@@ -90,6 +91,7 @@ static int errno_of_err(enum err err, enum client_use use)
     case ERR_TOO_MANY_REQUESTS:
         return EBUSY;
     case ERR_CORRUPT:
+    case ERR_DAMAGED:
         return EIO;
     case ERR_COMPACTED:
     case ERR_FUTURE_REV:

@@ -104,7 +104,8 @@ enum status {
     X(CANCELLED,                   CANCELLED,           "context canceled") \
     X(BAD_REQUEST,                 INTERNAL,            "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data") \
     X(ARENA_FULL,                  RESOURCE_EXHAUSTED,  "cairn: the request needs more memory than one request may use; split it") \
-    X(TOO_DEEP,                    INVALID_ARGUMENT,    "cairn: the transaction is nested too deeply; at most 32 levels")
+    X(TOO_DEEP,                    INVALID_ARGUMENT,    "cairn: the transaction is nested too deeply; at most 32 levels") \
+    X(DAMAGED,                     DATA_LOSS,           "cairn: the store on this member's disk is damaged at what was asked for; save what can still be read, then restore the member from a backup")
 /* clang-format on */
 
 #define X(name, status, text) ERR_##name,
@@ -117,7 +118,7 @@ struct err_info {
 };
 
 /* err is 1..ERR_COUNT-1. A negative errno is STATUS_INTERNAL with strerror's words:
- * the caller says which. */
+ * the caller says which; -EUCLEAN is ERR_DAMAGED to a client. */
 static inline struct err_info err_info(int err)
 {
 #define X(name, status, text) [ERR_##name] = {STATUS_##status, text},
