@@ -159,7 +159,7 @@ void handle_release(struct handle *h)
     session_timer_clear(&h->fs->session, &h->idle);
     if (h->busy)
         return; /* its end looks again */
-    if (handle_dirty(h) && !h->orphan && h->node)
+    if (handle_dirty(h) && !h->orphan && h->node && !h->refused)
         handle_start_commit(h); /* its end frees */
     else
         handle_free(h);
@@ -444,12 +444,20 @@ int handle_truncate(struct handle *h, size_t len)
     if (len < h->now.cut)
         h->now.cut = len;
     extents_cut(&h->now, len);
-    if (len == 0) /* from here on it is all ours */
+    if (len == 0) { /* from here on it is all ours */
         h->now.whole = true;
+        h->refused = 0;
+    }
     h->now.resized = true;
     h->mark = true;
     touched(h);
     return 0;
+}
+
+void handle_refuse(struct handle *h, int err)
+{
+    if (h->node && !(appends(h) && !handle_dirty(h)))
+        h->refused = err;
 }
 
 bool handle_append_eager(const struct handle *h)

@@ -61,6 +61,7 @@ struct handle {
     bool unborn;                     /* this handle creates the key */
     bool orphan;                     /* the name was unlinked here: nothing will be published */
     bool released;                   /* the kernel has let go of it */
+    int refused;                     /* a write was refused with this: what the buffer holds is not what was meant */
     /* From the first write on: */
     uint8_t *buf;
     size_t len, room;
@@ -116,6 +117,10 @@ size_t handle_size_after(const struct handle *h, size_t off, size_t size);
 /* Into the buffer. 0, ENOMEM, EFBIG. */
 int handle_write(struct handle *h, const void *data, size_t off, size_t size);
 int handle_truncate(struct handle *h, size_t len);
+
+/* A write was refused: nothing of this handle is published any more until it is truncated to nothing, or a part would stand
+ * for the whole. Appends stand for themselves. */
+void handle_refuse(struct handle *h, int err);
 
 static inline bool handle_dirty(const struct handle *h)
 {

@@ -185,11 +185,11 @@ static void commit_end(struct handle *h, int err)
     waits_finish(h, h->committed, err);
     if (h->busy)
         return;
-    if ((h->waits || h->released) && handle_dirty(h) && !h->orphan) {
+    if ((h->waits || h->released) && handle_dirty(h) && !h->orphan && !h->refused) {
         handle_start_commit(h); /* its end comes here again */
         return;
     }
-    waits_finish(h, h->writes, 0);
+    waits_finish(h, h->writes, handle_dirty(h) && !h->orphan ? h->refused : 0);
     if (h->released)
         handle_free(h);
 }
@@ -270,10 +270,11 @@ void handle_start_commit(struct handle *h)
     if (h->busy)
         return;
     session_timer_clear(&h->fs->session, &h->idle);
-    if (!handle_dirty(h) || h->orphan || h->node == NULL) {
+    if (!handle_dirty(h) || h->orphan || h->node == NULL || h->refused) {
+        err = handle_dirty(h) && !h->orphan ? h->refused : 0;
         h->data = h->mark = false;
         h->committed = h->writes;
-        waits_finish(h, h->committed, 0);
+        waits_finish(h, h->committed, err);
         return;
     }
     changes_send(h);

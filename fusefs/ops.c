@@ -404,6 +404,10 @@ static void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     n = req_node(req, ino);
     if (n == NULL)
         return;
+    if (n->kind != NODE_DIR && n->meta.mod_rev == 0 && !node_visible(n)) {
+        (void)fuse_reply_err(req, ESTALE); /* its creation failed: the kernel looks the name up afresh */
+        return;
+    }
     if (release_pending(n)) {
         struct op *op = op_new(req, n, NULL);
 

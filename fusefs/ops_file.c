@@ -330,6 +330,7 @@ static void write_passed(struct gate *g, int err)
         return;
     }
     fs_error(op->fs, "write", op->node ? op->node->name : "?", err, "");
+    handle_refuse(op->handle, err);
     op_err(op, err);
     op_free(op);
 }
@@ -356,10 +357,12 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
         control_write(req, ino, buf, size, off, fi);
         return;
     }
-    err = h == NULL ? EBADF : h->node ? fs_may_change(fs) : 0;
+    err = h == NULL ? EBADF : h->refused ? h->refused : h->node ? fs_may_change(fs) : 0;
     if (err == 0 && h->node)
         err = handle_check_size(h, handle_size_after(h, (size_t)off, size));
     if (err) {
+        if (h)
+            handle_refuse(h, err);
         (void)fuse_reply_err(req, err);
         return;
     }

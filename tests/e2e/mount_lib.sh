@@ -21,7 +21,7 @@ check() {
     local name=$1
     shift
     { set -x; "$@"; local rc=$?; set +x; } >"$T/check.out" 2>&1
-    if [ $rc = 0 ]; then say_ok "$name"; else say_bad "$name"; sed 's/^/#   /' "$T/check.out" | tail -n 30; fi
+    if [ $rc = 0 ]; then say_ok "$name"; else say_bad "$name"; sed 's/^/#   /' "$T/check.out" | tail -n 30 | cut -c1-300; fi
 }
 same() { [ "$1" = "$2" ] || { printf 'expected: %s\ngot:      %s\n' "$2" "$1"; return 1; }; }
 # await SECONDS COMMAND...: until it succeeds. The interval is short and inside a condition's wait.
