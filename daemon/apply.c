@@ -341,6 +341,7 @@ void apply_stats(const struct apply *a, struct apply_stats *ret)
         .db_bytes = atomic_load_explicit(&a->db_bytes, memory_order_relaxed),
         .db_in_use_bytes = atomic_load_explicit(&a->db_in_use_bytes, memory_order_relaxed),
         .nospace = atomic_load_explicit(&a->nospace_seen, memory_order_relaxed),
+        .damaged = atomic_load_explicit(&a->damaged, memory_order_relaxed),
     };
 }
 
@@ -490,7 +491,9 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
     a->slot = slot_new(o->store);
     a->flush_slot = slot_new(o->store);
     a->scratch = delta_new();
-    err = a->slot && a->flush_slot && a->scratch ? load(a) : -ENOMEM;
+    a->scrub = base_scrub_new();
+    a->scrub_at_us = o->clock->now_us(o->clock) + LIMIT_SCRUB_FIRST_MS * UINT64_C(1000);
+    err = a->slot && a->flush_slot && a->scratch && a->scrub ? load(a) : -ENOMEM;
     if (!err)
         err = base_sizes(store_base(o->store), &file, &in_use);
     if (err) {
@@ -545,6 +548,7 @@ void apply_free(struct apply *a)
         slot_free(a->o.store, a->flush_slot);
     if (a->scratch)
         delta_free(a->scratch);
+    base_scrub_free(a->scrub);
     rows_free(a);
     txn_run_fini(&a->run);
     arena_fini(&a->work);

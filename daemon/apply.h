@@ -77,6 +77,7 @@ struct apply_stats {
     int64_t put_bytes, keys;
     uint64_t db_bytes, db_in_use_bytes;
     bool nospace;
+    bool damaged; /* the scrub has found damage in base */
 };
 void apply_stats(const struct apply *a, struct apply_stats *ret_stats);
 

@@ -11,6 +11,11 @@
  * sweep; between two batches of the sweep its thread rests as long as the batch took, so that the log's fdatasync
  * finds the disk free.
  *
+ * With nothing to flush or sweep, the scrub: once a day every row is read and held against the others, so that bits that
+ * rot where nobody reads are known before the backup that would help is gone. It reads little and rests long. Damage is
+ * logged, and Status says it; the member goes on, because no damaged row is ever answered (each has its checksum) and
+ * what is sound may be all there is.
+ *
  * No room on the disk: the NOSPACE alarm is proposed, the delta kept, the flush tried again each second. Any other
  * failure stops the member.
  *
@@ -240,6 +245,33 @@ static uint64_t sweep(struct apply *a, uint64_t now_ms)
     return UINT64_MAX;
 }
 
+/* One slice. Returns when to come again. */
+static uint64_t scrub(struct apply *a)
+{
+    struct clock *clock = a->o.clock;
+    uint64_t from_us = clock->now_us(clock), took_us;
+    const char *what = "";
+    int more;
+
+    if (a->scrub_at_us == UINT64_MAX)
+        return UINT64_MAX;
+    if (from_us < a->scrub_at_us)
+        return (a->scrub_at_us + 999) / 1000;
+    more = base_scrub(store_base(a->o.store), a->scrub, LIMIT_SCRUB_ROWS, &what);
+    if (more == -EUCLEAN) {
+        log_error("apply: the store is damaged. No damaged row is answered, the rest is; save what can be read, then "
+                  "restore the member from a backup",
+                  LOG_STR("found", what));
+        atomic_store(&a->damaged, true);
+        a->scrub_at_us = UINT64_MAX;
+        return UINT64_MAX;
+    }
+    /* Out of memory: as if the pass were over. */
+    took_us = clock->now_us(clock) - from_us;
+    a->scrub_at_us = from_us + (more == 1 ? 1000 + took_us * LIMIT_SCRUB_RESTS : LIMIT_SCRUB_EVERY_MS * UINT64_C(1000));
+    return (a->scrub_at_us + 999) / 1000;
+}
+
 uint64_t apply_flush_step(struct apply *a)
 {
     uint64_t now_ms = a->o.clock->now_ms(a->o.clock);
@@ -250,8 +282,11 @@ uint64_t apply_flush_step(struct apply *a)
     defrag_remove(a);
     if (d)
         return flush(a, d, now_ms);
-    if (!atomic_load_explicit(&a->defrag_wanted, memory_order_acquire))
-        return sweep(a, now_ms);
+    if (!atomic_load_explicit(&a->defrag_wanted, memory_order_acquire)) {
+        uint64_t sweep_ms = sweep(a, now_ms);
+
+        return sweep_ms == UINT64_MAX ? scrub(a) : sweep_ms;
+    }
     if (!atomic_load(&a->defrag_done))
         defrag_copy(a);
     return UINT64_MAX; /* until apply has taken the copy */

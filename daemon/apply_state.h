@@ -108,6 +108,8 @@ struct apply {
     uint64_t sweep_at_ms, retry_at_ms; /* the flush thread's */
     struct slot *flush_slot;           /* the flush thread's */
     struct mvcc_hash hashing;          /* the flush thread's */
+    struct base_scrub *scrub;          /* the flush thread's */
+    uint64_t scrub_at_us;              /* the flush thread's; UINT64_MAX: no more */
     pthread_mutex_t hash_mu;
     struct compact_hash hashes[HASHES_KEPT]; /* by rev; under hash_mu */
     size_t n_hashes;                   /* under hash_mu */
@@ -118,6 +120,7 @@ struct apply {
     _Atomic uint64_t db_bytes, db_in_use_bytes, coming_bytes; /* coming: in the deltas, not yet in the file */
     int64_t live_bytes, frozen_bytes;  /* apply's: of keys and values */
     _Atomic bool nospace_seen;
+    _Atomic bool damaged;              /* the scrub has found damage */
 };
 
 /* One entry on its way. */

@@ -89,3 +89,11 @@ int base_copy(struct base *b, const char *path);
 /* Reads every row of every table and checks them against each other; time grows with the store. 0, or -EUCLEAN with
  * a word on the first damage in ret_what (may be NULL; a literal). Not while flush or sweep run. */
 int base_check(struct base *b, const char **ret_what);
+
+/* The same a little at a time while base lives on, without the counts: up to n rows a call, each in a read txn of its
+ * own. 1: more to do; 0: the pass is over, the next call begins another; -EUCLEAN with a word as above, or -errno. The
+ * flush thread; base may be another copy of the same from call to call. */
+struct base_scrub;
+struct base_scrub *base_scrub_new(void); /* NULL: no memory */
+void base_scrub_free(struct base_scrub *s);
+int base_scrub(struct base *b, struct base_scrub *s, unsigned n, const char **ret_what);

@@ -4,6 +4,10 @@
  * Each crc; each record's parts, pointers and key; each key's row against its newest record; keys in order; the
  * count of keys; the leases' rows. For tests, for a file found too short, and for whoever asks. Its time grows with
  * the store: it is not part of an ordinary start.
+ *
+ * base_scrub is the same in slices, for a store in use: the small tables, then the log by rev, then the keys in order.
+ * Between two slices a flush or a sweep may have come: a slice goes on behind the last row seen, and holds against each
+ * other only what belongs together in one commit. The counts of a whole pass would not.
  */
 #include <errno.h>
 #include "base_db.h"
@@ -202,5 +206,170 @@ int base_check(struct base *b, const char **ret_what)
         err = -EUCLEAN;
     if (err && ret_what)
         *ret_what = c.what ? c.what : "a row";
+    return err;
+}
+
+/* ---- a little at a time ---- */
+
+enum { SCRUB_FULL = 100000 }; /* ends a slice; no error of anybody's */
+
+struct base_scrub {
+    enum { SCRUB_TABLES, SCRUB_LOG, SCRUB_KEYS } phase;
+    int table;        /* SCRUB_TABLES: this one, from behind key */
+    struct rev rev;   /* SCRUB_LOG: from here on */
+    uint8_t *key;     /* behind this one; len 0: from the beginning; owned */
+    size_t key_len;
+};
+
+struct slice_check {
+    struct check check;
+    struct base_scrub *scrub;
+    struct arena arena;
+    unsigned left;
+};
+
+struct base_scrub *base_scrub_new(void)
+{
+    return calloc(1, sizeof(struct base_scrub));
+}
+
+void base_scrub_free(struct base_scrub *s)
+{
+    if (s)
+        free(s->key);
+    free(s);
+}
+
+static int scrub_stop_behind(struct slice_check *x, struct slice key)
+{
+    struct base_scrub *s = x->scrub;
+    uint8_t *copy = realloc(s->key, key.len);
+
+    if (copy == NULL)
+        return -ENOMEM;
+    s->key = memcpy(copy, key.ptr, key.len);
+    s->key_len = key.len;
+    return SCRUB_FULL;
+}
+
+static bool scrub_full(struct slice_check *x)
+{
+    if (x->left == 0)
+        return true;
+    x->left--;
+    return false;
+}
+
+static int scrub_table(struct slice_check *x, enum base_table t)
+{
+    struct base_reader *r = x->check.reader;
+    struct slice from = slice_of(x->scrub->key, x->scrub->key_len), last = SLICE_NONE, value;
+    MDB_val k = val(from), v;
+    MDB_cursor *cur;
+    int rc, err = base_error(mdb_cursor_open(r->txn, r->base->dbi[t], &cur));
+
+    if (err)
+        return err;
+    rc = mdb_cursor_get(cur, &k, &v, from.len ? MDB_SET_RANGE : MDB_FIRST);
+    if (rc == 0 && from.len && slice_eq(val_slice(k), from))
+        rc = mdb_cursor_get(cur, &k, &v, MDB_NEXT);
+    for (; rc == 0 && err == 0; rc = err ? 0 : mdb_cursor_get(cur, &k, &v, MDB_NEXT)) {
+        if (last.ptr && scrub_full(x))
+            err = scrub_stop_behind(x, last);
+        else if (row_check(t, val_slice(k), val_slice(v), &value))
+            err = bad(&x->check, "a row's checksum");
+        last = val_slice(k);
+    }
+    mdb_cursor_close(cur);
+    return err || rc == MDB_NOTFOUND ? err : base_error(rc);
+}
+
+static int scrub_tables(struct slice_check *x)
+{
+    int err = 0;
+
+    for (; x->scrub->table < BASE_TABLES && err == 0; x->scrub->table++) {
+        enum base_table t = (enum base_table)x->scrub->table;
+
+        if (t != BASE_LOG && t != BASE_INDEX && t != BASE_LONG) /* those are read by what follows */
+            err = scrub_table(x, t);
+        if (err)
+            break;
+        x->scrub->key_len = 0;
+    }
+    return err;
+}
+
+static int scrub_record(void *ctx, const struct change *c)
+{
+    struct slice_check *x = ctx;
+
+    if (scrub_full(x)) {
+        x->scrub->rev = c->rev;
+        return SCRUB_FULL;
+    }
+    return check_record(&x->check, c);
+}
+
+static int scrub_keys(struct slice_check *x)
+{
+    struct slice from = slice_of(x->scrub->key, x->scrub->key_len);
+    struct base_cursor *cur;
+    int err = base_cursor_new(x->check.reader, &cur);
+
+    if (err)
+        return err;
+    for (err = base_cursor_seek(cur, from, from.len > 0); err == 0; err = base_cursor_next(cur)) {
+        err = check_key(&x->check, cur, &x->arena);
+        arena_fini(&x->arena);
+        if (err == 0 && scrub_full(x))
+            err = scrub_stop_behind(x, base_cursor_key(cur));
+        if (err)
+            break;
+    }
+    base_cursor_free(cur);
+    return err == ERR_KEY_NOT_FOUND ? 0 : err;
+}
+
+/* The phases, as far as the slice goes. */
+static int scrub_slice(struct slice_check *x)
+{
+    struct base_scrub *s = x->scrub;
+    int err = base_reader_meta(x->check.reader, &x->check.meta);
+
+    if (err)
+        return bad(&x->check, "the meta rows");
+    if (s->phase == SCRUB_TABLES && (err = scrub_tables(x)) == 0)
+        s->phase = SCRUB_LOG;
+    if (s->phase == SCRUB_LOG && err == 0 &&
+        (err = base_log_scan(x->check.reader, s->rev, INT64_MAX, &x->arena, scrub_record, x)) == 0)
+        s->phase = SCRUB_KEYS;
+    if (s->phase == SCRUB_KEYS && err == 0 && (err = scrub_keys(x)) == 0) {
+        free(s->key);
+        *s = (struct base_scrub){0};
+    }
+    return err;
+}
+
+int base_scrub(struct base *b, struct base_scrub *s, unsigned n, const char **ret_what)
+{
+    struct slice_check x = {.scrub = s, .left = n};
+    int err = base_reader_new(b, &x.check.reader);
+
+    assert(n > 0);
+    if (err)
+        return err;
+    arena_init(&x.arena, (size_t)BASE_PARTS_MAX * BASE_PART_BODY, NULL, 0);
+    err = base_reader_renew(x.check.reader);
+    if (err == 0)
+        err = scrub_slice(&x);
+    arena_fini(&x.arena);
+    base_reader_free(x.check.reader);
+    if (err == SCRUB_FULL)
+        return 1;
+    if (err > 0)
+        err = -EUCLEAN;
+    if (err && ret_what)
+        *ret_what = x.check.what ? x.check.what : "a row";
     return err;
 }

@@ -41,6 +41,10 @@ enum {
     LIMIT_DELTA_STALL_BYTES = 64 << 20,
     LIMIT_DELTA_FREEZE_KEYS = 72 << 10,   /* distinct ones: each may dirty a page of 4 KiB while it is flushed */
     LIMIT_FREEZE_IDLE_MS = 2000,          /* sealed this long after the last entry */
+    LIMIT_SCRUB_ROWS = 64,                /* read in one slice of the scrub: well under 1 ms */
+    LIMIT_SCRUB_RESTS = 50,               /* then it rests so many times as long */
+    LIMIT_SCRUB_FIRST_MS = 600 * 1000,    /* after the start; */
+    LIMIT_SCRUB_EVERY_MS = 24 * 3600 * 1000, /* from the end of one pass to the next */
 
     /* hub to a stream: past it the watcher catches up later. */
     LIMIT_WATCH_STREAM_BYTES = 4 << 20,

@@ -36,18 +36,21 @@ static char *alarm_text(struct arena *a, const struct alarm *al)
 }
 
 /* What is wrong with this member, in words. */
-static int status_errors(struct call *c, const struct turn_status *st, Etcdserverpb__StatusResponse *resp)
+static int status_errors(struct call *c, const struct turn_status *st, bool damaged,
+                         Etcdserverpb__StatusResponse *resp)
 {
     struct svc *s = call_service(c);
     struct arena *a = call_arena(c);
     struct alarm *alarms = NULL;
     size_t n = apply_alarms(s->apply, a, &alarms);
 
-    resp->errors = arena_alloc(a, (n + 1) * sizeof *resp->errors);
+    resp->errors = arena_alloc(a, (n + 2) * sizeof *resp->errors);
     if (resp->errors == NULL)
         return ERR_ARENA_FULL;
     if (st->leader == 0)
         resp->errors[resp->n_errors++] = (char *)err_info(ERR_NO_LEADER).text;
+    if (damaged)
+        resp->errors[resp->n_errors++] = (char *)"cairn: the store on this member's disk is damaged; see its log";
     for (size_t i = 0; i < n; i++) {
         char *p = alarm_text(a, &alarms[i]);
 
@@ -94,7 +97,7 @@ static void status_start(struct call *c, const ProtobufCMessage *m)
     resp.storageversion = storage_version(call_arena(c), s->version);
     resp.dbsizequota = s->quota_bytes;
     resp.downgradeinfo = &downgrade;
-    err = resp.header && resp.storageversion ? status_errors(c, &st, &resp) : ERR_ARENA_FULL;
+    err = resp.header && resp.storageversion ? status_errors(c, &st, stats.damaged, &resp) : ERR_ARENA_FULL;
     if (err)
         call_fail(c, err);
     else

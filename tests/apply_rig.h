@@ -154,7 +154,7 @@ static inline void rig_flush(struct rig *r)
 
         (void)apply_step(r->apply);
         deadline_ms = apply_flush_step(r->apply);
-        if (deadline_ms == UINT64_MAX && store_frozen(r->store) == NULL && !atomic_load(&r->apply->flush_done))
+        if (deadline_ms > r->clock.ms + 10000 && store_frozen(r->store) == NULL && !atomic_load(&r->apply->flush_done))
             return;
         r->clock.ms++;
     }

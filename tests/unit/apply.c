@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: entries do to the state what reference 02-semantics says (puts, deletes, txns, compactions, leases, alarms);
- * a refused entry leaves no trace but its index; answers say what was there; all of it the same after a flush and
+ * a refused entry leaves no trace but its index; the scrub finds damage nobody asks for; answers say what was there; all of it the same after a flush and
  * after a restart that replays. */
 #include <errno.h>
 #include "apply_rig.h"
@@ -605,6 +605,66 @@ static void defragmentation(void)
     rig_free(&r);
 }
 
+/* ---- the scrub ---- */
+
+/* Flush steps, each when it is due, until nothing is for an hour. */
+static int scrub_pass(struct rig *r)
+{
+    for (int n = 1; n < 10000; n++) {
+        uint64_t deadline_ms = apply_flush_step(r->apply);
+
+        if (deadline_ms > r->clock.ms + 3600 * 1000)
+            return n;
+        r->clock.ms = deadline_ms;
+    }
+    return 0;
+}
+
+static void spoil(const struct rig *r, const char *text)
+{
+    static uint8_t file[8 << 20];
+    char path[100];
+    ssize_t n;
+    int fd;
+
+    snprintf(path, sizeof path, "%s/data.mdb", r->dir);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    REQUIRE(fd >= 0 && (n = read(fd, file, sizeof file)) > 0);
+    for (uint8_t *at = file; (at = memmem(at, (size_t)(file + n - at), text, strlen(text))) != NULL; at++)
+        REQUIRE(pwrite(fd, "#", 1, at - file) == 1);
+    close(fd);
+}
+
+/* Ten minutes after the start and then once a day all is read, in slices; damage is noticed without anybody asking for
+ * it, and the member goes on. */
+static void scrub(void)
+{
+    struct apply_stats st;
+    struct rig r;
+    char key[16];
+
+    rig_new(&r);
+    for (int i = 0; i < 500; i++) {
+        snprintf(key, sizeof key, "k%d", i);
+        REQUIRE(rig_put(&r, key, i == 300 ? "nobody reads this" : "v", 0) == 0);
+    }
+    rig_flush(&r);
+    CHECK(apply_flush_step(r.apply) > r.clock.ms + 9 * 60 * 1000);
+    CHECK(scrub_pass(&r) > 1000 / LIMIT_SCRUB_ROWS);
+    CHECK(apply_flush_step(r.apply) > r.clock.ms + 23 * 3600 * 1000);
+    spoil(&r, "nobody reads this");
+    apply_stats(r.apply, &st);
+    CHECK(!st.damaged);
+    r.clock.ms += 24 * 3600 * 1000;
+    (void)scrub_pass(&r);
+    apply_stats(r.apply, &st);
+    CHECK(st.damaged && r.fatal == 0);
+    CHECK(apply_flush_step(r.apply) == UINT64_MAX);
+    CHECK(rig_put(&r, "k1", "w", 0) == 0);
+    rig_flush(&r);
+    rig_free(&r);
+}
+
 int main(void)
 {
     arena_init(&ar, 64 << 20, NULL, 0);
@@ -622,5 +682,6 @@ int main(void)
     TEST(no_room);
     TEST(stop_answers);
     TEST(defragmentation);
+    TEST(scrub);
     return tap_done();
 }

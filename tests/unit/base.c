@@ -28,8 +28,22 @@ static void reopen(struct model *m)
     model_open(m);
 }
 
+/* Slices of any size between whatever else happens: nothing is wrong. */
+static void some_scrub(struct model *m, struct base_scrub *s)
+{
+    const char *what = "";
+
+    for (size_t n = below(4); n-- > 0;) {
+        if (base_scrub(m->base, s, 1 + (unsigned)below(40), &what) < 0) {
+            printf("# scrub: %s\n", what);
+            CHECK(!"base_scrub");
+        }
+    }
+}
+
 static void history(struct model *m, int rounds)
 {
+    struct base_scrub *scrub = base_scrub_new();
     const char *what = "";
 
     for (int i = 0; i < rounds && tap_bad == 0; i++) {
@@ -44,14 +58,18 @@ static void history(struct model *m, int rounds)
         model_flush(m);
         if (below(8) == 0)
             reopen(m);
-        for (size_t n = below(6); n-- > 0;)
+        some_scrub(m, scrub);
+        for (size_t n = below(6); n-- > 0;) {
             CHECK(base_sweep(m->base, NULL) >= 0);
+            some_scrub(m, scrub);
+        }
         model_compare(m, 3);
         if (base_check(m->base, &what)) {
             printf("# check: %s\n", what);
             CHECK(!"base_check");
         }
     }
+    base_scrub_free(scrub);
 }
 
 /* Sweeps to the end, then nothing that may go is left. */
