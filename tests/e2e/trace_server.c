@@ -168,6 +168,7 @@ static void wait_ready(void)
 
 int main(int argc, char **argv)
 {
+    grpc_channel_credentials *plain;
     int bad, ran = 0;
 
     if (argc != 3) {
@@ -176,8 +177,10 @@ int main(int argc, char **argv)
     }
     grpc_init();
     cq = grpc_completion_queue_create_for_next(NULL);
+    plain = grpc_insecure_credentials_create();
     servers[0].address = argv[1];
-    servers[0].channel = grpc_channel_create(argv[1], grpc_insecure_credentials_create(), NULL);
+    servers[0].channel = grpc_channel_create(argv[1], plain, NULL);
+    grpc_channel_credentials_release(plain);
     remote.server = (struct kv_server){.call = remote_call, .watch_send = remote_send, .watch_take = remote_take};
     remote.cq = grpc_completion_queue_create_for_next(NULL);
     wait_ready();
