@@ -262,13 +262,15 @@ static void refuse(struct hub *h, struct watch_stream *s, int64_t revision, cons
 /* NULL: no objection. */
 static const char *objection(struct hub *h, const struct watch_request *r, struct slice from, struct slice end)
 {
+    size_t keys = from.len + (r->open_end ? 0 : r->end_len ? end.len : from.len + 1); /* as create makes of it */
+
     if (r->start_rev < 0)
         return err_info(ERR_COMPACTED).text;
     if (r->end_len && slice_cmp(from, end) >= 0)
         return EMPTY_RANGE;
     if (r->watch_id && id_find(h, r->head.stream, r->watch_id))
         return DUPLICATE_ID;
-    if (h->n_ids >= LIMIT_WATCHERS || h->key_bytes + from.len + end.len > LIMIT_WATCH_KEY_BYTES)
+    if (h->n_ids >= LIMIT_WATCHERS || h->key_bytes + keys > LIMIT_WATCH_KEY_BYTES)
         return TOO_MANY;
     return NULL;
 }

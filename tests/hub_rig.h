@@ -142,7 +142,7 @@ static void rig_publish(void)
 }
 
 /* One revision of n changes at random keys, some of them the same key twice. */
-static void rig_write(int n)
+static inline void rig_write(int n)
 {
     int64_t main = rig.rev + 1;
 
@@ -336,7 +336,7 @@ static void client_send_cancel(struct client *c, int64_t id)
     REQUIRE(hub_stream_request(c->stream, &r) == 0);
 }
 
-static void client_send_progress(struct client *c)
+static inline void client_send_progress(struct client *c)
 {
     Etcdserverpb__WatchProgressRequest pr = ETCDSERVERPB__WATCH_PROGRESS_REQUEST__INIT;
     Etcdserverpb__WatchRequest r = ETCDSERVERPB__WATCH_REQUEST__INIT;
@@ -566,7 +566,7 @@ static bool client_complete(const struct client *c)
 }
 
 /* A watcher of any kind, if its place is free. */
-static void client_random_watcher(struct client *c, uint64_t r)
+static inline void client_random_watcher(struct client *c, uint64_t r)
 {
     int64_t rev = rig.rev, start;
     int i = (int)(r % CLIENT_WATCHERS), from = (int)((r >> 8) % RIG_KEYS), n = (int)((r >> 16) % 8);
