@@ -257,6 +257,8 @@ uint64_t apply_step(struct apply *a)
     size_t n;
 
     flush_collect(a);
+    if (stopping)
+        defrag_stop(a);
     defrag_collect(a);
     waits_take(a);
     flushes_take(a);

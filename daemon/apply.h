@@ -100,5 +100,5 @@ struct flush_wait {
 };
 void apply_flush(struct apply *a, struct flush_wait *w);
 /* Any thread: rewrite base compacted and switch to it; reads and writes go on meanwhile. done on the apply thread.
- * err: -EOPNOTSUPP without a datadir, -ENOSPC, or -EIO. */
+ * err: -EOPNOTSUPP without a datadir, -ENOSPC, -ECANCELED by a stop, or -EIO. */
 void apply_defragment(struct apply *a, struct flush_wait *w);

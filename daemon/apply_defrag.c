@@ -9,6 +9,9 @@
  *     flush    base-N is removed. Not earlier: freeing the blocks of a large file takes long, and whoever closes it last
  *              pays for that
  *
+ * A stop gives a copy up: it would wait for it, because nothing is frozen meanwhile. What a crash leaves of a copy, or of
+ * the base before, the flush thread removes when it begins.
+ *
  * Owner: defrag_copy is the flush thread's, the rest the apply thread's.
  */
 #include <errno.h>
@@ -42,7 +45,7 @@ void defrags_take(struct apply *a)
     if (a->defrag_waits == NULL || a->defragmenting)
         return;
     if (a->o.datadir == NULL || a->failed || atomic_load(&a->stopping)) {
-        answer(a, a->o.datadir ? -EIO : -EOPNOTSUPP);
+        answer(a, a->o.datadir == NULL ? -EOPNOTSUPP : a->failed ? -EIO : -ECANCELED);
     } else if (store_frozen(a->o.store) == NULL) { /* else the flush thread nudges when it is done */
         a->defragmenting = true;
         atomic_store_explicit(&a->defrag_wanted, true, memory_order_release);
@@ -78,6 +81,12 @@ void defrag_copy(struct apply *a)
     mailbox_nudge(&a->box);
 }
 
+void defrag_stop(struct apply *a)
+{
+    if (a->defragmenting)
+        base_copy_give_up(store_base(a->o.store));
+}
+
 void defrag_give_up(struct apply *a)
 {
     answer(a, -ECANCELED);
@@ -97,6 +106,9 @@ void defrag_remove(struct apply *a)
 {
     unsigned dir = atomic_exchange_explicit(&a->remove_dir, 0, memory_order_acquire);
 
+    if (!a->tidied && a->o.datadir)
+        (void)datadir_remove_others(a->o.datadir); /* the next start tries again */
+    a->tidied = true;
     if (dir)
         (void)datadir_remove_base(a->o.datadir, dir); /* the next start removes what is left */
 }

@@ -102,6 +102,7 @@ struct apply {
     _Atomic bool defrag_done;          /* set by flush, cleared by apply */
     struct base *defrag_base;          /* flush's result, before defrag_done */
     unsigned defrag_old;               /* its directory before */
+    bool tidied;                       /* the flush thread's: what a crash has left is removed */
     _Atomic unsigned remove_dir;       /* a directory for flush to remove; 0: none */
     int defrag_err;
     int64_t sweep_goal;                /* the flush thread's: C of the newest flush */
@@ -183,7 +184,8 @@ int hash_step(struct apply *a); /* the flush thread. 0: none is due, 1: some wor
 /* apply_defrag.c */
 void defrags_take(struct apply *a);
 void defrag_collect(struct apply *a);
-void defrag_give_up(struct apply *a); /* at a stop */
+void defrag_stop(struct apply *a);    /* a stop has begun: no copy is waited for */
+void defrag_give_up(struct apply *a); /* at its end: whoever still waits is told */
 void defrag_closed(struct apply *a);  /* replaced layers are all gone */
 void defrag_copy(struct apply *a);    /* the flush thread */
 void defrag_remove(struct apply *a);  /* the flush thread */

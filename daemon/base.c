@@ -385,6 +385,8 @@ int base_open(const struct base_options *o, struct base **ret_base)
 
     if (b == NULL)
         return -ENOMEM;
+    pthread_mutex_init(&b->copy_mu, NULL);
+    b->copy_fd = b->copy_dir_fd = -1;
     b->sweep_max.pages = BASE_SWEEP_PAGES;
     b->sweep_max.records = BASE_SWEEP_RECORDS;
     b->sweep_max.victims = BASE_SWEEP_VICTIMS;
@@ -417,6 +419,7 @@ void base_close(struct base *b)
     if (b == NULL)
         return;
     mdb_env_close(b->env);
+    pthread_mutex_destroy(&b->copy_mu);
     free(b->round.v);
     free(b);
 }
@@ -499,14 +502,62 @@ out:
     return err;
 }
 
+/* Tells who may give the copy up where it is written; -1: nowhere any more. False: it has been given up. */
+static bool copy_note(struct base *b, int fd, int dir_fd)
+{
+    bool go;
+
+    pthread_mutex_lock(&b->copy_mu);
+    b->copy_fd = fd;
+    b->copy_dir_fd = dir_fd;
+    go = !b->copy_given_up;
+    pthread_mutex_unlock(&b->copy_mu);
+    return go;
+}
+
+/* LMDB has no way to end a copy, but it ends at the first write that fails: its descriptor becomes one of the directory,
+ * which nobody can write to. */
+void base_copy_give_up(struct base *b)
+{
+    pthread_mutex_lock(&b->copy_mu);
+    if (!b->copy_given_up && b->copy_fd >= 0)
+        (void)dup3(b->copy_dir_fd, b->copy_fd, O_CLOEXEC); /* else the copy is made, and dropped then */
+    b->copy_given_up = true;
+    pthread_mutex_unlock(&b->copy_mu);
+}
+
+/* The pages in use, in order. */
+static int copy_pages(struct base *b, const char *path)
+{
+    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd, err = 0;
+
+    if (dir < 0)
+        return -errno;
+    fd = openat(dir, "data.mdb", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        err = -errno;
+        (void)close(dir); /* read only */
+        return err;
+    }
+    /* Where it can be: nothing of it needs the page cache, and there is little left to sync at the end. */
+    (void)fcntl(fd, F_SETFL, O_DIRECT);
+    if (copy_note(b, fd, dir))
+        err = base_error(mdb_env_copyfd2(b->env, fd, MDB_CP_COMPACT));
+    if (!copy_note(b, -1, -1))
+        err = -ECANCELED;
+    if (close(fd) < 0 && err == 0)
+        err = -errno;
+    (void)close(dir);
+    return err;
+}
+
 int base_copy(struct base *b, const char *path)
 {
     struct base_options o = {.path = path, .readers_max = 2};
     MDB_envinfo info;
     int err;
 
-    if ((err = base_error(mdb_env_info(b->env, &info))) ||
-        (err = base_error(mdb_env_copy2(b->env, path, MDB_CP_COMPACT))))
+    if ((err = base_error(mdb_env_info(b->env, &info))) || (err = copy_pages(b, path)))
         return err;
     o.map_bytes = info.me_mapsize;
     err = copy_finish(&o);

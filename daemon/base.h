@@ -86,6 +86,8 @@ int base_sizes(struct base *b, uint64_t *ret_file_bytes, uint64_t *ret_in_use_by
 int base_check_readers(struct base *b); /* clears slots of dead processes; never blocks */
 /* Copies base compacted into path (a directory that exists): defragmentation. */
 int base_copy(struct base *b, const char *path);
+/* Any thread: the copy under way, and any later one, ends soon with -ECANCELED; what it has written stays. */
+void base_copy_give_up(struct base *b);
 /* Reads every row of every table and checks them against each other; time grows with the store. 0, or -EUCLEAN with
  * a word on the first damage in ret_what (may be NULL; a literal). Not while flush or sweep run. */
 int base_check(struct base *b, const char **ret_what);

@@ -6,6 +6,7 @@
  */
 #pragma once
 #include <lmdb.h>
+#include <pthread.h>
 #include "base.h"
 #include "err.h"
 
@@ -58,7 +59,10 @@ struct sweep_mark {
 struct base {
     MDB_env *env;
     MDB_dbi dbi[BASE_TABLES];
-    int dir_fd;
+    /* Protected by copy_mu: whoever gives a copy up does so in the middle of LMDB's writing it. */
+    pthread_mutex_t copy_mu;
+    int copy_fd, copy_dir_fd; /* what is being written, and where; -1: nothing */
+    bool copy_given_up;       /* for good */
     /* Below: the flush thread's alone. */
     uint64_t child_next;
     int64_t compact_rev; /* as last committed */

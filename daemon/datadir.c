@@ -293,6 +293,29 @@ int datadir_remove_base(struct datadir *d, unsigned base)
     return rc;
 }
 
+int datadir_remove_others(struct datadir *d)
+{
+    int fd = openat(d->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0, err;
+    struct dirent *e;
+    unsigned n;
+    char more;
+    DIR *dir;
+
+    if (fd < 0)
+        return -errno;
+    dir = fdopendir(fd);
+    if (dir == NULL) {
+        rc = -errno;
+        (void)close(fd); /* only read */
+        return rc;
+    }
+    while ((e = readdir(dir)) != NULL)
+        if (sscanf(e->d_name, "base-%u%c", &n, &more) == 1 && n != d->base && (err = datadir_remove_base(d, n)) != 0)
+            rc = err;
+    (void)closedir(dir);
+    return rc;
+}
+
 void datadir_close(struct datadir *d)
 {
     if (d->wal_fd >= 0)

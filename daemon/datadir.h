@@ -30,6 +30,8 @@ int datadir_commit(struct datadir *d);
 int datadir_switch(struct datadir *d, unsigned base);
 /* Removes base-N with its files. -errno. */
 int datadir_remove_base(struct datadir *d, unsigned base);
+/* Removes every base but d->base: what a crash has left of a copy, or of the one before a switch. -errno. */
+int datadir_remove_others(struct datadir *d);
 /* Makes base-N; path of it in ret_path (DATADIR_PATH_BYTES). -errno. */
 int datadir_make_base(struct datadir *d, unsigned base, char *ret_path);
 void datadir_base_path(const struct datadir *d, unsigned base, char *ret_path);

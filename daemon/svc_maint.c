@@ -241,7 +241,7 @@ static void defragment_resumed(struct call *c, struct call_resume *r)
     if (d->wait.err == -ENOSPC)
         call_fail_text(c, STATUS_RESOURCE_EXHAUSTED, "cairn: defragmenting needs room for a copy of the store");
     else if (d->wait.err)
-        call_fail(c, d->wait.err);
+        call_fail(c, d->wait.err == -ECANCELED ? ERR_STOPPED : d->wait.err);
     else
         call_answer(c, &resp.base); /* no header, as in etcd */
     call_unref(c);

@@ -209,6 +209,60 @@ static void copy(void)
     model_free(&m);
 }
 
+struct copying {
+    struct model *m;
+    const char *dir;
+    int err;
+};
+
+static void *copy_main(void *arg)
+{
+    struct copying *c = arg;
+
+    c->err = base_copy(c->m->base, c->dir);
+    return NULL;
+}
+
+/* Somebody who does not want the copy any more need not wait for it; the next one is not even begun. Whether it ends
+ * in the middle is a matter of luck: tried until it does. */
+static void copy_given_up(void)
+{
+    struct model m = {.value_max = 1 << 20};
+    char dir[80], path[100];
+    struct copying c = {&m, dir, 0};
+
+    short_keys(&m, 40);
+    model_new(&m);
+    for (int i = 0; i < 150; i++)
+        model_step(&m);
+    model_flush(&m);
+    snprintf(dir, sizeof dir, "%s.copy", m.dir);
+    snprintf(path, sizeof path, "%s/data.mdb", dir);
+    for (int i = 0; i < 20 && c.err == 0; i++) {
+        struct stat st = {0};
+        pthread_t thread;
+
+        REQUIRE(mkdir(dir, 0700) == 0);
+        REQUIRE(pthread_create(&thread, NULL, copy_main, &c) == 0);
+        while (stat(path, &st) < 0 || st.st_size == 0)
+            sched_yield();
+        base_copy_give_up(m.base);
+        pthread_join(thread, NULL);
+        REQUIRE(unlink(path) == 0);
+        CHECK(base_copy(m.base, dir) == -ECANCELED);
+        (void)unlink(path);
+        snprintf(path, sizeof path, "%s/lock.mdb", dir);
+        (void)unlink(path);
+        snprintf(path, sizeof path, "%s/data.mdb", dir);
+        REQUIRE(rmdir(dir) == 0);
+        base_close(m.base);
+        model_open(&m);
+    }
+    CHECK(c.err == -ECANCELED);
+    CHECK(base_check(m.base, NULL) == 0);
+    model_free(&m);
+}
+
 /* A full map is -ENOSPC, changes nothing, and may be tried again. */
 static void no_space(void)
 {
@@ -251,6 +305,7 @@ int main(void)
     TEST(one_hot_key);
     TEST(random_histories);
     TEST(copy);
+    TEST(copy_given_up);
     TEST(no_space);
     return tap_done();
 }

@@ -54,6 +54,11 @@ static void fresh_then_again(void)
     datadir_close(&d);
     REQUIRE(datadir_open(&d, path, "") == 0);
     CHECK(d.base == 2 && !exists("base-1"));
+    CHECK(datadir_make_base(&d, 1, base) == 0 && datadir_make_base(&d, 3, base) == 0 && datadir_make_base(&d, 30, base) == 0);
+    touch("base-30/data.mdb");
+    touch("base-4x");
+    CHECK(datadir_remove_others(&d) == 0);
+    CHECK(exists("base-2") && exists("base-4x") && !exists("base-1") && !exists("base-3") && !exists("base-30"));
     datadir_close(&d);
 }
 
