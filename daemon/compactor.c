@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* compactor.c - samples of the revision over time, and now and then a compaction to the oldest.
  *
- * Periodic: with a retention of P, the compaction is due every P (at most an hour); a tenth of that apart the revision
- * is noted, P / tenth + 1 notes are kept, and the oldest is what is compacted to. Revision mode: every five minutes, to
- * the newest minus the retention. Neither proposes the same revision twice.
+ * Periodic: with a retention of P, the first compaction is due after P, each further one P (at most an hour) after the
+ * last; a tenth of that apart the revision is noted, P / tenth + 1 notes are kept, and the oldest before this moment's
+ * own is what is compacted to. Revision mode: every five minutes, to the newest minus the retention. Neither proposes the
+ * same revision twice: with nothing new to give up, the next look is a tenth later.
  *
  * Owner: the compactor's thread.
  * Source: etcd v3.7.1 server/etcdserver/api/v3compactor/{periodic,revision}.go for the intervals.
@@ -70,22 +71,26 @@ static void sample(struct compactor *c)
     c->samples[(c->first + c->n++) % c->room] = store_revision(c->o.store);
 }
 
-/* 0: proposed, or nothing to do. */
+/* 0: proposed, or somebody else has compacted already; anything else: not now. */
 static int propose(struct compactor *c, int64_t revision)
 {
     Etcdserverpb__CompactionRequest req = ETCDSERVERPB__COMPACTION_REQUEST__INIT;
     uint8_t packed[32];
     int err;
 
-    if (revision <= 0 || revision == c->proposed || revision <= store_compact_revision(c->o.store))
+    if (revision <= 0 || revision == c->proposed)
+        return -EAGAIN;
+    c->proposed = revision;
+    if (revision <= store_compact_revision(c->o.store))
         return 0;
     req.revision = revision;
     assert(etcdserverpb__compaction_request__get_packed_size(&req) <= sizeof packed);
     err = apply_propose(c->o.apply, ENTRY_COMPACT,
                         slice_of(packed, etcdserverpb__compaction_request__pack(&req, packed)));
-    if (err)
+    if (err) {
+        c->proposed = 0;
         return err;
-    c->proposed = revision;
+    }
     log_info("compactor: compacting", LOG_INT("revision", revision));
     return 0;
 }
@@ -98,16 +103,14 @@ uint64_t compactor_step(struct compactor *c)
     if (now_ms < c->next_ms)
         return c->next_ms;
     c->next_ms = now_ms + c->every_ms;
+    if (c->o.mode == COMPACTOR_REVISION)
+        revision = store_revision(c->o.store) - c->o.retention_revisions;
+    else
+        revision = c->n ? c->samples[c->first] : 0;
+    if (now_ms >= c->due_ms && c->o.leads(c->o.leads_ctx) && propose(c, revision) == 0)
+        c->due_ms = now_ms + c->due_every_ms;
     if (c->o.mode == COMPACTOR_PERIODIC)
         sample(c);
-    if (now_ms < c->due_ms || !c->o.leads(c->o.leads_ctx))
-        return c->next_ms;
-    if (c->o.mode == COMPACTOR_PERIODIC)
-        revision = c->samples[c->first];
-    else
-        revision = store_revision(c->o.store) - c->o.retention_revisions;
-    if (propose(c, revision) == 0)
-        c->due_ms = now_ms + c->due_every_ms; /* else tried again with the next sample */
     return c->next_ms;
 }
 
