@@ -14,8 +14,9 @@ static const struct fixed {
     const char *name;
     enum cnode_kind kind;
 } fixed[] = {
-    {"status", CNODE_STATUS}, {"revision", CNODE_REVISION}, {"errors", CNODE_ERRORS}, {"config", CNODE_CONFIG},
-    {"keys", CNODE_KEYS},     {"events", CNODE_EVENTS},     {"wait", CNODE_WAIT},
+    {"status", CNODE_STATUS}, {"revision", CNODE_REVISION}, {"errors", CNODE_ERRORS},
+    {"config", CNODE_CONFIG}, {"keys", CNODE_KEYS},         {"events", CNODE_EVENTS},
+    {"wait", CNODE_WAIT},
 };
 #define N_FIXED (sizeof fixed / sizeof *fixed)
 
@@ -78,8 +79,14 @@ void cnode_stat(const struct control *c, const struct cnode *n, struct stat *ret
     const struct options *o = &c->fs->opt;
     mode_t mode = cnode_is_dir(n) ? S_IFDIR | 0700 : n->kind == CNODE_KEY ? S_IFREG | 0600 : S_IFREG | 0400;
 
-    *ret_st = (struct stat){.st_ino = n->nodeid, .st_mode = mode, .st_nlink = 1, .st_uid = o->uid, .st_gid = o->gid,
-                            .st_size = (off_t)n->size, .st_blocks = (blkcnt_t)((n->size + 511) / 512), .st_blksize = 1 << 20};
+    *ret_st = (struct stat){.st_ino = n->nodeid,
+                            .st_mode = mode,
+                            .st_nlink = 1,
+                            .st_uid = o->uid,
+                            .st_gid = o->gid,
+                            .st_size = (off_t)n->size,
+                            .st_blocks = (blkcnt_t)((n->size + 511) / 512),
+                            .st_blksize = 1 << 20};
     (void)clock_gettime(CLOCK_REALTIME, &ret_st->st_mtim); /* its text is made when it is read */
     ret_st->st_ctim = ret_st->st_atim = ret_st->st_mtim;
 }
@@ -159,7 +166,8 @@ static void reply_cnode(fuse_req_t req, struct control *c, struct cnode *n)
         control_forget(c, n->nodeid, 1);
 }
 
-/* A lookup in events/ or wait/, which mirror the directories; every other name is a key's, whether it exists or not. */
+/* A lookup in events/ or wait/, which mirror the directories; every other name is a key's, whether it
+ * exists or not. */
 struct mirror {
     struct op *op;
     enum cnode_kind kind; /* of the directory it is in */
@@ -197,7 +205,8 @@ static void mirror_lookup(fuse_req_t req, struct control *c, const struct cnode 
     struct mirror *m;
 
     if (strcmp(name, ".all") == 0) {
-        reply_cnode(req, c, cnode_get(c, dir->kind == CNODE_EVENTS ? CNODE_EVENT_FILE : CNODE_WAIT_FILE, dir->path));
+        reply_cnode(req, c,
+                    cnode_get(c, dir->kind == CNODE_EVENTS ? CNODE_EVENT_FILE : CNODE_WAIT_FILE, dir->path));
         return;
     }
     m = calloc(1, sizeof *m);
@@ -368,10 +377,12 @@ void control_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct
     else if ((size_t)off >= h->len)
         (void)fuse_reply_buf(req, NULL, 0);
     else
-        (void)fuse_reply_buf(req, (const char *)h->buf + off, size < h->len - (size_t)off ? size : h->len - (size_t)off);
+        (void)fuse_reply_buf(req, (const char *)h->buf + off,
+                             size < h->len - (size_t)off ? size : h->len - (size_t)off);
 }
 
-void control_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
+void control_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+                   struct fuse_file_info *fi)
 {
     struct chandle *h = chandle_of(fi);
     struct fs *fs = req_fs(req);
@@ -415,7 +426,8 @@ void control_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     chandle_free(h);
 }
 
-void control_setattr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, int to_set, struct fuse_file_info *fi)
+void control_setattr(fuse_req_t req, fuse_ino_t ino, const struct stat *attr, int to_set,
+                     struct fuse_file_info *fi)
 {
     struct chandle *h = fi ? chandle_of(fi) : NULL;
 
@@ -504,7 +516,11 @@ void control_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, str
         bool root = n->kind == CNODE_ROOT, is_dir = i < 2;
         size_t len;
 
-        name = i == 0 ? "." : i == 1 ? ".." : root && i - 2 < N_FIXED ? fixed[i - 2].name : !root && i == 2 ? ".all" : NULL;
+        name = i == 0                    ? "."
+               : i == 1                  ? ".."
+               : root && i - 2 < N_FIXED ? fixed[i - 2].name
+               : !root && i == 2         ? ".all"
+                                         : NULL;
         if (name == NULL)
             break;
         is_dir = is_dir || (root && fixed[i - 2].kind >= CNODE_KEYS);

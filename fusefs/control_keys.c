@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* control_keys.c - .etcd/keys: every key by its whole name, whatever the tree makes of it.
  *
- * A file here is read by one linearizable Range at open and written by one put at FLUSH, if it was written to, or at truncation.
- * Nothing is cached: this view is for the few keys that the tree cannot show, and for scripts that want bytes.
+ * A file here is read by one linearizable Range at open and written by one put at FLUSH, if it was written
+ * to, or at truncation. Nothing is cached: this view is for the few keys that the tree cannot show, and for
+ * scripts that want bytes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +21,7 @@ struct keys_op {
     struct op *op;
     struct control *control;
     struct client_call call;
-    char *name;          /* encoded */
+    char *name; /* encoded */
     struct chandle *h;
     struct fuse_file_info fi;
     bool create, guess;
@@ -316,12 +317,13 @@ void keys_unlink(fuse_req_t req, struct control *c, const char *name)
 
 /* ---- listing -------------------------------------------------------------------------------------- */
 
-/* An open listing: one page of names, and where the next begins. It is read from front to back, or anew from offset 0. */
+/* An open listing: one page of names, and where the next begins. It is read from front to back, or anew
+ * from offset 0. */
 struct keys_dir {
     struct control *control;
     struct client_call call;
-    struct op *op;    /* the READDIR that waits; NULL: none */
-    uint8_t *next;    /* the key the next page begins with; malloc'd */
+    struct op *op; /* the READDIR that waits; NULL: none */
+    uint8_t *next; /* the key the next page begins with; malloc'd */
     size_t next_len;
     bool end, released;
     char **names;
@@ -384,7 +386,8 @@ static bool take_page(struct keys_dir *d, const Etcdserverpb__RangeResponse *r)
     for (size_t i = 0; i < r->n_kvs; i++) {
         size_t room = r->kvs[i]->key.len * CODEC_EXPANSION + 8;
         char *name = malloc(room);
-        int len = name ? codec_encode_key(slice_of(r->kvs[i]->key.data, r->kvs[i]->key.len), name, room - 1) : -ENOMEM;
+        int len = name ? codec_encode_key(slice_of(r->kvs[i]->key.data, r->kvs[i]->key.len), name, room - 1)
+                       : -ENOMEM;
 
         if (len <= 0 || len > CODEC_NAME_MAX) { /* too long for the kernel: not here either */
             free(name);

@@ -41,7 +41,7 @@ struct chandle {
     fuse_req_t reader; /* a read that waits; NULL: none */
     size_t reader_size;
     struct fuse_pollhandle *poll;
-    bool lost; /* lines were dropped */
+    bool lost;  /* lines were dropped */
     bool woken; /* wait/: the change has come */
     struct timer keepalive;
     struct chandle *next, **prev;

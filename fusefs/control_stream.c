@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* control_stream.c - .etcd/events and .etcd/wait: reads that return when something changes.
  *
- * A stream holds what its reader has not read, up to STREAM_BACKLOG_BYTES; beyond it a gap line says that lines are missing.
- * A read that waits is answered by the next line, by an interrupt, or, where the kernel limits how old a request may
- * become, by a line of progress before that.
+ * A stream holds what its reader has not read, up to STREAM_BACKLOG_BYTES; beyond it a gap line says that
+ * lines are missing. A read that waits is answered by the next line, by an interrupt, or, where the kernel
+ * limits how old a request may become, by a line of progress before that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -183,8 +183,8 @@ static char *event_line(const struct key_event *ev, size_t *ret_len)
     fprintf(f, "{\"revision\":%ld,\"type\":\"%s\",", ev->meta.mod_rev, ev->is_delete ? "DELETE" : "PUT");
     json_field(f, "key", ev->key);
     if (!ev->is_delete) {
-        fprintf(f, ",\"create_revision\":%ld,\"version\":%ld,\"lease\":\"%lx\",", ev->meta.create_rev, ev->meta.version,
-                (unsigned long)ev->meta.lease);
+        fprintf(f, ",\"create_revision\":%ld,\"version\":%ld,\"lease\":\"%lx\",", ev->meta.create_rev,
+                ev->meta.version, (unsigned long)ev->meta.lease);
         json_field(f, "value", ev->value);
     }
     fputs("}\n", f);
@@ -220,7 +220,9 @@ void control_key_event(struct control *c, const struct key_event *ev)
 void control_gap(struct control *c, int64_t from_rev, int64_t to_rev)
 {
     char line[128];
-    int n = snprintf(line, sizeof line, "{\"type\":\"GAP\",\"from\":%ld,\"to\":%ld,\"reason\":\"compacted\"}\n", from_rev, to_rev);
+    int n =
+        snprintf(line, sizeof line, "{\"type\":\"GAP\",\"from\":%ld,\"to\":%ld,\"reason\":\"compacted\"}\n",
+                 from_rev, to_rev);
 
     for (struct chandle *h = c->streams; h; h = h->next) {
         add_line(h, line, (size_t)n);

@@ -14,15 +14,19 @@ static bool is_utf8(struct slice s)
 {
     for (size_t i = 0; i < s.len;) {
         uint8_t c = s.ptr[i];
-        size_t n = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+        size_t n = c < 0x80                ? 1
+                   : c >= 0xc2 && c < 0xe0 ? 2
+                   : c >= 0xe0 && c < 0xf0 ? 3
+                   : c >= 0xf0 && c < 0xf5 ? 4
+                                           : 0;
 
         if (n == 0 || i + n > s.len)
             return false;
         for (size_t k = 1; k < n; k++)
             if ((s.ptr[i + k] & 0xc0) != 0x80)
                 return false;
-        if ((c == 0xe0 && s.ptr[i + 1] < 0xa0) || (c == 0xed && s.ptr[i + 1] > 0x9f) || (c == 0xf0 && s.ptr[i + 1] < 0x90) ||
-            (c == 0xf4 && s.ptr[i + 1] > 0x8f))
+        if ((c == 0xe0 && s.ptr[i + 1] < 0xa0) || (c == 0xed && s.ptr[i + 1] > 0x9f) ||
+            (c == 0xf0 && s.ptr[i + 1] < 0x90) || (c == 0xf4 && s.ptr[i + 1] > 0x8f))
             return false; /* overlong, a surrogate, or beyond U+10FFFF */
         i += n;
     }
@@ -33,7 +37,8 @@ static void base64(FILE *f, struct slice s)
 {
     for (size_t i = 0; i < s.len; i += 3) {
         size_t n = s.len - i;
-        uint32_t v = (uint32_t)s.ptr[i] << 16 | (n > 1 ? (uint32_t)s.ptr[i + 1] << 8 : 0) | (n > 2 ? s.ptr[i + 2] : 0);
+        uint32_t v =
+            (uint32_t)s.ptr[i] << 16 | (n > 1 ? (uint32_t)s.ptr[i + 1] << 8 : 0) | (n > 2 ? s.ptr[i + 2] : 0);
 
         fprintf(f, "%c%c%c%c", digits[v >> 18], digits[v >> 12 & 63], n > 1 ? digits[v >> 6 & 63] : '=',
                 n > 2 ? digits[v & 63] : '=');
@@ -83,22 +88,26 @@ static void text_status(const struct control *c, FILE *f)
     overlay_get_stats(fs->overlay, &o);
     fputs("{\n  ", f);
     json_field(f, "endpoint", slice_str(h.endpoint ? h.endpoint : ""));
-    fprintf(f,
-            ",\n  \"connected\": %s,\n  \"quorum\": %s,\n  \"cluster_id\": \"%lx\",\n  \"member_id\": \"%lx\",\n"
-            "  \"raft_term\": %lu,\n  \"revision\": %ld,\n  \"watch\": {\"standing\": %s, \"revision\": %ld, \"stale_ms\": %ld,"
-            " \"events\": %lu, \"gaps\": %lu, \"restarts\": %lu, \"own\": %lu},\n",
-            h.connected ? "true" : "false", h.in_doubt ? "false" : "true", h.cluster_id, h.member_id, h.raft_term,
-            h.last_revision, w.watching ? "true" : "false", w.rev, w.stale_since_ms ? now - w.stale_since_ms : 0L, w.events,
-            w.gaps, w.restarts, w.own);
-    fprintf(f,
-            "  \"tree\": {\"nodes\": %lu, \"present\": %lu, \"directories_loaded\": %lu, \"value_bytes\": %lu,"
-            " \"unmapped_keys\": %lu},\n",
-            t.nodes, t.present, t.dirs_loaded, t.value_bytes, t.unmapped);
-    fprintf(f,
-            "  \"handles\": %lu,\n  \"commits\": {\"done\": %lu, \"failed\": %lu, \"under_way\": %lu},\n"
-            "  \"overlay\": {\"files\": %lu, \"bytes\": %lu, \"published\": %lu, \"dropped\": %lu, \"names\": [",
-            fs->n_handles, fs->n_commits, fs->n_commits_failed, fs->commits_in_flight, o.files, o.bytes, o.published,
-            o.dropped);
+    fprintf(
+        f,
+        ",\n  \"connected\": %s,\n  \"quorum\": %s,\n  \"cluster_id\": \"%lx\",\n  \"member_id\": \"%lx\",\n"
+        "  \"raft_term\": %lu,\n  \"revision\": %ld,\n  \"watch\": {\"standing\": %s, \"revision\": %ld, "
+        "\"stale_ms\": %ld,"
+        " \"events\": %lu, \"gaps\": %lu, \"restarts\": %lu, \"own\": %lu},\n",
+        h.connected ? "true" : "false", h.in_doubt ? "false" : "true", h.cluster_id, h.member_id, h.raft_term,
+        h.last_revision, w.watching ? "true" : "false", w.rev, w.stale_since_ms ? now - w.stale_since_ms : 0L,
+        w.events, w.gaps, w.restarts, w.own);
+    fprintf(
+        f,
+        "  \"tree\": {\"nodes\": %lu, \"present\": %lu, \"directories_loaded\": %lu, \"value_bytes\": %lu,"
+        " \"unmapped_keys\": %lu},\n",
+        t.nodes, t.present, t.dirs_loaded, t.value_bytes, t.unmapped);
+    fprintf(
+        f,
+        "  \"handles\": %lu,\n  \"commits\": {\"done\": %lu, \"failed\": %lu, \"under_way\": %lu},\n"
+        "  \"overlay\": {\"files\": %lu, \"bytes\": %lu, \"published\": %lu, \"dropped\": %lu, \"names\": [",
+        fs->n_handles, fs->n_commits, fs->n_commits_failed, fs->commits_in_flight, o.files, o.bytes,
+        o.published, o.dropped);
     for (const struct ofile *of = overlay_first(fs->overlay), *first = of; of; of = of->next)
         if (of->linked) {
             fputs(of == first ? "{" : ", {", f);
@@ -106,15 +115,16 @@ static void text_status(const struct control *c, FILE *f)
             fputc('}', f);
         }
     fprintf(f,
-            "]},\n  \"injectors\": {\"alive\": %u, \"injected\": %lu, \"failed\": %lu, \"dropped\": %lu, \"coalesced\": %lu,"
+            "]},\n  \"injectors\": {\"alive\": %u, \"injected\": %lu, \"failed\": %lu, \"dropped\": %lu, "
+            "\"coalesced\": %lu,"
             " \"killed\": %lu, \"waiting\": %u},\n",
             i.alive, i.injected, i.failed, i.dropped, i.coalesced, i.killed, i.waiting);
     fprintf(f,
             "  \"invalidations\": {\"done\": %lu, \"waiting\": %u, \"raced\": %lu, \"skipped_unknown\": %lu,"
             " \"skipped_unwatched\": %lu, \"scans\": %lu},\n",
             n.invalidated, n.waiting, n.raced, n.skipped_unknown, n.skipped_unwatched, n.scans);
-    fprintf(f, "  \"calls\": {\"under_way\": %u, \"total\": %lu, \"failed\": %lu, \"failovers\": %lu}\n}\n", h.calls,
-            h.calls_total, h.failed_total, h.failovers_total);
+    fprintf(f, "  \"calls\": {\"under_way\": %u, \"total\": %lu, \"failed\": %lu, \"failovers\": %lu}\n}\n",
+            h.calls, h.calls_total, h.failed_total, h.failovers_total);
 }
 
 static void text_config(const struct control *c, FILE *f)
@@ -122,10 +132,12 @@ static void text_config(const struct control *c, FILE *f)
     const struct options *o = &c->fs->opt;
 
     fprintf(f, "source=%s\nmountpoint=%s\n", o->source, o->mountpoint);
-    fprintf(f, "cached=%d\nlinear=%d\nstrict=%d\nmeta=%s\nevents=%s\ncommit=%s\nconflict=%s\ndirmarkers=%s\noverlay=%s\n",
-            o->cached, o->linear, o->strict, o->meta_ignore ? "ignore" : "fail", o->events_modify ? "modify" : "full",
-            o->commit_write ? "write" : "close", o->conflict_fail ? "fail" : "last", o->dirmarkers ? "on" : "off",
-            o->overlay ? "on" : "off");
+    fprintf(f,
+            "cached=%d\nlinear=%d\nstrict=%d\nmeta=%s\nevents=%s\ncommit=%s\nconflict=%s\ndirmarkers=%"
+            "s\noverlay=%s\n",
+            o->cached, o->linear, o->strict, o->meta_ignore ? "ignore" : "fail",
+            o->events_modify ? "modify" : "full", o->commit_write ? "write" : "close",
+            o->conflict_fail ? "fail" : "last", o->dirmarkers ? "on" : "off", o->overlay ? "on" : "off");
     fprintf(f, "grace=%ld\ntimeout=%ld\nmax-request-bytes=%lu\n", o->grace_ms / 1000, o->timeout_ms / 1000,
             o->max_request_bytes);
     fputs("overlay-editors=.*.sw? .*.swpx *~ #*# .#* .goutputstream-* .~lock.*# .nfs* .fuse_hidden*\n"

@@ -68,7 +68,8 @@ static void idle_fire(struct timer *t)
         handle_commit_quietly(h);
 }
 
-struct handle *handle_new(struct fs *fs, struct node *node, struct ofile *ofile, int flags, pid_t tid, struct value *pin)
+struct handle *handle_new(struct fs *fs, struct node *node, struct ofile *ofile, int flags, pid_t tid,
+                          struct value *pin)
 {
     struct handle *h = calloc(1, sizeof *h);
     struct file_state *s = node ? file_state(node) : NULL;
@@ -78,8 +79,15 @@ struct handle *handle_new(struct fs *fs, struct node *node, struct ofile *ofile,
         value_unref(pin);
         return NULL;
     }
-    *h = (struct handle){.fs = fs, .node = node_ref(node), .ofile = ofile, .flags = flags, .tid = tid, .pin = pin,
-                         .writable = (flags & O_ACCMODE) != O_RDONLY, .idle.fire = idle_fire, .now.cut = SIZE_MAX};
+    *h = (struct handle){.fs = fs,
+                         .node = node_ref(node),
+                         .ofile = ofile,
+                         .flags = flags,
+                         .tid = tid,
+                         .pin = pin,
+                         .writable = (flags & O_ACCMODE) != O_RDONLY,
+                         .idle.fire = idle_fire,
+                         .now.cut = SIZE_MAX};
     if (h->writable)
         h->tgid = thread_group(tid);
     if (s) {
@@ -282,7 +290,8 @@ const uint8_t *handle_read(const struct handle *h, size_t off, size_t size, size
 
 int handle_check_size(const struct handle *h, size_t len)
 {
-    size_t key_len = h->node ? strlen(h->node->name) : 0; /* the exact key costs a walk; the rest is in the overhead */
+    size_t key_len =
+        h->node ? strlen(h->node->name) : 0; /* the exact key costs a walk; the rest is in the overhead */
 
     for (const struct node *n = h->node ? h->node->parent : NULL; n; n = n->parent)
         key_len += n->name_len + 1u;
@@ -392,7 +401,8 @@ static void touched(struct handle *h)
 {
     h->writes++;
     session_timer_set(&h->fs->session, &h->idle,
-                      appends(h) && h->appends >= HANDLE_APPEND_EAGER ? HANDLE_APPEND_IDLE_MS : HANDLE_IDLE_MS);
+                      appends(h) && h->appends >= HANDLE_APPEND_EAGER ? HANDLE_APPEND_IDLE_MS
+                                                                      : HANDLE_IDLE_MS);
 }
 
 int handle_write(struct handle *h, const void *data, size_t off, size_t size)

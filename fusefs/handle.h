@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* handle.h - open files: what a reader is pinned to, what a writer has not yet published, and when it is (A.5).
+/* handle.h - open files: what a reader is pinned to, what a writer has not published, and when it is (A.5).
  *
- * A handle reads one revision: its pin. The first write (or truncation) gives it a buffer, begun from the pin; from
- * then on it reads its buffer. The buffer is published
+ * A handle reads one revision: its pin. The first write (or truncation) gives it a buffer, begun from the
+ * pin; from then on it reads its buffer. The buffer is published
  *
  *     at fsync; at a FLUSH by the process that opened it, if data came; at release; 5 s after the last write;
  *     an appending one: at each write, after the third at FLUSH or 100 ms after the last.
  *
  * What is published, and against what:
- *     whole    truncated to nothing or created by this handle: replaces whatever is there (conflict=fail: compared)
- *     pieces   written in place: compared with the pin's revision; on conflict the pieces are laid over the new value
+ *     whole    truncated to nothing or created by this handle: replaces what is there
+ *     pieces   written in place: compared with the pin's revision; if it moved, laid over the new value
  *     append   the bytes are put behind whatever is there
  *
  * struct file_state hangs at node->ext while a node has handles or waits in limbo.
@@ -32,12 +32,12 @@ struct extent {
 
 /* What a buffer changes of its base. */
 struct changes {
-    bool whole;                      /* nothing of the base is left */
-    bool resized;                    /* pieces: the length was set */
-    size_t cut;                      /* pieces: the smallest length it was truncated to */
-    size_t append_from;              /* an appending handle: buf[append_from..len) is to be appended */
-    size_t len;                      /* sent: of the buffer then */
-    struct extent *extents;          /* pieces written, sorted, apart from each other */
+    bool whole;             /* nothing of the base is left */
+    bool resized;           /* pieces: the length was set */
+    size_t cut;             /* pieces: the smallest length it was truncated to */
+    size_t append_from;     /* an appending handle: buf[append_from..len) is to be appended */
+    size_t len;             /* sent: of the buffer then */
+    struct extent *extents; /* pieces written, sorted, apart from each other */
     uint32_t n_extents, room;
 };
 
@@ -50,41 +50,41 @@ struct commit_wait {
 
 struct handle {
     struct fs *fs;
-    struct handle *next, **prev;     /* of all */
-    struct handle *node_next;        /* of its node */
-    struct node *node;               /* ref'd; NULL: the overlay's */
-    struct ofile *ofile;             /* counted; NULL: the tree's */
-    int flags;                       /* of open(2) */
-    pid_t tid, tgid;                 /* of the opener */
-    struct value *pin;               /* NULL: the key was absent */
+    struct handle *next, **prev; /* of all */
+    struct handle *node_next;    /* of its node */
+    struct node *node;           /* ref'd; NULL: the overlay's */
+    struct ofile *ofile;         /* counted; NULL: the tree's */
+    int flags;                   /* of open(2) */
+    pid_t tid, tgid;             /* of the opener */
+    struct value *pin;           /* NULL: the key was absent */
     bool writable, cached;
-    bool unborn;                     /* this handle creates the key */
-    bool orphan;                     /* the name was unlinked here: nothing will be published */
-    bool released;                   /* the kernel has let go of it */
-    int refused;                     /* a write was refused with this: what the buffer holds is not what was meant */
+    bool unborn;   /* this handle creates the key */
+    bool orphan;   /* the name was unlinked here: nothing will be published */
+    bool released; /* the kernel has let go of it */
+    int refused;   /* a write was refused with this: what the buffer holds is not what was meant */
     /* From the first write on: */
     uint8_t *buf;
     size_t len, room;
     bool has_buf;
-    bool data, mark;                 /* unpublished: bytes written; a truncation or creation */
-    unsigned appends;                /* writes with O_APPEND */
-    struct changes now;              /* since the last commit began */
+    bool data, mark;    /* unpublished: bytes written; a truncation or creation */
+    unsigned appends;   /* writes with O_APPEND */
+    struct changes now; /* since the last commit began */
     /* Publishing: */
     uint64_t writes, committing, committed; /* numbers of writes: made, in the commit under way, published */
-    bool busy;                       /* a commit is under way, of: */
+    bool busy;                              /* a commit is under way, of: */
     struct changes sent;
     unsigned retries;
     int64_t deadline_ms;
     struct commit_wait *waits;
     struct timer idle;
-    int64_t expected_rev;            /* conflict=fail: what a whole rewrite compares with */
+    int64_t expected_rev; /* conflict=fail: what a whole rewrite compares with */
 };
 
 struct file_state {
     struct handle *handles;
-    unsigned unborn;      /* handles that are creating it: it is shown here although the key is absent */
-    struct ofile *limbo;  /* renamed to this editors' name: hidden here, nothing else yet */
-    int last_err;         /* of the last failed commit: user.etcd.error */
+    unsigned unborn;     /* handles that are creating it: it is shown here although the key is absent */
+    struct ofile *limbo; /* renamed to this editors' name: hidden here, nothing else yet */
+    int last_err;        /* of the last failed commit: user.etcd.error */
     char *last_text;
 };
 
@@ -99,8 +99,10 @@ void file_state_drop(struct node *n);
 /* Shown here: present, or being created; and not in limbo. */
 bool node_visible(const struct node *n);
 
-/* pin: one reference, taken over; NULL: absent. Exactly one of node and ofile. NULL: no memory (pin is released). */
-struct handle *handle_new(struct fs *fs, struct node *node, struct ofile *ofile, int flags, pid_t tid, struct value *pin);
+/* pin: one reference, taken over; NULL: absent. Exactly one of node and ofile. NULL: no memory (pin is
+ * released). */
+struct handle *handle_new(struct fs *fs, struct node *node, struct ofile *ofile, int flags, pid_t tid,
+                          struct value *pin);
 /* At once: for one that was never handed to the kernel, or has nothing to publish. */
 void handle_free(struct handle *h);
 /* Publishes what is left and frees it. */
@@ -118,8 +120,8 @@ size_t handle_size_after(const struct handle *h, size_t off, size_t size);
 int handle_write(struct handle *h, const void *data, size_t off, size_t size);
 int handle_truncate(struct handle *h, size_t len);
 
-/* A write was refused: nothing of this handle is published any more until it is truncated to nothing, or a part would stand
- * for the whole. Appends stand for themselves. */
+/* A write was refused: nothing of this handle is published any more until it is truncated to nothing, or a
+ * part would stand for the whole. Appends stand for themselves. */
 void handle_refuse(struct handle *h, int err);
 
 static inline bool handle_dirty(const struct handle *h)
@@ -148,7 +150,8 @@ void handles_move(struct node *from, struct node *to);
 /* An overlay file has become a key: its handles go on as the key's. */
 void handles_publish(struct fs *fs, struct ofile *of, struct node *to, struct value *v);
 
-/* The kernel has let go of a handle of this node whose commit is still under way: w waits for it. False: there is none. */
+/* The kernel has let go of a handle of this node whose commit is still under way: w waits for it. False:
+ * there is none. */
 bool handle_wait_released(struct node *n, struct commit_wait *w);
 
 /* handle_commit.c, for handle.c */

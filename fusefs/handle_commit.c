@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle_commit.c - publishing what a handle holds (A.5): one transaction at a time for each handle.
  *
- *     whole    exists? put, lease kept : put              retried the other way round when that changed meanwhile
+ *     whole    exists? put, lease kept : put              the other way round if that changed
  *     pieces   mod_revision = base's ? put, lease kept    : lay the pieces over what is there and try again
  *     append   the same, with the new bytes behind what is there
  *
- * A value is sent once: "put with its lease kept" needs an existing key, so which of the two puts applies is guessed from
- * the tree and corrected by the compare, instead of carrying the bytes in both branches.
+ * A value is sent once: "put with its lease kept" needs an existing key, so which of the two puts applies
+ * is guessed from the tree and corrected by the compare, instead of carrying the bytes in both branches.
  *
- * What is written while a commit is under way counts from that commit's value on: h->sent is what the commit publishes,
- * h->now begins anew.
+ * What is written while a commit is under way counts from that commit's value on: h->sent is what the
+ * commit publishes, h->now begins anew.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +28,8 @@ static bool appending(const struct handle *h, const struct changes *c)
 }
 
 /* The changes c, made in a buffer buf that is `len` long, laid over base. NULL: no memory. */
-static struct value *compose(const struct handle *h, const struct changes *c, size_t len, const struct value *base)
+static struct value *compose(const struct handle *h, const struct changes *c, size_t len,
+                             const struct value *base)
 {
     size_t base_len = base ? base->meta.size : 0, kept = base_len < c->cut ? base_len : c->cut;
     size_t end = c->n_extents ? c->extents[c->n_extents - 1].to : 0, total;

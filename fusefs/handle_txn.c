@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle_txn.c - one change of the store (see handle_txn.h).
  *
- * After each put the transaction reads the key's metadata back (keys_only), so that version, lease and create_revision are known
- * without another question.
+ * After each put the transaction reads the key's metadata back (keys_only), so that version, lease and
+ * create_revision are known without another question.
  */
 #include "handle_txn.h"
 
@@ -104,7 +104,8 @@ static struct slice txn_copy(struct txn *t, struct slice s)
     return copy;
 }
 
-void txn_compare(struct txn *t, struct slice key, struct slice end, enum txn_target target, enum txn_test test, int64_t rev)
+void txn_compare(struct txn *t, struct slice key, struct slice end, enum txn_target target,
+                 enum txn_test test, int64_t rev)
 {
     Etcdserverpb__Compare *c = txn_alloc(t, sizeof *c);
 
@@ -134,7 +135,8 @@ static Etcdserverpb__RequestOp *add_op(struct txn *t, bool on_success)
 {
     Etcdserverpb__RequestOp *op = txn_alloc(t, sizeof *op);
     size_t *n = on_success ? &t->req.n_success : &t->req.n_failure;
-    size_t room = on_success ? sizeof t->success / sizeof *t->success : sizeof t->failure / sizeof *t->failure;
+    size_t room =
+        on_success ? sizeof t->success / sizeof *t->success : sizeof t->failure / sizeof *t->failure;
 
     if (op == NULL || *n == room) {
         t->no_memory = true;
@@ -176,7 +178,8 @@ static void put_add(struct txn *t, struct slice key, struct value *value, int64_
     p->lease = p->ignore_lease ? 0 : lease;
     op->request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT;
     op->request_put = p;
-    t->puts[t->n_puts++] = (struct put){.key = key, .value = value_ref(value), .fresh = fresh, .lease = lease};
+    t->puts[t->n_puts++] =
+        (struct put){.key = key, .value = value_ref(value), .fresh = fresh, .lease = lease};
     if (!fresh)
         add_range(t, key, true, true);
 }
@@ -266,7 +269,8 @@ static void txn_finish(struct txn *t, int err)
                 continue; /* the watch will tell */
             n = tree_learn_put(t->fs->tree, p->key, &p->meta, p->value, true);
             if (n && n->nlookup)
-                notify_attributes(t->fs->notify, n->nodeid); /* before any reply: the kernel may hold the old size */
+                notify_attributes(t->fs->notify,
+                                  n->nodeid); /* before any reply: the kernel may hold the old size */
         }
         t->fs->nospace = false;
     } else
@@ -281,8 +285,11 @@ static void txn_finish(struct txn *t, int err)
 
 static struct key_meta meta_of(const Mvccpb__KeyValue *kv)
 {
-    return (struct key_meta){.create_rev = kv->create_revision, .mod_rev = kv->mod_revision, .version = kv->version,
-                             .lease = kv->lease, .size = kv->value.len};
+    return (struct key_meta){.create_rev = kv->create_revision,
+                             .mod_rev = kv->mod_revision,
+                             .version = kv->version,
+                             .lease = kv->lease,
+                             .size = kv->value.len};
 }
 
 static void take_success(struct txn *t, const Etcdserverpb__TxnResponse *r)
@@ -296,7 +303,8 @@ static void take_success(struct txn *t, const Etcdserverpb__TxnResponse *r)
                r->responses[at]->response_case != ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_RANGE)
             at++;
         if (p->fresh)
-            p->meta = (struct key_meta){.create_rev = t->rev, .mod_rev = t->rev, .version = 1, .lease = p->lease};
+            p->meta =
+                (struct key_meta){.create_rev = t->rev, .mod_rev = t->rev, .version = 1, .lease = p->lease};
         else if (at < r->n_responses && r->responses[at]->response_range->n_kvs == 1)
             p->meta = meta_of(r->responses[at]->response_range->kvs[0]);
         at += !p->fresh;
@@ -313,7 +321,8 @@ static void take_failure(struct txn *t, const Etcdserverpb__TxnResponse *r)
         const Etcdserverpb__ResponseOp *op = r->responses[i];
         struct value *v = NULL;
 
-        if (op->response_case == ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_RANGE && op->response_range->n_kvs == 1) {
+        if (op->response_case == ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_RANGE &&
+            op->response_range->n_kvs == 1) {
             const Mvccpb__KeyValue *kv = op->response_range->kvs[0];
             struct key_meta meta = meta_of(kv);
 
@@ -355,8 +364,9 @@ static void reread_done(struct client_call *call)
         struct put *p = &t->puts[0];
         const Mvccpb__KeyValue *kv = r->n_kvs == 1 ? r->kvs[0] : NULL;
 
-        happened = kv && kv->mod_revision > t->lease_doubt &&
-                   slice_eq(slice_of(kv->value.data, kv->value.len), slice_of(p->value->bytes, p->value->meta.size));
+        happened =
+            kv && kv->mod_revision > t->lease_doubt &&
+            slice_eq(slice_of(kv->value.data, kv->value.len), slice_of(p->value->bytes, p->value->meta.size));
         if (happened) {
             p->meta = meta_of(kv);
             p->meta.hash = p->value->meta.hash;
@@ -476,7 +486,9 @@ static void gate_quorum(struct client_call *call)
     if (call->outcome != CLIENT_OK) {
         int err = client_errno(call, CLIENT_USE_WRITE);
 
-        g->err = call->outcome == CLIENT_REFUSED && err == EACCES ? 0 : EROFS; /* a refused read is an answer, too */
+        g->err = call->outcome == CLIENT_REFUSED && err == EACCES
+                     ? 0
+                     : EROFS; /* a refused read is an answer, too */
     }
     gate_part(g);
 }

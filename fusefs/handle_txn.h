@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle_txn.h - one change of the store: a transaction, its doubts and what the tree learns from it.
  *
- * Every change the mount makes is a struct txn: compares, operations, keys whose present state to tell on refusal. Running it
- * means: wait for a confirmed quorum (at most the grace of A.12), tell the feed which keys are about to change, send once,
- * and, should the outcome be unknown, read the first key that changes until it shows the outcome or time is up (never send again).
+ * Every change the mount makes is a struct txn: compares, operations, keys whose present state to tell on
+ * refusal. Running it means: wait for a confirmed quorum (at most the grace of A.12), tell the feed which
+ * keys are about to change, send once, and, should the outcome be unknown, read the first key that changes
+ * until it shows the outcome or time is up (never send again).
  *
- * Owner: the core thread. Memory: the txn copies keys and holds references to values; it frees itself after done.
+ * Owner: the core thread. Memory: the txn copies keys and holds references to values; it frees itself after
+ * done.
  */
 #pragma once
 #include "client.h"
@@ -17,8 +19,9 @@ struct txn;
 
 #define TXN_IGNORE_LEASE (-1) /* as lease of txn_put: keep whatever lease the key has; the key must exist */
 
-/* err: 0 carried out; -1 the compares failed; else a positive errno (nothing was done, or ETIMEDOUT: nobody knows). During done the
- * accessors below work. On 0 the tree has learned the puts and deletes, and the kernel's attributes of them are dropped. */
+/* err: 0 carried out; -1 the compares failed; else a positive errno (nothing was done, or ETIMEDOUT: nobody
+ * knows). During done the accessors below work. On 0 the tree has learned the puts and deletes, and the
+ * kernel's attributes of them are dropped. */
 typedef void txn_done_fn(struct txn *t, void *arg, int err);
 
 struct txn *txn_new(struct fs *fs, txn_done_fn *done, void *arg); /* NULL: no memory */
@@ -26,8 +29,10 @@ struct txn *txn_new(struct fs *fs, txn_done_fn *done, void *arg); /* NULL: no me
 enum txn_target { TXN_CREATE_REV, TXN_MOD_REV };
 enum txn_test { TXN_EQUAL, TXN_GREATER, TXN_LESS };
 
-/* Each of these remembers a failure of memory, which txn_run then answers with ENOMEM. end: SLICE_NONE for one key. */
-void txn_compare(struct txn *t, struct slice key, struct slice end, enum txn_target target, enum txn_test test, int64_t rev);
+/* Each of these remembers a failure of memory, which txn_run then answers with ENOMEM. end: SLICE_NONE for
+ * one key. */
+void txn_compare(struct txn *t, struct slice key, struct slice end, enum txn_target target,
+                 enum txn_test test, int64_t rev);
 void txn_put(struct txn *t, struct slice key, struct value *value, int64_t lease);
 /* The compares make sure that the key is absent: what it will be is known, and not read back. */
 void txn_put_new(struct txn *t, struct slice key, struct value *value, int64_t lease);

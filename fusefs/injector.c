@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* injector.c - does system calls on the mount on the core's order (see injector.h).
  *
- * One order at a time: walk to the directory by name, check that it is still on our mount, do the call relative to
- * that descriptor, close it, answer. The directory is walked in pieces, so a path longer than PATH_MAX works.
+ * One order at a time: walk to the directory by name, check that it is still on our mount, do the call
+ * relative to that descriptor, close it, answer. The directory is walked in pieces, so a path longer than
+ * PATH_MAX works.
  */
 #include "injector.h"
 
@@ -30,7 +31,8 @@ static bool on_device(int fd, uint64_t dev)
            makedev(st.stx_dev_major, st.stx_dev_minor) == dev;
 }
 
-/* Opens dir (relative to the mount point, '/'-separated; changed by the walk) with O_PATH. Descriptor or -errno. */
+/* Opens dir (relative to the mount point, '/'-separated; changed by the walk) with O_PATH. Descriptor or
+ * -errno. */
 static int walk(const char *mountpoint, char *dir, uint64_t dev)
 {
     int fd = open(mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -172,8 +174,8 @@ void injector_main(int sock, const char *mountpoint)
     static char buf[INJECT_ORDER_BYTES];
 
     (void)prctl(PR_SET_NAME, "cairnfs-inject"); /* for the reader of ps */
-    (void)umask(0); /* the modes we pass are the modes we mean */
-    (void)chdir("/"); /* hold nothing */
+    (void)umask(0);                             /* the modes we pass are the modes we mean */
+    (void)chdir("/");                           /* hold nothing */
     for (;;) {
         struct inject_order o;
         struct inject_result r = {0};

@@ -113,8 +113,11 @@ static size_t order_pack(const struct slot *s, const struct change_event *ev, ch
     bool move = ev->kind == CHANGE_MOVE;
     const char *path = move ? ev->from_path : ev->path, *name = move ? ev->from_name : ev->name;
     struct stat st = {.st_mode = 0644};
-    struct inject_order o = {.id = s->order_id, .dev = s->pool->cfg.session->dev, .size = ev->size,
-                             .type = order_type(s->pool, ev), .dir_len = (uint32_t)dir_len(path, name),
+    struct inject_order o = {.id = s->order_id,
+                             .dev = s->pool->cfg.session->dev,
+                             .size = ev->size,
+                             .type = order_type(s->pool, ev),
+                             .dir_len = (uint32_t)dir_len(path, name),
                              .name_len = (uint32_t)strlen(name)};
     size_t at = sizeof o;
 
@@ -220,7 +223,8 @@ static void slot_ready(struct source *src)
     if (n == sizeof r && s->current && r.id == s->order_id) {
         slot_finish(s, r.err);
         slot_next(s);
-    } else if (n == 0 || (n > 0 && n != sizeof r) || (n < 0 && s->source.fd >= 0 && errno != EAGAIN && errno != EINTR))
+    } else if (n == 0 || (n > 0 && n != sizeof r) ||
+               (n < 0 && s->source.fd >= 0 && errno != EAGAIN && errno != EINTR))
         slot_abandon(s);
 }
 
@@ -266,14 +270,16 @@ static void dead(struct injector_pool *p, const struct spawner_event *e)
 
 static void spawner_ready(struct source *src)
 {
-    struct injector_pool *p = (struct injector_pool *)((char *)src - offsetof(struct injector_pool, spawner_source));
+    struct injector_pool *p =
+        (struct injector_pool *)((char *)src - offsetof(struct injector_pool, spawner_source));
 
     for (;;) {
         struct spawner_event e;
 
         if (p->spawner.fd >= 0)
             src->fd = p->spawner.fd;
-        e = spawner_next(&p->spawner); /* closes the descriptor when the spawner is lost; epoll forgets it then */
+        e = spawner_next(
+            &p->spawner); /* closes the descriptor when the spawner is lost; epoll forgets it then */
         if (e.type == SPAWNER_BORN)
             born(p, &e);
         else if (e.type == SPAWNER_DEAD)
@@ -351,7 +357,8 @@ void injector_pool_close(struct injector_pool *p)
     free(p);
 }
 
-/* Under load, a new value replaces a waiting MODIFY of the same file: the watcher is told once, with the newest size. */
+/* Under load, a new value replaces a waiting MODIFY of the same file: the watcher is told once, with the
+ * newest size. */
 static bool coalesce(struct slot *s, const struct change_event *ev)
 {
     unsigned looked = 0;

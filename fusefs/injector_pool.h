@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* injector_pool.h - the core's side of the injectors: queues, one order at a time each, deadlines.
  *
- * Changes of one directory always go to the same injector, in their order. An injector that does not answer within
- * INJECT_TIMEOUT_MS (a directory's lock is held by a request that waits, say) is killed and replaced; until the kernel
- * lets go of it, what was announced to it is still answered as an injection.
+ * Changes of one directory always go to the same injector, in their order. An injector that does not answer
+ * within INJECT_TIMEOUT_MS (a directory's lock is held by a request that waits, say) is killed and
+ * replaced; until the kernel lets go of it, what was announced to it is still answered as an injection.
  *
  * Owner: the core thread.
  */
@@ -39,7 +39,8 @@ void injector_pool_push(struct injector_pool *p, struct change_event *ev);
 /* What was announced to the injector with this thread id; NULL: it is none, or has nothing to do. */
 struct change_event *injector_pool_match(struct injector_pool *p, pid_t pid);
 
-/* Is an injection about this name waiting or under way? Then nobody may be told that the name's absence can be cached. */
+/* Is an injection about this name waiting or under way? Then nobody may be told that the name's absence can
+ * be cached. */
 bool injector_pool_pending(const struct injector_pool *p);
 
 struct injector_stats {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* main.c - cairnfs: mounts the keys of an etcd v3 cluster.
  *
- * Order of start: options; a dead mount of ours is detached; the daemon forks, its parent waits on a pipe for one line; the
- * spawner is forked; only then gRPC and its threads; when the first watch stands, the mount. What fails before the mount
- * stands is said on the caller's stderr, with exit status 1.
+ * Order of start: options; a dead mount of ours is detached; the daemon forks, its parent waits on a pipe
+ * for one line; the spawner is forked; only then gRPC and its threads; when the first watch stands, the
+ * mount. What fails before the mount stands is said on the caller's stderr, with exit status 1.
  *
- * Order of stop (signal, or umount): what is dirty or temporary is committed, within a deadline; injections end; the
- * mount goes; threads end.
+ * Order of stop (signal, or umount): what is dirty or temporary is committed, within a deadline; injections
+ * end; the mount goes; threads end.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -57,7 +57,7 @@ static void daemonize(void)
     }
     (void)close(fds[0]); /* the parent's */
     parent_fd = fds[1];
-    (void)setsid(); /* cannot fail: a child leads no group */
+    (void)setsid();   /* cannot fail: a child leads no group */
     (void)chdir("/"); /* hold no directory */
 }
 
@@ -157,8 +157,11 @@ static void on_signal(struct session *s)
 static int open_store(struct fs *fs)
 {
     struct client_config cc = {.n_endpoints = fs->opt.n_endpoints, .timeout_ms = fs->opt.timeout_ms};
-    struct tree_config tc = {.prefix = fs->opt.prefix, .file_mode = 0666 & ~fs->opt.umask,
-                             .dir_mode = 0777 & ~fs->opt.umask, .uid = fs->opt.uid, .gid = fs->opt.gid};
+    struct tree_config tc = {.prefix = fs->opt.prefix,
+                             .file_mode = 0666 & ~fs->opt.umask,
+                             .dir_mode = 0777 & ~fs->opt.umask,
+                             .uid = fs->opt.uid,
+                             .gid = fs->opt.gid};
     const struct feed_sink sink = {fs, on_key_event, on_change, NULL, on_gap, on_feed_ready};
     int rc;
 
@@ -166,7 +169,8 @@ static int open_store(struct fs *fs)
         cc.endpoints[i] = fs->opt.endpoints[i];
     rc = client_open(&cc, &fs->client);
     if (rc) {
-        fail("%s: %s", fs->opt.source, rc == -EINVAL ? "an endpoint is not one that can be connected to" : strerror(-rc));
+        fail("%s: %s", fs->opt.source,
+             rc == -EINVAL ? "an endpoint is not one that can be connected to" : strerror(-rc));
         return rc;
     }
     fs->client_source = (struct source){client_fd(fs->client), client_ready};
@@ -200,7 +204,8 @@ static int await_store(struct fs *fs)
     if (fs->feed_ready)
         return 0;
     if (!fs->session.stop)
-        fail("%s: no endpoint answered within %ld s. Is the server running, and is this its client address? Nothing was "
+        fail("%s: no endpoint answered within %ld s. Is the server running, and is this its client address? "
+             "Nothing was "
              "mounted",
              fs->opt.source, (long)(fs->opt.timeout_ms / 1000));
     return -ETIMEDOUT;
@@ -214,11 +219,13 @@ static int mount_it(struct fs *fs)
     for (char *p = source; p && *p; p++)
         if (*p == ',')
             *p = ';'; /* -o has no way to quote it; only what df shows */
-    if (source && asprintf(&options, "fsname=%s,subtype=cairnfs%s%s", source,
-                           fs->opt.allow_other ? ",allow_other,default_permissions" : "", fs->opt.fuse_options) >= 0) {
+    if (source &&
+        asprintf(&options, "fsname=%s,subtype=cairnfs%s%s", source,
+                 fs->opt.allow_other ? ",allow_other,default_permissions" : "", fs->opt.fuse_options) >= 0) {
         rc = session_mount(&fs->session, &ops_table, sizeof ops_table, options, fs->opt.mountpoint);
         if (rc)
-            fail("%s: cannot mount there (%s)", fs->opt.mountpoint, rc == -EINVAL ? "an option is wrong" : "see above");
+            fail("%s: cannot mount there (%s)", fs->opt.mountpoint,
+                 rc == -EINVAL ? "an option is wrong" : "see above");
     }
     free(options);
     free(source);
@@ -248,7 +255,8 @@ static int check_mountpoint(const char *path)
 
 static void commit_all(struct fs *fs)
 {
-    int64_t deadline = client_now_ms() + (fs->opt.timeout_ms < STOP_TIMEOUT_MS ? fs->opt.timeout_ms : STOP_TIMEOUT_MS);
+    int64_t deadline =
+        client_now_ms() + (fs->opt.timeout_ms < STOP_TIMEOUT_MS ? fs->opt.timeout_ms : STOP_TIMEOUT_MS);
 
     overlay_flush(fs->overlay);
     for (struct handle *h = fs->handles; h; h = h->next)

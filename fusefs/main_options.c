@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* main_options.c - the command line of cairnfs. Source of the words: MOUNT.md; mount(8), fstab(5) for what mount passes. */
+/* main_options.c - the command line of cairnfs. Source of what mount(8) passes: mount(8), fstab(5). */
 #include "main_options.h"
 
 #include <ctype.h>
@@ -10,14 +10,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define VERSION "0.1.0"
+#define VERSION           "0.1.0"
 #define MAX_REQUEST_BYTES 1572864 /* etcd's default */
-#define GRACE_MS 5000
+#define GRACE_MS          5000
 
 static const char usage[] =
     "usage: cairnfs [options] ENDPOINT[,ENDPOINT...][:PREFIX] MOUNTPOINT\n"
     "\n"
-    "Shows the keys of an etcd v3 cluster as files. ENDPOINT is host:port or unix:/path; with :PREFIX only the keys\n"
+    "Shows the keys of an etcd v3 cluster as files. ENDPOINT is host:port or unix:/path; with :PREFIX only "
+    "the keys\n"
     "below it are shown (%XX for bytes that need it).\n"
     "\n"
     "  -f                   stay in the foreground\n"
@@ -31,7 +32,8 @@ static const char usage[] =
     "  meta=ignore          chmod, chown and utimes succeed and do nothing (default meta=fail)\n"
     "  events=modify        a new value gives MODIFY alone (default events=full: OPEN, MODIFY, CLOSE_WRITE)\n"
     "  commit=write         every write(2) is a revision (default commit=close)\n"
-    "  conflict=fail        a whole rewrite of a value changed meanwhile fails with ESTALE (default conflict=last)\n"
+    "  conflict=fail        a whole rewrite of a value changed meanwhile fails with ESTALE (default "
+    "conflict=last)\n"
     "  dirmarkers=off       mkdir makes no key (default dirmarkers=on: an empty key DIR/)\n"
     "  overlay=off          publish editors' and temporary files too (default overlay=on)\n"
     "  ro                   refuse every change with EROFS\n"
@@ -43,7 +45,10 @@ static const char usage[] =
 
 static int hex(char c)
 {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                  : -1;
 }
 
 static const char *parse_prefix(struct options *o, const char *s)
@@ -218,7 +223,8 @@ static int parse_list(struct options *o, char *list)
 {
     for (char *word; (word = strsep(&list, ",")) != NULL;)
         if (*word && parse_word(o, word) != 0) {
-            fprintf(stderr, "cairnfs: -o %s: the value is not one this option takes; see cairnfs --help\n", word);
+            fprintf(stderr, "cairnfs: -o %s: the value is not one this option takes; see cairnfs --help\n",
+                    word);
             return -EINVAL;
         }
     return 0;
@@ -245,9 +251,11 @@ static enum options_result parse_positional(struct options *o, int argc, char **
     const char *wrong;
 
     if (argc != 2) {
-        fprintf(stderr, "cairnfs: expected ENDPOINT[,ENDPOINT...][:PREFIX] and MOUNTPOINT, got %d arguments; see cairnfs "
-                        "--help\n",
-                argc);
+        fprintf(
+            stderr,
+            "cairnfs: expected ENDPOINT[,ENDPOINT...][:PREFIX] and MOUNTPOINT, got %d arguments; see cairnfs "
+            "--help\n",
+            argc);
         return OPTIONS_BAD;
     }
     wrong = options_parse_source(o, argv[0]);
@@ -262,12 +270,19 @@ static enum options_result parse_positional(struct options *o, int argc, char **
 
 enum options_result options_parse(struct options *o, int argc, char **argv)
 {
-    static const struct option longs[] = {{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
+    static const struct option longs[] = {
+        {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
     int c;
 
-    *o = (struct options){.dirmarkers = true, .overlay = true, .uid = getuid(), .gid = getgid(), .umask = 022,
-                          .grace_ms = GRACE_MS, .timeout_ms = CLIENT_CALL_TIMEOUT_MS,
-                          .max_request_bytes = MAX_REQUEST_BYTES, .fuse_options = strdup("")};
+    *o = (struct options){.dirmarkers = true,
+                          .overlay = true,
+                          .uid = getuid(),
+                          .gid = getgid(),
+                          .umask = 022,
+                          .grace_ms = GRACE_MS,
+                          .timeout_ms = CLIENT_CALL_TIMEOUT_MS,
+                          .max_request_bytes = MAX_REQUEST_BYTES,
+                          .fuse_options = strdup("")};
     if (o->fuse_options == NULL)
         return OPTIONS_BAD;
     while ((c = getopt_long(argc, argv, "fho:V", longs, NULL)) != -1) {

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* notify.c - from a change of the tree to the kernel's caches and to inotify (see notify.h).
  *
- * A job is what one thread does for one change: at most two names and two inodes. Threads take jobs from their queue,
- * do them, and hand them back through one list and an eventfd; the core then decides about the injection.
+ * A job is what one thread does for one change: at most two names and two inodes. Threads take jobs from
+ * their queue, do them, and hand them back through one list and an eventfd; the core then decides about the
+ * injection.
  *
- * inval_inode saying ENOENT for an inode that the kernel had been told of means that this reply is still on its way
- * and would install the old size for good: then inval_entry, which waits for that lookup, and inval_inode again.
+ * inval_inode saying ENOENT for an inode that the kernel had been told of means that this reply is still on
+ * its way and would install the old size for good: then inval_entry, which waits for that lookup, and
+ * inval_inode again.
  */
 #include "notify.h"
 
@@ -21,7 +23,7 @@
 #include "notify_watchers.h"
 
 struct target {
-    uint64_t dir_id; /* 0: no name to invalidate */
+    uint64_t dir_id;  /* 0: no name to invalidate */
     uint64_t node_id; /* 0: no inode */
     const char *name; /* in the job's change, or in the job */
     int64_t offset;   /* of inval_inode: -1 attributes, 0 pages too */
@@ -107,7 +109,8 @@ static void job_do(struct notify *n, struct job *j)
         int rc = 0;
 
         if (t->dir_id && t->name) {
-            (void)session_inval_entry(n->cfg.session, t->dir_id, t->name, strlen(t->name)); /* ENOENT: not cached */
+            (void)session_inval_entry(n->cfg.session, t->dir_id, t->name,
+                                      strlen(t->name));              /* ENOENT: not cached */
             (void)session_inval_inode(n->cfg.session, t->dir_id, 0); /* its listing, its times */
         }
         if (t->node_id)
@@ -208,7 +211,8 @@ static bool known(const struct node *node)
 /* The name of node in dir: its dentry, the directory's listing, and of the node what the kernel keeps. */
 static struct target target_name(const struct node *dir, const char *name, const struct node *node)
 {
-    return (struct target){.dir_id = known(dir) ? dir->nodeid : 0, .name = name, .node_id = known(node) ? node->nodeid : 0};
+    return (struct target){
+        .dir_id = known(dir) ? dir->nodeid : 0, .name = name, .node_id = known(node) ? node->nodeid : 0};
 }
 
 static void plan(struct job *j)
@@ -294,7 +298,8 @@ void notify_attributes(struct notify *n, uint64_t nodeid)
 static bool event_watched(const struct watched *w, const struct change_event *ev)
 {
     return watched_has(w, ev->ino) || (ev->dir && watched_has(w, ev->dir->ino)) ||
-           (ev->node && watched_has(w, ev->node->ino)) || (ev->from_dir && watched_has(w, ev->from_dir->ino)) ||
+           (ev->node && watched_has(w, ev->node->ino)) ||
+           (ev->from_dir && watched_has(w, ev->from_dir->ino)) ||
            (ev->from_node && watched_has(w, ev->from_node->ino));
 }
 
@@ -354,8 +359,8 @@ static void scan_finish(struct notify *n)
     scan_start(n);
 }
 
-/* A few a second without looking: the look takes longer than they do. The order of a directory's changes holds: once
- * one waits for a look, all that follow wait too. */
+/* A few a second without looking: the look takes longer than they do. The order of a directory's changes
+ * holds: once one waits for a look, all that follow wait too. */
 static bool may_go_blind(struct notify *n)
 {
     uint64_t second = session_now_ms() / 1000;
@@ -387,7 +392,8 @@ static void inject(struct notify *n, struct change_event *ev)
 void notify_injected(struct notify *n, struct change_event *ev, int err)
 {
     if (err == 0 && ev->kind == CHANGE_MOVE)
-        notify_name(n, ev->dir, ev->name); /* the kernel moved the old inode there; the name has another node */
+        notify_name(n, ev->dir,
+                    ev->name); /* the kernel moved the old inode there; the name has another node */
     change_free(n->cfg.tree, ev);
 }
 

@@ -3,9 +3,9 @@
  *
  *     feed (applied to the tree) --> notify threads: invalidate --> core: anybody watching? --> injector
  *
- * In this order, so a reader woken by the event sees that revision or a later one. Invalidations of names wait for the
- * directory's lock, hence for every unanswered LOOKUP, READDIR and CREATE in it: they are done by threads, sharded by
- * directory, and neither the core nor any reply ever waits for them.
+ * In this order, so a reader woken by the event sees that revision or a later one. Invalidations of names
+ * wait for the directory's lock, hence for every unanswered LOOKUP, READDIR and CREATE in it: they are done
+ * by threads, sharded by directory, and neither the core nor any reply ever waits for them.
  *
  * Owner: the core thread; the threads own the changes they were handed until they hand them back.
  */
@@ -31,7 +31,8 @@ void notify_close(struct notify *n);
 /* The feed's sink->change: owns ev from here. */
 void notify_change(struct notify *n, struct change_event *ev);
 
-/* Invalidations on nobody's behalf: of a name (and its directory's listing), of a file's pages and attributes. */
+/* Invalidations on nobody's behalf: of a name (and its directory's listing), of a file's pages and
+ * attributes. */
 void notify_name(struct notify *n, struct node *dir, const char *name);
 void notify_pages(struct notify *n, struct node *node);
 /* By number, for what is not the tree's. dir_id 0: no name to invalidate; node_id 0: no inode. */

@@ -119,7 +119,9 @@ static double attr_timeout(const struct node *n)
 
 static struct fuse_entry_param entry_of(const struct fs *fs, struct node *n, double entry_timeout)
 {
-    struct fuse_entry_param e = {.ino = n->nodeid, .generation = n->generation, .entry_timeout = entry_timeout,
+    struct fuse_entry_param e = {.ino = n->nodeid,
+                                 .generation = n->generation,
+                                 .entry_timeout = entry_timeout,
                                  .attr_timeout = attr_timeout(n)};
 
     node_stat(fs->tree, n, &e.attr);
@@ -204,7 +206,8 @@ void fs_error(struct fs *fs, const char *what, const char *path, int err, const 
 
 static bool reply_ofile(fuse_req_t req, struct ofile *f)
 {
-    struct fuse_entry_param e = {.ino = f->nodeid, .generation = 1, .entry_timeout = TIMEOUT_S, .attr_timeout = 0};
+    struct fuse_entry_param e = {
+        .ino = f->nodeid, .generation = 1, .entry_timeout = TIMEOUT_S, .attr_timeout = 0};
 
     ofile_stat(f, &e.attr);
     ofile_lookup(f);
@@ -219,7 +222,8 @@ static void reply_absent(struct op *op)
     struct fuse_entry_param none = {.ino = 0, .entry_timeout = TIMEOUT_S};
     fuse_req_t req;
 
-    /* Only with `cached` may the kernel answer a miss by itself, and not while an injector is about to look. */
+    /* Only with `cached` may the kernel answer a miss by itself, and not while an injector is about to
+     * look. */
     if (!op->fs->opt.cached || injector_pool_pending(op->fs->injectors)) {
         op_err(op, ENOENT);
         return;
@@ -256,7 +260,8 @@ struct node *fs_child(struct fs *fs, struct node *dir, const char *name, struct 
     if (*ret_ofile)
         return NULL;
     if (fs->n_unborn) { /* being created: not present yet */
-        n = tree_ghost(fs->tree, dir, slice_str(name), strcmp(name, CODEC_VALUE_NAME) == 0 ? NODE_VALUE : NODE_FILE);
+        n = tree_ghost(fs->tree, dir, slice_str(name),
+                       strcmp(name, CODEC_VALUE_NAME) == 0 ? NODE_VALUE : NODE_FILE);
         if (n && node_visible(n))
             return n;
     }
@@ -345,7 +350,7 @@ static void settled(struct commit_wait *w, int err)
 {
     struct settle *s = (struct settle *)((char *)w - offsetof(struct settle, wait));
     struct op *op = s->op;
-    void (*resume)(struct op *op) = s->resume;
+    void (*resume)(struct op * op) = s->resume;
 
     (void)err; /* its own user was told, or .etcd/errors */
     free(s);
@@ -415,15 +420,24 @@ static void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
             op_after_release(op, n, getattr_resume);
         return;
     }
-    reply_attr(req, fs, n, fi && fi->fh ? (struct handle *)(uintptr_t)fi->fh
-                                        : handle_of_writer(n, fuse_req_ctx(req)->pid));
+    reply_attr(req, fs, n,
+               fi && fi->fh ? (struct handle *)(uintptr_t)fi->fh
+                            : handle_of_writer(n, fuse_req_ctx(req)->pid));
 }
 
 static void fs_statfs(fuse_req_t req, fuse_ino_t ino)
 {
-    /* No figure of these is the store's; they must not be 0, or df hides the mount and installers refuse it. */
-    struct statvfs st = {.f_bsize = 4096, .f_frsize = 4096, .f_blocks = 1 << 19, .f_bfree = 1 << 19, .f_bavail = 1 << 19,
-                         .f_files = 1 << 20, .f_ffree = 1 << 20, .f_favail = 1 << 20, .f_namemax = CODEC_NAME_MAX_OLD};
+    /* No figure of these is the store's; they must not be 0, or df hides the mount and installers refuse
+     * it. */
+    struct statvfs st = {.f_bsize = 4096,
+                         .f_frsize = 4096,
+                         .f_blocks = 1 << 19,
+                         .f_bfree = 1 << 19,
+                         .f_bavail = 1 << 19,
+                         .f_files = 1 << 20,
+                         .f_ffree = 1 << 20,
+                         .f_favail = 1 << 20,
+                         .f_namemax = CODEC_NAME_MAX_OLD};
 
     (void)ino;
     (void)fuse_reply_statfs(req, &st);
@@ -435,7 +449,8 @@ static void fs_init(void *userdata, struct fuse_conn_info *conn)
     conn->max_write = 1 << 20; /* most values in one WRITE */
     conn->max_background = 128;
     conn->congestion_threshold = 96;
-    conn->want &= ~(unsigned)(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+    conn->want &= ~(unsigned)(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
+                              FUSE_CAP_SPLICE_MOVE);
 }
 
 const struct fuse_lowlevel_ops ops_table = {

@@ -2,12 +2,13 @@
 /* ops.h - the mount as a whole, and the requests of the kernel.
  *
  * struct fs   everything of one mount. Owner: the core thread.
- * struct op   one request that waits for something. It is answered exactly once: by op_reply_*(), or with EINTR when
+ * struct op   one request that waits for something. It is answered exactly once: by op_reply_*(), or with
+ * EINTR when
  *             the caller is interrupted; what it started then goes on and its later reply goes nowhere.
  *
- * Each FUSE operation is one function here or in ops_*.c. It answers at once, or makes an op and answers from a
- * completion. A reply the kernel does not take (the caller was interrupted at that moment) is taken back:
- * lookup counts, handles.
+ * Each FUSE operation is one function here or in ops_*.c. It answers at once, or makes an op and answers
+ * from a completion. A reply the kernel does not take (the caller was interrupted at that moment) is taken
+ * back: lookup counts, handles.
  */
 #pragma once
 #include <fuse_lowlevel.h>
@@ -24,7 +25,8 @@
 #include "tree.h"
 #include "tree_read.h"
 
-#define TIMEOUT_S 60.0 /* of attributes and names in the kernel: finite, so that a race nobody thought of heals */
+#define TIMEOUT_S                                                                                            \
+    60.0 /* of attributes and names in the kernel: finite, so that a race nobody thought of heals */
 
 struct handle;
 struct ofile;
@@ -44,12 +46,12 @@ struct fs {
     struct injector_pool *injectors;
     struct overlay *overlay;
     struct control *control;
-    struct handle *handles;   /* all open ones of files */
-    uint64_t n_unborn;        /* handles that are creating their key */
+    struct handle *handles; /* all open ones of files */
+    uint64_t n_unborn;      /* handles that are creating their key */
     uint64_t n_handles, n_commits, n_commits_failed, commits_in_flight;
-    bool nospace;             /* the last change was refused for the quota, or the server said so */
-    int64_t status_ms;        /* when the server was last asked about that */
-    bool feed_ready;          /* the first watch stands */
+    bool nospace;      /* the last change was refused for the quota, or the server said so */
+    int64_t status_ms; /* when the server was last asked about that */
+    bool feed_ready;   /* the first watch stands */
     int64_t started_ms;
 };
 
@@ -67,15 +69,15 @@ struct op {
     fuse_req_t req; /* NULL: answered */
     pid_t pid;      /* of the caller: its thread id */
     struct wait wait;
-    struct node *node;      /* ref'd: what it is about */
-    struct node *node2;     /* ref'd */
-    char *name, *name2;     /* owned */
+    struct node *node;  /* ref'd: what it is about */
+    struct node *node2; /* ref'd */
+    char *name, *name2; /* owned */
     struct fuse_file_info fi;
-    struct handle *handle;  /* the kernel's to release once it has been told; else ours to free */
+    struct handle *handle; /* the kernel's to release once it has been told; else ours to free */
     struct gate gate;
     struct commit_wait commit;
     struct timer timer;
-    uint8_t *data;          /* owned: what a WRITE that waits brought */
+    uint8_t *data; /* owned: what a WRITE that waits brought */
     size_t size;
     off_t off;
     void (*next)(struct op *op); /* what comes after a common step */
@@ -89,13 +91,15 @@ void op_free(struct op *op);
 
 /* The request, to be answered now by the caller; NULL: it has been. */
 fuse_req_t op_take(struct op *op);
-/* Each answers, unless that has been done already. Those that hand something to the kernel return whether the kernel took it. */
+/* Each answers, unless that has been done already. Those that hand something to the kernel return whether
+ * the kernel took it. */
 void op_err(struct op *op, int err);
 bool op_entry(struct op *op, struct node *n);
 bool op_create(struct op *op, struct node *n, const struct fuse_file_info *fi);
 bool op_open(struct op *op, const struct fuse_file_info *fi);
 void op_write(struct op *op, size_t size);
-void op_attr(struct op *op, struct node *n, const struct handle *h); /* h: the size is its buffer's; may be NULL */
+void op_attr(struct op *op, struct node *n,
+             const struct handle *h); /* h: the size is its buffer's; may be NULL */
 
 /* The same for requests that were never made an op. */
 bool reply_entry(fuse_req_t req, struct node *n, double entry_timeout);
@@ -107,7 +111,8 @@ void reply_attr(fuse_req_t req, struct fs *fs, struct node *n, const struct hand
 struct node *req_node(fuse_req_t req, fuse_ino_t ino);
 struct node *req_dir(fuse_req_t req, fuse_ino_t ino); /* also ENOTDIR */
 
-/* 0, or what a change answers right away: EROFS on a read-only mount, or once the quorum is lost longer than grace. */
+/* 0, or what a change answers right away: EROFS on a read-only mount, or once the quorum is lost longer
+ * than grace. */
 int fs_may_change(const struct fs *fs);
 /* A line for .etcd/errors. */
 void fs_error(struct fs *fs, const char *what, const char *path, int err, const char *text);
@@ -123,7 +128,8 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
 void fs_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
-void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+              struct fuse_file_info *fi);
 void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
@@ -149,7 +155,8 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 bool inject_lookup(fuse_req_t req, struct node *dir, const char *name);
 bool inject_make(fuse_req_t req, struct node *dir, const char *name, struct fuse_file_info *fi);
 bool inject_remove(fuse_req_t req, struct node *dir, const char *name);
-bool inject_rename(fuse_req_t req, struct node *dir, const char *name, struct node *newdir, const char *newname);
+bool inject_rename(fuse_req_t req, struct node *dir, const char *name, struct node *newdir,
+                   const char *newname);
 bool inject_open(fuse_req_t req, struct node *n, struct fuse_file_info *fi);
 bool inject_setattr(fuse_req_t req, struct node *n);
 /* xattr.c */

@@ -71,7 +71,8 @@ static void born_done(struct txn *t, void *arg, int err)
         op_free(op);
         return;
     }
-    h = handle_new(fs, n, NULL, op->fi.flags, op->pid, value_new(SLICE_NONE, meta ? meta : &(struct key_meta){0}));
+    h = handle_new(fs, n, NULL, op->fi.flags, op->pid,
+                   value_new(SLICE_NONE, meta ? meta : &(struct key_meta){0}));
     if (h == NULL) {
         op_err(op, ENOMEM);
     } else {
@@ -92,7 +93,8 @@ static void create_exclusive(struct op *op)
     uint8_t *key = NULL;
     size_t len = 0;
 
-    if (t == NULL || empty == NULL || node_child_key(fs->tree, op->node, slice_str(op->name), false, &key, &len) != 0) {
+    if (t == NULL || empty == NULL ||
+        node_child_key(fs->tree, op->node, slice_str(op->name), false, &key, &len) != 0) {
         txn_cancel(t);
         op_err(op, ENOMEM);
         op_free(op);
@@ -160,7 +162,8 @@ static void create_open_done(struct wait *w, int err)
     op_free(op);
 }
 
-/* The name exists after all (it appeared between the kernel's LOOKUP and this), and that is all right: an open. */
+/* The name exists after all (it appeared between the kernel's LOOKUP and this), and that is all right: an
+ * open. */
 static void create_existing(struct op *op, struct node *n)
 {
     overlay_limbo_end(n); /* the editor saves under the old name: a modification, not a new file */
@@ -173,10 +176,12 @@ static void create_existing(struct op *op, struct node *n)
     tree_open_read(op->fs->tree, n, &op->wait);
 }
 
-/* ---- the choice ------------------------------------------------------------------------------------------ */
+/* ---- the choice
+ * ------------------------------------------------------------------------------------------ */
 
 /* Which class of overlay file this creation is, if any. A key of that name is a key. */
-static bool belongs_to_overlay(const struct fs *fs, const char *name, mode_t mode, int flags, enum ofile_class *ret_class)
+static bool belongs_to_overlay(const struct fs *fs, const char *name, mode_t mode, int flags,
+                               enum ofile_class *ret_class)
 {
     if (!fs->opt.overlay)
         return false;
@@ -187,7 +192,7 @@ static bool belongs_to_overlay(const struct fs *fs, const char *name, mode_t mod
     return flags & O_EXCL && (mode & 0777) == 0600 && overlay_is_temporary_shape(name);
 }
 
-/* vim tries whether it may create files in the directory; told no, it writes in place, which keeps the key. */
+/* vim tries whether it may create files here; told no, it writes in place, which keeps the key. */
 static bool is_vims_probe(const struct fs *fs, const char *name, int flags)
 {
     return fs->opt.overlay && strcmp(name, "4913") == 0 && flags & O_EXCL && flags & O_NOFOLLOW;

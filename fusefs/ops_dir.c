@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ops_dir.c - listing directories, making and removing names (A.3).
  *
- * The snapshot of a listing is taken at READDIR offset 0, never at OPENDIR: the kernel asks for the directory's mtime in
- * between and ties its own cache of the listing to it (B.3). But when the kernel has served the beginning from that
- * cache and lost the rest, the first READDIR of a handle has another offset; then the snapshot is taken there.
+ * The snapshot of a listing is taken at READDIR offset 0, never at OPENDIR: the kernel asks for the
+ * directory's mtime in between and ties its own cache of the listing to it (B.3). But when the kernel has
+ * served the beginning from that cache and lost the rest, the first READDIR of a handle has another offset;
+ * then the snapshot is taken there.
  *
- * Hence offsets name entries, not positions: 1 ".", 2 "..", then nodeid + 2, in whose order a snapshot is. They mean
- * the same in every snapshot, so a listing that goes on in a later one misses no name that stayed and has none twice.
+ * Hence offsets name entries, not positions: 1 ".", 2 "..", then nodeid + 2, in whose order a snapshot is.
+ * They mean the same in every snapshot, so a listing that goes on in a later one misses no name that stayed
+ * and has none twice.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -59,7 +61,8 @@ static void dir_handle_free(struct dir_handle *d)
 
 static off_t offset_of(uint64_t nodeid)
 {
-    return (off_t)nodeid + 2; /* below 2^63: the overlay's ids are above the tree's, and .etcd is not listed */
+    return (off_t)nodeid +
+           2; /* below 2^63: the overlay's ids are above the tree's, and .etcd is not listed */
 }
 
 static void snapshot_add(struct dir_handle *d, uint64_t nodeid, uint64_t ino, const char *name)
@@ -88,7 +91,8 @@ static void add_local(struct dir_handle *d)
         if (f->linked && f->dir == d->dir && fs_child(d->fs, d->dir, f->name, &there) == NULL)
             snapshot_add(d, f->nodeid, f->ino, f->name);
     for (const struct handle *h = d->fs->n_unborn ? d->fs->handles : NULL; h; h = h->next)
-        if (h->unborn && h->node->parent == d->dir && !h->node->present && h == file_state_if(h->node)->handles)
+        if (h->unborn && h->node->parent == d->dir && !h->node->present &&
+            h == file_state_if(h->node)->handles)
             snapshot_add(d, h->node->nodeid, h->node->ino, h->node->name);
 }
 
@@ -399,7 +403,8 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
         rmdir_start(op);
 }
 
-/* ---- unlink ---------------------------------------------------------------------------------------------- */
+/* ---- unlink
+ * ---------------------------------------------------------------------------------------------- */
 
 static void unlink_done(struct txn *t, void *arg, int err)
 {

@@ -34,8 +34,8 @@ static struct handle *handle_of(const struct fuse_file_info *fi)
 
 /* ---- open ---------------------------------------------------------------------------------- */
 
-/* Pages and size belong to the inode, not to the handle, and a handle pinned to an old revision would fill the cache for
- * every later reader: so all I/O is direct, but for the option that gives up pinning. */
+/* Pages and size belong to the inode, not to the handle, and a handle pinned to an old revision would fill
+ * the cache for every later reader: so all I/O is direct, but for the option that gives up pinning. */
 void open_flags(const struct fs *fs, struct fuse_file_info *fi, const struct handle *h)
 {
     fi->fh = (uintptr_t)h;
@@ -91,7 +91,8 @@ static void open_read_done(struct wait *w, int err)
     open_finish(op, handle_new(fs, op->node, NULL, op->fi.flags, op->pid, w->value));
 }
 
-/* The old value is of no interest; nothing is published before there is new data, or the handle is released. */
+/* The old value is of no interest; nothing is published before there is new data, or the handle is
+ * released. */
 static void open_truncated(struct op *op)
 {
     struct handle *h = handle_new(op->fs, op->node, NULL, op->fi.flags, op->pid, NULL);
@@ -139,8 +140,9 @@ static void unborn_fire(struct timer *t)
     open_resume((struct op *)((char *)t - offsetof(struct op, timer)));
 }
 
-/* A reader in another process than the one that is creating the file: most likely its value comes in a moment, and is the first that
- * anybody should see. A file that is merely kept open for long is shown empty, as anywhere. */
+/* A reader in another process than the one that is creating the file: most likely its value comes in a
+ * moment, and is the first that anybody should see. A file that is merely kept open for long is shown
+ * empty, as anywhere. */
 static bool open_waits_for_birth(struct op *op)
 {
     if ((op->fi.flags & O_ACCMODE) != O_RDONLY || handle_of_writer(op->node, op->pid))
@@ -345,8 +347,10 @@ static bool all_is_well(const struct fs *fs)
            client_now_ms() < fs->status_ms + STATUS_FRESH_MS;
 }
 
-/* What can be refused is refused here, because some programs (the shells' builtins) do not look at what close says. */
-void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
+/* What can be refused is refused here, because some programs (the shells' builtins) do not look at what
+ * close says. */
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+              struct fuse_file_info *fi)
 {
     struct fs *fs = req_fs(req);
     struct handle *h = handle_of(fi);
@@ -407,7 +411,8 @@ static void commit_for(fuse_req_t req, struct handle *h)
     handle_commit(h, &op->commit);
 }
 
-/* Is it the process that opened the file which closes (a descriptor of) it? A child that inherited it is not. */
+/* Is it the process that opened the file which closes (a descriptor of) it? A child that inherited it is
+ * not. */
 static bool by_opener(const struct handle *h, pid_t tid)
 {
     return tid == 0 || tid == h->tid || h->tgid == 0 || thread_group(tid) == h->tgid;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ops_inject.c - answers to an injector: its system calls take effect in the kernel, never in the store (A.1, B.2).
+/* ops_inject.c - answers to an injector: its calls take effect in the kernel, never in the store.
  *
- * A request is an injection only if its caller is a registered injector and it is the operation announced to that one.
- * While it is under way the injector is shown the old world: a name about to appear is absent, one about to go is the old node.
+ * A request is an injection only if its caller is a registered injector and it is the operation announced
+ * to that one. While it is under way the injector is shown the old world: a name about to appear is absent,
+ * one about to go is the old node.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,8 +21,9 @@ static bool is_name(const struct node *dir, const char *name, uint64_t dir_id, c
     return dir->nodeid == dir_id && wanted && strcmp(name, wanted) == 0;
 }
 
-/* A directory on the way to `to`, named from dir. It may be gone from the tree: several deletions of one batch end with
- * that of the directory, and each is injected in a directory that is still there for the injector. */
+/* A directory on the way to `to`, named from dir. It may be gone from the tree: several deletions of one
+ * batch end with that of the directory, and each is injected in a directory that is still there for the
+ * injector. */
 static struct node *on_the_way(const struct node *dir, const char *name, struct node *to)
 {
     for (; to && to->parent; to = to->parent)
@@ -92,7 +94,8 @@ bool inject_remove(fuse_req_t req, struct node *dir, const char *name)
     return true;
 }
 
-bool inject_rename(fuse_req_t req, struct node *dir, const char *name, struct node *newdir, const char *newname)
+bool inject_rename(fuse_req_t req, struct node *dir, const char *name, struct node *newdir,
+                   const char *newname)
 {
     struct change_event *ev = announced(req);
 

@@ -6,10 +6,11 @@
  *     key -> editors' name           limbo (overlay.h): nothing is published yet
  *     key -> key                     put there, delete here; compared with the revision read
  *     key <-> key (EXCHANGE)         two puts
- *     directory -> directory         one range delete and a put for each key, up to what a transaction holds; else EXDEV
+ *     directory -> directory         one range delete and a put for each key; EXDEV if too many
  *
- * The kernel now has the old inode under the new name, but that name's key has a node of its own: so the name is invalidated
- * after the reply. Until then OPEN of the old node answers ESTALE and the kernel looks the name up afresh.
+ * The kernel now has the old inode under the new name, but that name's key has a node of its own: so the
+ * name is invalidated after the reply. Until then OPEN of the old node answers ESTALE and the kernel looks
+ * the name up afresh.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -24,16 +25,17 @@
 #define FLAG_EXCHANGE  2u
 #define ATTEMPTS_MAX   8
 
-/* One rename on its way; op->node is what is renamed, op->node2 the directory it goes to, op->name2 the new name. */
+/* One rename on its way; op->node is what is renamed, op->node2 the directory it goes to, op->name2 the new
+ * name. */
 struct renaming {
     struct op *op;
     unsigned flags, attempts;
-    struct node *from_dir;       /* ref'd; of a key */
-    uint64_t ofile_id;           /* the overlay's file; 0: a key */
-    struct value *value;         /* of the source */
-    struct value *other;         /* EXCHANGE: of the target */
-    bool guessed_present;        /* the target was thought to exist */
-    struct client_call range;    /* a directory's keys */
+    struct node *from_dir;    /* ref'd; of a key */
+    uint64_t ofile_id;        /* the overlay's file; 0: a key */
+    struct value *value;      /* of the source */
+    struct value *other;      /* EXCHANGE: of the target */
+    bool guessed_present;     /* the target was thought to exist */
+    struct client_call range; /* a directory's keys */
     Etcdserverpb__RangeResponse *keys;
 };
 
@@ -179,7 +181,8 @@ static void move_done(struct txn *t, void *arg, int err)
 }
 
 /* The lease goes with the value; onto a key that has one, a value without keeps that (a save by rename). */
-static void move_put(struct txn *t, const struct renaming *r, struct slice key, struct value *copy, const struct node *there)
+static void move_put(struct txn *t, const struct renaming *r, struct slice key, struct value *copy,
+                     const struct node *there)
 {
     int64_t lease = r->value->meta.lease;
 
@@ -197,13 +200,14 @@ static void move_start(struct renaming *r)
     struct op *op = r->op;
     struct txn *t = txn_new(op->fs, move_done, r);
     struct value *copy = value_new(slice_of(r->value->bytes, r->value->meta.size), &(struct key_meta){0});
-    struct value *back = r->other ? value_new(slice_of(r->other->bytes, r->other->meta.size), &(struct key_meta){0}) : NULL;
+    struct value *back =
+        r->other ? value_new(slice_of(r->other->bytes, r->other->meta.size), &(struct key_meta){0}) : NULL;
     uint8_t *from = NULL, *to = NULL;
     size_t from_len = 0, to_len = 0;
     struct node *there = target(op);
 
-    if (t == NULL || copy == NULL || (r->other && back == NULL) || node_key(op->fs->tree, op->node, &from, &from_len) != 0 ||
-        target_key(op, false, &to, &to_len) != 0) {
+    if (t == NULL || copy == NULL || (r->other && back == NULL) ||
+        node_key(op->fs->tree, op->node, &from, &from_len) != 0 || target_key(op, false, &to, &to_len) != 0) {
         txn_cancel(t);
         t = NULL;
     } else {
@@ -322,7 +326,8 @@ static void dir_build(struct renaming *r, struct txn *t, struct slice from, stru
 
         if (v == NULL || to.len + kv->key.len - from.len > CODEC_KEY_MAX)
             goto out;
-        txn_compare(t, slice_of(kv->key.data, kv->key.len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, kv->mod_revision);
+        txn_compare(t, slice_of(kv->key.data, kv->key.len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL,
+                    kv->mod_revision);
         txn_note_delete(t, slice_of(kv->key.data, kv->key.len));
         memcpy(name + to.len, kv->key.data + from.len, kv->key.len - from.len);
         txn_put_new(t, slice_of(name, to.len + kv->key.len - from.len), v, kv->lease);
@@ -357,7 +362,8 @@ static void dir_read(struct client_call *call)
         return;
     }
     t = txn_new(op->fs, dir_moved, r);
-    if (t == NULL || node_key(op->fs->tree, op->node, &from, &from_len) != 0 || target_key(op, true, &to, &to_len) != 0) {
+    if (t == NULL || node_key(op->fs->tree, op->node, &from, &from_len) != 0 ||
+        target_key(op, true, &to, &to_len) != 0) {
         txn_cancel(t);
         renaming_end(r, ENOMEM);
     } else
@@ -401,15 +407,18 @@ static void rename_dir(struct renaming *r)
 
 /* ---- the choice ---------------------------------------------------------------------------------------- */
 
-static int check(const struct node *n, const struct ofile *f, const struct node *there, const struct ofile *there_f,
-                 unsigned flags)
+static int check(const struct node *n, const struct ofile *f, const struct node *there,
+                 const struct ofile *there_f, unsigned flags)
 {
     if (n == NULL && f == NULL)
         return ENOENT;
     if (flags & ~(FLAG_NOREPLACE | FLAG_EXCHANGE))
         return EINVAL;
     if (flags & FLAG_EXCHANGE)
-        return f || there_f ? EINVAL : there == NULL ? ENOENT : n->kind == NODE_DIR || there->kind == NODE_DIR ? EINVAL : 0;
+        return f || there_f                                     ? EINVAL
+               : there == NULL                                  ? ENOENT
+               : n->kind == NODE_DIR || there->kind == NODE_DIR ? EINVAL
+                                                                : 0;
     if (flags & FLAG_NOREPLACE && (there || there_f))
         return EEXIST;
     if (n && n->kind != NODE_DIR && there && there->kind == NODE_DIR)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* overlay.c - files that exist in this mount only (see overlay.h; publishing them is in overlay_publish.c). */
+/* overlay.c - files that exist in this mount only (see overlay.h; publishing: overlay_publish.c). */
 #include "overlay.h"
 
 #include <ctype.h>
@@ -14,8 +14,8 @@
 
 /* ---- names -------------------------------------------------------------------------------- */
 
-static const char *const editors[] = {".*.sw?", ".*.swpx", "*~", "#*#", ".#*", ".goutputstream-*", ".~lock.*#", ".nfs*",
-                                      ".fuse_hidden*"};
+static const char *const editors[] = {".*.sw?",           ".*.swpx",   "*~",    "#*#",          ".#*",
+                                      ".goutputstream-*", ".~lock.*#", ".nfs*", ".fuse_hidden*"};
 
 bool overlay_is_editors(const char *name)
 {
@@ -229,7 +229,8 @@ int overlay_rename(struct ofile *f, struct node *dir, const char *name)
     name_remove(f);
     err = name_add(f, dir, name);
     if (err)
-        (void)name_add(f, old_dir, old_name); /* a second failure leaves it nameless: gone with its last close */
+        (void)name_add(f, old_dir,
+                       old_name); /* a second failure leaves it nameless: gone with its last close */
     else if (overlay_is_editors(name))
         f->class = OFILE_EDITOR;
 out:
@@ -297,7 +298,8 @@ int ofile_write(struct ofile *f, const void *data, size_t off, size_t size)
     int rc = off + size < off || off + size > OVERLAY_BYTES ? EFBIG : ofile_reserve(f, off + size);
 
     /* What will become a key must fit into one. */
-    if (rc == 0 && f->class == OFILE_TEMPORARY && off + size + REQUEST_OVERHEAD_BYTES > f->overlay->fs->opt.max_request_bytes)
+    if (rc == 0 && f->class == OFILE_TEMPORARY &&
+        off + size + REQUEST_OVERHEAD_BYTES > f->overlay->fs->opt.max_request_bytes)
         rc = EFBIG;
     if (rc)
         return rc;
@@ -327,9 +329,16 @@ void ofile_stat(const struct ofile *f, struct stat *ret_st)
 {
     const struct options *opt = &f->overlay->fs->opt;
 
-    *ret_st = (struct stat){.st_ino = f->ino, .st_mode = S_IFREG | (0666 & ~opt->umask), .st_nlink = f->linked,
-                            .st_uid = opt->uid, .st_gid = opt->gid, .st_size = (off_t)f->len, .st_blksize = 1 << 20,
-                            .st_blocks = (blkcnt_t)((f->len + 511) / 512), .st_mtim = f->mtime, .st_ctim = f->mtime,
+    *ret_st = (struct stat){.st_ino = f->ino,
+                            .st_mode = S_IFREG | (0666 & ~opt->umask),
+                            .st_nlink = f->linked,
+                            .st_uid = opt->uid,
+                            .st_gid = opt->gid,
+                            .st_size = (off_t)f->len,
+                            .st_blksize = 1 << 20,
+                            .st_blocks = (blkcnt_t)((f->len + 511) / 512),
+                            .st_mtim = f->mtime,
+                            .st_ctim = f->mtime,
                             .st_atim = f->mtime};
 }
 

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* overlay.h - files that exist in this mount only: editors' own, and temporary ones on their way to becoming a key.
+/* overlay.h - files that exist in this mount only: editors' own, and temporary ones on their way to
+ * becoming a key.
  *
- *     editors' own   .*.sw? .*.swpx *~ #*# .#* .goutputstream-* .~lock.*# .nfs* .fuse_hidden*       never published
- *     temporary      CREATE with O_EXCL and mode 0600 under a name of mkstemp's shape               published by a rename onto
- *                    a key, or 2 s after the last close, or at unmount
+ *   editors' own   never published: .*.sw? .*.swpx *~ #*# .#* .goutputstream-* .~lock.*# .nfs* .fuse_hidden*
+ *   temporary      made with O_EXCL and mode 0600 under a name of mkstemp's shape; published by a rename onto
+ *                  a key, 2 s after the last close, or at unmount
  *
- * A key renamed to an editors' name (vim's backup) is in limbo for 2 s: copied here, hidden there, nothing published. If
- * its name is made again the save becomes a modification; else one transaction makes the rename real.
+ * A key renamed to an editors' name (vim's backup) is in limbo for 2 s: copied here, hidden there, nothing
+ * published. If its name is made again the save becomes a modification; else one transaction makes the
+ * rename real.
  *
  * Nodeids: TREE_NODEID_END | n. Owner: the core thread.
  */
@@ -24,24 +26,25 @@ struct ofile {
     struct overlay *overlay;
     uint64_t nodeid, ino;
     enum ofile_class class;
-    bool linked;              /* it has a name */
-    bool publishing;          /* its commit is under way */
-    struct node *dir;         /* ref'd, while linked */
-    char *name;               /* while linked */
+    bool linked;      /* it has a name */
+    bool publishing;  /* its commit is under way */
+    struct node *dir; /* ref'd, while linked */
+    char *name;       /* while linked */
     uint8_t *buf;
     size_t len, room;
     struct timespec mtime;
     uint64_t nlookup;
     unsigned opens;
-    struct timer linger;      /* temporary: after its last close; limbo: until it becomes real */
-    struct node *limbo_node;  /* ref'd: the key this was renamed from, hidden meanwhile */
-    int64_t limbo_rev;        /* its mod_rev then */
+    struct timer linger;     /* temporary: after its last close; limbo: until it becomes real */
+    struct node *limbo_node; /* ref'd: the key this was renamed from, hidden meanwhile */
+    int64_t limbo_rev;       /* its mod_rev then */
     struct ofile *hash_id, *hash_name;
     struct ofile *next, **prev;
 };
 
 int overlay_open(struct fs *fs, struct overlay **ret_overlay);
-/* Publishes what is temporary, makes limbo real: commits are started, the caller runs the loop until they ended. */
+/* Publishes what is temporary, makes limbo real: commits are started, the caller runs the loop until they
+ * ended. */
 void overlay_flush(struct overlay *o);
 void overlay_close(struct overlay *o);
 
@@ -76,7 +79,8 @@ int ofile_truncate(struct ofile *f, size_t len);
 void ofile_stat(const struct ofile *f, struct stat *ret_st);
 
 /* rename(key -> editors' name): copies v's bytes, hides n. */
-struct ofile *overlay_limbo(struct overlay *o, struct node *n, struct value *v, struct node *dir, const char *name);
+struct ofile *overlay_limbo(struct overlay *o, struct node *n, struct value *v, struct node *dir,
+                            const char *name);
 /* The name came back: n is itself again, the copy stays an editor's file. */
 void overlay_limbo_end(struct node *n);
 /* The copy is unlinked or the time is over: make the rename real (or, unlinked, the removal). */

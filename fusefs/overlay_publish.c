@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* overlay_publish.c - when a file of the overlay becomes a key after all (see overlay.h).
  *
- * The rename of a temporary file onto a key is an operation of the kernel and lives in ops_rename.c. Here is what happens
- * by itself: a temporary file that stays is published under its own name, a key renamed to an editors' name for good
- * takes that name in the store. No content lives only here for longer than that.
+ * The rename of a temporary file onto a key is an operation of the kernel and lives in ops_rename.c. Here
+ * is what happens by itself: a temporary file that stays is published under its own name, a key renamed to
+ * an editors' name for good takes that name in the store. No content lives only here for longer than that.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -28,7 +28,8 @@ static void published(struct txn *t, void *arg, int err)
         if (err == 0)
             o->stats.published++;
         else
-            fs_error(o->fs, "publish", name ? name : "?", EEXIST, "a key of that name exists by now: the file is dropped");
+            fs_error(o->fs, "publish", name ? name : "?", EEXIST,
+                     "a key of that name exists by now: the file is dropped");
         if (f->linked)
             overlay_unlink(f);
         else
@@ -38,7 +39,8 @@ static void published(struct txn *t, void *arg, int err)
     } else {
         fs_error(o->fs, "publish", name ? name : "?", err, txn_text(t));
         if (f->linked && f->opens == 0)
-            session_timer_set(&o->fs->session, &f->linger, OVERLAY_LINGER_MS); /* again, until the store takes it */
+            session_timer_set(&o->fs->session, &f->linger,
+                              OVERLAY_LINGER_MS); /* again, until the store takes it */
         ofile_maybe_free(f);
     }
     node_unref(o->fs->tree, dir);
@@ -53,7 +55,8 @@ void overlay_publish(struct ofile *f)
     uint8_t *key = NULL;
     size_t len = 0;
 
-    if (f->publishing || t == NULL || node_child_key(fs->tree, f->dir, slice_str(f->name), false, &key, &len) != 0) {
+    if (f->publishing || t == NULL ||
+        node_child_key(fs->tree, f->dir, slice_str(f->name), false, &key, &len) != 0) {
         txn_cancel(t);
         value_unref(v);
         return;
@@ -68,7 +71,8 @@ void overlay_publish(struct ofile *f)
 
 /* ---- limbo ------------------------------------------------------------------------------------------ */
 
-struct ofile *overlay_limbo(struct overlay *o, struct node *n, struct value *v, struct node *dir, const char *name)
+struct ofile *overlay_limbo(struct overlay *o, struct node *n, struct value *v, struct node *dir,
+                            const char *name)
 {
     struct ofile *f = overlay_by_name(o, dir, name);
     struct file_state *s = file_state(n);
@@ -129,7 +133,8 @@ static void limbo_committed(struct txn *t, void *arg, int err)
     if (f->limbo_node)
         limbo_leave(f);
     if (err) /* changed elsewhere meanwhile, or no quorum: the key keeps its name, the copy stays here */
-        fs_error(fs, "rename", name ? name : "?", err == -1 ? ESTALE : err, err == -1 ? "changed by others meanwhile" : txn_text(t));
+        fs_error(fs, "rename", name ? name : "?", err == -1 ? ESTALE : err,
+                 err == -1 ? "changed by others meanwhile" : txn_text(t));
     else if (f->linked)
         overlay_unlink(f); /* the key of that name shows itself */
     ofile_maybe_free(f);

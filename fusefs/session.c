@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* session.c - the core thread's loop, and the mount it serves.
  *
- * libfuse 3.14 offers no way to say FUSE_PARALLEL_DIROPS, without which one LOOKUP that waits holds all others of its
- * directory in D state; nor DIRECT_IO_ALLOW_MMAP, nor HANDLE_KILLPRIV_V2. So the INIT reply is amended on its way out, in
- * the writev of a custom I/O (the flags the kernel offered are noted when INIT comes in).
+ * libfuse 3.14 offers no way to say FUSE_PARALLEL_DIROPS, without which one LOOKUP that waits holds all
+ * others of its directory in D state; nor DIRECT_IO_ALLOW_MMAP, nor HANDLE_KILLPRIV_V2. So the INIT reply
+ * is amended on its way out, in the writev of a custom I/O (the flags the kernel offered are noted when
+ * INIT comes in).
  */
 #include "session.h"
 
@@ -26,7 +27,7 @@
 #include <unistd.h>
 
 #define EVENTS_PER_TURN   16
-#define REQUESTS_PER_TURN 64  /* then the other sources have their turn */
+#define REQUESTS_PER_TURN 64   /* then the other sources have their turn */
 #define TIMER_WAIT_MAX_MS 1000 /* epoll counts no suspended time; look at the clock at least so often */
 
 #ifndef FUSE_DIRECT_IO_ALLOW_MMAP
@@ -201,7 +202,8 @@ static ssize_t device_read(int fd, void *buf, size_t buf_len, void *userdata)
     ssize_t n = read(fd, buf, buf_len);
     const struct fuse_in_header *h = buf;
 
-    if (!s->initialised && n >= (ssize_t)(sizeof *h + offsetof(struct fuse_init_in, flags2)) && h->opcode == FUSE_INIT) {
+    if (!s->initialised && n >= (ssize_t)(sizeof *h + offsetof(struct fuse_init_in, flags2)) &&
+        h->opcode == FUSE_INIT) {
         const struct fuse_init_in *in = (const struct fuse_init_in *)(h + 1);
 
         s->init_unique = h->unique;
@@ -226,7 +228,8 @@ static void init_amend(const struct session *s, struct fuse_init_out *out)
 
         out->flags |= FUSE_INIT_EXT;
         out->flags2 |= timeout;
-        memcpy(&out->unused[1], &seconds, sizeof seconds); /* behind max_stack_depth; unknown to older headers */
+        memcpy(&out->unused[1], &seconds,
+               sizeof seconds); /* behind max_stack_depth; unknown to older headers */
     }
 }
 
@@ -306,7 +309,8 @@ static dev_t mount_dev(const char *mountpoint)
         }
         const char *dash = strstr(line, " - ");
 
-        if (dash && sscanf(dash, " - %63s", type) == 1 && strncmp(type, "fuse", 4) == 0 && strcmp(path, mountpoint) == 0)
+        if (dash && sscanf(dash, " - %63s", type) == 1 && strncmp(type, "fuse", 4) == 0 &&
+            strcmp(path, mountpoint) == 0)
             dev = makedev(major_no, minor_no); /* the last one is on top */
     }
     free(path);
@@ -316,8 +320,8 @@ static dev_t mount_dev(const char *mountpoint)
     return dev;
 }
 
-int session_mount(struct session *s, const struct fuse_lowlevel_ops *ops, size_t ops_size, const char *fuse_options,
-                  const char *mountpoint)
+int session_mount(struct session *s, const struct fuse_lowlevel_ops *ops, size_t ops_size,
+                  const char *fuse_options, const char *mountpoint)
 {
     static const struct fuse_custom_io io = {.writev = device_writev, .read = device_read};
     char *argv[] = {(char *)"cairnfs", (char *)"-o", (char *)fuse_options, NULL};
@@ -333,7 +337,8 @@ int session_mount(struct session *s, const struct fuse_lowlevel_ops *ops, size_t
         return -EPERM;
     }
     fd = fuse_session_fd(s->se);
-    rc = fuse_session_custom_io(s->se, &io, fd); /* same descriptor: only the way to read and write it changes */
+    rc = fuse_session_custom_io(s->se, &io,
+                                fd); /* same descriptor: only the way to read and write it changes */
     if (rc == 0 && (fcntl(fd, F_SETFL, O_NONBLOCK) != 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) != 0))
         rc = -errno;
     s->device = (struct source){fd, device_ready};

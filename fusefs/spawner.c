@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* spawner.c - the process that makes and replaces injectors.
  *
- * Wire: SOCK_SEQPACKET, one struct note per packet, both directions; a BORN note carries the injector's socket as
- * SCM_RIGHTS. The spawner polls its socket and a signalfd for SIGCHLD; dead children are looked at with WNOWAIT and
- * reaped when the core has buried them.
+ * Wire: SOCK_SEQPACKET, one struct note per packet, both directions; a BORN note carries the injector's
+ * socket as SCM_RIGHTS. The spawner polls its socket and a signalfd for SIGCHLD; dead children are looked
+ * at with WNOWAIT and reaped when the core has buried them.
  */
 #include "spawner.h"
 
@@ -82,16 +82,19 @@ void spawner_kill(struct spawner *s, pid_t pid)
 void spawner_buried(struct spawner *s, pid_t pid)
 {
     if (s->fd >= 0)
-        (void)note_send(s->fd, (struct note){.type = NOTE_BURIED, .pid = pid}); /* else it stays a zombie, harmless */
+        (void)note_send(
+            s->fd, (struct note){.type = NOTE_BURIED, .pid = pid}); /* else it stays a zombie, harmless */
 }
 
 void spawner_guard(struct spawner *s, unsigned connection)
 {
     if (s->fd >= 0)
-        (void)note_send(s->fd, (struct note){.type = NOTE_GUARD, .slot = connection}); /* lost: status shows it */
+        (void)note_send(s->fd,
+                        (struct note){.type = NOTE_GUARD, .slot = connection}); /* lost: status shows it */
 }
 
-/* Reads one note; *ret_fd is the descriptor that came with it, or -1. 0: one; -EAGAIN: none; else the peer is gone. */
+/* Reads one note; *ret_fd is the descriptor that came with it, or -1. 0: one; -EAGAIN: none; else the peer
+ * is gone. */
 static int note_receive(int fd, struct note *ret_note, int *ret_fd)
 {
     union {
@@ -99,7 +102,8 @@ static int note_receive(int fd, struct note *ret_note, int *ret_fd)
         char buf[CMSG_SPACE(sizeof(int))];
     } control;
     struct iovec iov = {ret_note, sizeof *ret_note};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     struct cmsghdr *c;
     ssize_t n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
@@ -177,7 +181,8 @@ static int send_born(int sock, uint32_t slot, pid_t pid, int fd)
         char buf[CMSG_SPACE(sizeof(int))];
     } control = {0};
     struct iovec iov = {&n, sizeof n};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
     c->cmsg_level = SOL_SOCKET;
@@ -228,8 +233,8 @@ static void family_report_dead(struct family *f)
     }
 }
 
-/* The abort file, opened while all is well. fusectl is mounted on most systems; where not, root can have it for itself
- * without attaching it anywhere. */
+/* The abort file, opened while all is well. fusectl is mounted on most systems; where not, root can have it
+ * for itself without attaching it anywhere. */
 static int abort_open(unsigned connection)
 {
     char path[80];
@@ -289,7 +294,8 @@ static void child_main(int sock, pid_t core, const char *mountpoint)
         if (poll(p, 2, -1) < 0 && errno != EINTR)
             break;
         while (read(f.sigfd, &info, sizeof info) > 0)
-            orphan = orphan || (info.ssi_signo == SIGUSR1 && info.ssi_pid == (uint32_t)core) || getppid() != core;
+            orphan =
+                orphan || (info.ssi_signo == SIGUSR1 && info.ssi_pid == (uint32_t)core) || getppid() != core;
         while ((rc = note_receive(f.sock, &n, &fd)) == 0)
             family_handle(&f, n);
         if (rc != -EAGAIN)

@@ -19,7 +19,7 @@
 #include "overlay.h"
 #include "rpc.pb-c.h"
 
-#define OURS "user.etcd."
+#define OURS    "user.etcd."
 #define TTL_MAX 9000000000 /* etcd's */
 
 /* One question or change about a file's lease. */
@@ -71,7 +71,8 @@ static void reply_text(fuse_req_t req, const void *text, size_t len, size_t size
 static void ttl_done(struct client_call *call)
 {
     struct lease_op *l = (struct lease_op *)((char *)call - offsetof(struct lease_op, call));
-    const Etcdserverpb__LeaseTimeToLiveResponse *r = call->outcome == CLIENT_OK ? (const void *)call->reply : NULL;
+    const Etcdserverpb__LeaseTimeToLiveResponse *r =
+        call->outcome == CLIENT_OK ? (const void *)call->reply : NULL;
     fuse_req_t req;
     char text[32];
     int n;
@@ -104,7 +105,8 @@ static void get_ttl(fuse_req_t req, struct node *n, bool left, size_t size)
 static void get_number(fuse_req_t req, int64_t v, bool hex, size_t size)
 {
     char text[32];
-    int n = hex ? snprintf(text, sizeof text, "%" PRIx64, (uint64_t)v) : snprintf(text, sizeof text, "%" PRId64, v);
+    int n = hex ? snprintf(text, sizeof text, "%" PRIx64, (uint64_t)v)
+                : snprintf(text, sizeof text, "%" PRId64, v);
 
     reply_text(req, text, (size_t)n, size);
 }
@@ -184,7 +186,8 @@ static void attached(struct txn *t, void *arg, int err)
     struct lease_op *l = arg;
 
     (void)t;
-    if (err == -1 && ++l->attempts < COMMIT_RETRIES) { /* the value changed meanwhile: the lease goes to the new one */
+    if (err == -1 &&
+        ++l->attempts < COMMIT_RETRIES) { /* the value changed meanwhile: the lease goes to the new one */
         l->op->wait = (struct wait){.done = attach_read};
         tree_open_read(l->op->fs->tree, l->op->node, &l->op->wait);
         return;
@@ -196,7 +199,8 @@ static void attach_read(struct wait *w, int err)
 {
     struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
     struct lease_op *l = (struct lease_op *)(uintptr_t)op->arg;
-    struct value *copy = err ? NULL : value_new(slice_of(w->value->bytes, w->value->meta.size), &(struct key_meta){0});
+    struct value *copy =
+        err ? NULL : value_new(slice_of(w->value->bytes, w->value->meta.size), &(struct key_meta){0});
     struct txn *t = copy ? txn_new(op->fs, attached, l) : NULL;
     uint8_t *key = NULL;
     size_t len = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fs_handle.c - proves that what a handle publishes is what its writer wrote: random writes, truncations and appends against
- * a plain buffer as the model, and laid over news of others, where only the bytes written here may differ from theirs.
- * SEED=n picks the random numbers. */
+/* fs_handle.c - proves that what a handle publishes is what its writer wrote: random writes, truncations
+ * and appends against a plain buffer as the model, and laid over news of others, where only the bytes
+ * written here may differ from theirs. SEED=n picks the random numbers. */
 #include "../../fusefs/handle_commit.c"
 
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fs_options.c - proves that cairnfs takes its command line as documented: endpoints, prefix, -o lists, and that
- * what is wrong is refused. */
+/* fs_options.c - proves that cairnfs takes its command line as documented: endpoints, prefix, -o lists, and
+ * that what is wrong is refused. */
 #include "fusefs/main_options.h"
 
 #include <getopt.h>
@@ -90,8 +90,11 @@ static void test_lists(void)
     CHECK(strcmp(o.fuse_options, "") == 0);
     options_free(&o);
 
-    CHECK(parse(&o, "cached,meta=ignore,events=modify,commit=write,conflict=fail,dirmarkers=off,overlay=off") == OPTIONS_RUN);
-    CHECK(o.cached && o.meta_ignore && o.events_modify && o.commit_write && o.conflict_fail && !o.dirmarkers && !o.overlay);
+    CHECK(
+        parse(&o, "cached,meta=ignore,events=modify,commit=write,conflict=fail,dirmarkers=off,overlay=off") ==
+        OPTIONS_RUN);
+    CHECK(o.cached && o.meta_ignore && o.events_modify && o.commit_write && o.conflict_fail &&
+          !o.dirmarkers && !o.overlay);
     options_free(&o);
 
     CHECK(parse(&o, "uid=7,gid=8,umask=077,grace=1,timeout=2,max-request-bytes=99") == OPTIONS_RUN);
@@ -111,7 +114,8 @@ static void test_lists(void)
 
 static void test_lists_refused(void)
 {
-    static const char *const bad[] = {"uid=", "uid=x", "uid=-1", "umask=8", "umask=7777", "grace=99999999", "timeout=1s"};
+    static const char *const bad[] = {"uid=",       "uid=x",          "uid=-1",    "umask=8",
+                                      "umask=7777", "grace=99999999", "timeout=1s"};
 
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct options o;
