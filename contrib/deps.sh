@@ -5,7 +5,7 @@
 set -eu
 packages="gcc libc6-dev make pkg-config protobuf-c-compiler protobuf-compiler
   libprotobuf-c-dev libgrpc-dev liblmdb-dev libfuse3-dev fuse3 libmicrohttpd-dev libyaml-dev libssl-dev
-  etcd-server etcd-client curl jq python3 inotify-tools attr rsync vim nano ed perl patch git moreutils
+  etcd-server etcd-client curl jq python3 inotify-tools attr rsync vim nano ed perl patch strace git moreutils
   procps iproute2 sed tar findutils util-linux"
 [ "${1:-}" = go ] && packages="$packages golang-etcd-server-dev golang-go"
 

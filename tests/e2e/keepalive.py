@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""keepalive.py PORT LEASE - keep-alive streams by hand: see keepalive.sh for what they prove."""
-import struct, sys
+"""keepalive.py PORT LEASE [TTL] - keep-alive streams by hand: see keepalive.sh for what they prove.
+
+With TTL: LEASE has that many seconds, and its revocation will be slow."""
+import struct, sys, time
 from h2 import *
 
 port, lease = int(sys.argv[1]), int(sys.argv[2], 16)
@@ -44,14 +46,14 @@ def fields(body):
 
 
 class Stream:
-    def __init__(self, window=None):
+    def __init__(self, window=None, path=PATH):
         self.sock = connect_open(port)
         self.frames = Frames(self.sock)
         self.data, self.trailers, self.ended = b"", None, False
         self.may_send = {0: 65535, 1: 65535}  # a server that gives more says so by WINDOW
         if window is not None:
             self.sock.sendall(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window)))
-        self.sock.sendall(frame(HEADERS, END_HEADERS, 1, request_head(PATH)))
+        self.sock.sendall(frame(HEADERS, END_HEADERS, 1, request_head(path)))
 
     def send(self, data, end=False):
         """As much as the server takes; False: it takes no more."""
@@ -105,6 +107,31 @@ class Stream:
             pass
         return self.trailers or b""
 
+
+def ttl_of(i):
+    """-1: there is no such lease."""
+    q = Stream(path=b"/etcdserverpb.Lease/LeaseTimeToLive")
+    q.send(request(i), end=True)
+    ttl = q.answers(1)[0].get(3, 0)
+    return ttl - (1 << 64) if ttl >> 63 else ttl
+
+
+# Past its expiry, not yet revoked: such a lease is never kept alive, but its end is awaited before that is said.
+if len(sys.argv) > 3:
+    ttl = int(sys.argv[3])
+    s = Stream()
+    s.send(request(lease))
+    check("renewed in time", s.answers(1)[0].get(3) == ttl)
+    end = time.monotonic() + ttl + 0.05
+    while time.monotonic() < end:
+        there = ttl_of(lease)
+    check("past its expiry it is still there", there == 0 and ttl_of(lease) == 0, there)
+    s.send(request(lease))
+    a = s.answers(1)
+    left = ttl_of(lease)
+    check("a keep-alive past the expiry has TTL 0", a[0].get(2) == lease and a[0].get(3) is None, a)
+    check("and is answered once the lease is revoked", left == -1, left)
+    sys.exit(failed)
 
 # Requests in one stream.
 s = Stream()
