@@ -10,8 +10,10 @@
  */
 #include "http.h"
 #include <errno.h>
+#include <limits.h>
 #include <microhttpd.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <unistd.h>
 #include "err.h"
 #include "limits.h"
@@ -61,6 +63,8 @@ struct http {
     unsigned resuming; /* protected by mu */
     bool stopping;     /* protected by mu */
     struct http_read *reads;
+    /* Counted here: libmicrohttpd 0.9.75's own limit leaves its thread waiting for a lock it holds, for ever. */
+    _Atomic unsigned n_connections;
 };
 
 /* ---- answers --------------------------------------------------------------------- */
@@ -439,13 +443,23 @@ int http_new(const struct http_options *o, struct http **ret_http)
     return 0;
 }
 
+static void on_connection(void *ctx, struct MHD_Connection *c, void **state, enum MHD_ConnectionNotificationCode what)
+{
+    struct http *h = ctx;
+
+    (void)c, (void)state;
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED)
+        atomic_fetch_sub(&h->n_connections, 1);
+}
+
 int http_start(struct http *h)
 {
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME;
 
     h->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, h,                                   //
                                  MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,                          //
-                                 MHD_OPTION_CONNECTION_LIMIT, (unsigned)LIMIT_HTTP_CONNECTIONS,         //
+                                 MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,                        //
+                                 MHD_OPTION_CONNECTION_LIMIT, UINT_MAX,                                 //
                                  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_S,                       //
                                  MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY_BYTES, //
                                  MHD_OPTION_END);
@@ -458,7 +472,12 @@ void http_add(struct http *h, int fd, const struct sockaddr *addr, socklen_t len
         (void)close(fd);
         return;
     }
-    (void)MHD_add_connection(h->daemon, fd, addr, len); /* refused: it has closed the socket */
+    if (atomic_fetch_add(&h->n_connections, 1) >= LIMIT_HTTP_CONNECTIONS)
+        (void)close(fd);
+    else if (MHD_add_connection(h->daemon, fd, addr, len) == MHD_YES)
+        return; /* on_connection will tell of its end */
+    /* else it was refused, and libmicrohttpd has closed the socket */
+    atomic_fetch_sub(&h->n_connections, 1);
 }
 
 void http_stop(struct http *h)

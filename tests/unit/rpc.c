@@ -6,23 +6,17 @@
  * The client is gRPC core's, in the same process, on the other end of a socketpair.
  */
 #include <errno.h>
-#include <grpc/byte_buffer.h>
-#include <grpc/byte_buffer_reader.h>
-#include <grpc/grpc.h>
-#include <grpc/grpc_posix.h>
-#include <grpc/grpc_security.h>
-#include <grpc/slice.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <sys/socket.h>
 #include <unistd.h>
 #include "daemon/limits.h"
 #include "daemon/rpc.h"
 #include "health.pb-c.h"
 #include "rpc.pb-c.h"
+#include "rpc_client.h"
 #include "tap.h"
 
-enum { MAX_REQUEST_BYTES = 100000, AWAIT_MS = 10000, OPEN_STREAMS = 2000, PARKED = 200 };
+enum { MAX_REQUEST_BYTES = 100000, OPEN_STREAMS = 2000, PARKED = 200 };
 
 static struct rpc *rpc;
 static _Atomic int started, released, gone_calls, drained_calls, shared_back;
@@ -155,26 +149,7 @@ static const struct rpc_method methods[] = {
      .start = check_start, .release = count_release},
 };
 
-/* ---- a client ------------------------------------------------------------------------ */
-
-static grpc_completion_queue *cq;
-static grpc_channel *channel;
-
-struct client {
-    grpc_call *call;
-    grpc_metadata_array head, tail;
-    grpc_byte_buffer *got;
-    grpc_status_code status;
-    grpc_slice text;
-};
-
-static void client_batch(struct client *k, const grpc_op *op)
-{
-    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(AWAIT_MS, GPR_TIMESPAN));
-
-    REQUIRE(grpc_call_start_batch(k->call, op, 1, k, NULL) == GRPC_CALL_OK);
-    REQUIRE(grpc_completion_queue_pluck(cq, k, until, NULL).type == GRPC_OP_COMPLETE);
-}
+/* ---- what is counted ------------------------------------------------------------------ */
 
 /* A short poll for what another thread counts. */
 static bool await_count(_Atomic int *n, int want)
@@ -189,111 +164,6 @@ static int released_before(void)
 {
     REQUIRE(await_count(&released, atomic_load(&started)));
     return atomic_load(&released);
-}
-
-static void client_open(struct client *k, const char *path, int timeout_ms)
-{
-    gpr_timespec deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
-
-    grpc_slice s = grpc_slice_from_copied_string(path);
-
-    memset(k, 0, sizeof *k);
-    k->call = grpc_channel_create_call(channel, NULL, 0, cq, s, NULL, deadline, NULL);
-    grpc_slice_unref(s);
-}
-
-static void client_send_head(struct client *k, grpc_metadata *md, size_t n_md)
-{
-    client_batch(k, &(grpc_op){.op = GRPC_OP_SEND_INITIAL_METADATA,
-                               .data.send_initial_metadata = {.count = n_md, .metadata = md}});
-}
-
-static void client_send(struct client *k, const void *p, size_t n)
-{
-    grpc_slice s = grpc_slice_from_copied_buffer(p, n);
-    grpc_byte_buffer *b = grpc_raw_byte_buffer_create(&s, 1);
-
-    client_batch(k, &(grpc_op){.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = b});
-    grpc_byte_buffer_destroy(b);
-    grpc_slice_unref(s);
-}
-
-static void client_half_close(struct client *k)
-{
-    client_batch(k, &(grpc_op){.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT});
-}
-
-static void client_recv_head(struct client *k)
-{
-    client_batch(k, &(grpc_op){.op = GRPC_OP_RECV_INITIAL_METADATA,
-                               .data.recv_initial_metadata.recv_initial_metadata = &k->head});
-}
-
-/* The next message in k->got, or NULL: the end. */
-static void client_recv(struct client *k)
-{
-    if (k->got)
-        grpc_byte_buffer_destroy(k->got);
-    k->got = NULL;
-    client_batch(k, &(grpc_op){.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &k->got});
-}
-
-static void client_recv_status(struct client *k)
-{
-    client_batch(k, &(grpc_op){.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-                               .data.recv_status_on_client = {.trailing_metadata = &k->tail,
-                                                              .status = &k->status,
-                                                              .status_details = &k->text}});
-}
-
-static bool text_is(const struct client *k, const char *text)
-{
-    bool same = grpc_slice_str_cmp(k->text, text) == 0;
-
-    if (!same)
-        printf("# status %d: %.*s\n", (int)k->status, (int)GRPC_SLICE_LENGTH(k->text), GRPC_SLICE_START_PTR(k->text));
-    return same;
-}
-
-static void client_close(struct client *k)
-{
-    if (k->got)
-        grpc_byte_buffer_destroy(k->got);
-    grpc_slice_unref(k->text);
-    grpc_metadata_array_destroy(&k->head);
-    grpc_metadata_array_destroy(&k->tail);
-    grpc_call_unref(k->call);
-}
-
-/* A whole unary call; bytes.ptr NULL: no message. */
-static void client_unary(struct client *k, const char *path, struct slice bytes, grpc_metadata *md, size_t n_md)
-{
-    client_open(k, path, AWAIT_MS);
-    client_send_head(k, md, n_md);
-    if (bytes.ptr)
-        client_send(k, bytes.ptr, bytes.len);
-    client_half_close(k);
-    client_recv_head(k);
-    client_recv(k);
-    client_recv_status(k);
-}
-
-/* The status of the HealthCheckResponse in k->got, -1: none. */
-static int answered_status(const struct client *k)
-{
-    grpc_byte_buffer_reader r;
-    grpc_slice all;
-    int v = -1;
-
-    if (k->got == NULL)
-        return -1;
-    grpc_byte_buffer_reader_init(&r, k->got);
-    all = grpc_byte_buffer_reader_readall(&r);
-    if (GRPC_SLICE_LENGTH(all) == 2)
-        v = GRPC_SLICE_START_PTR(all)[1];
-    grpc_slice_unref(all);
-    grpc_byte_buffer_reader_destroy(&r);
-    return v;
 }
 
 #define CHECK_PATH "/grpc.health.v1.Health/Check"
@@ -538,17 +408,6 @@ static void stop_ends_open_streams_in_time(void)
     CHECK(await_count(&released, before + OPEN_STREAMS));
 }
 
-static void client_connect(void)
-{
-    grpc_channel_credentials *creds = grpc_insecure_credentials_create();
-    int fd[2];
-
-    REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd) == 0);
-    rpc_add_fd(rpc, fd[0]);
-    channel = grpc_channel_create_from_fd("server", fd[1], creds, NULL);
-    grpc_channel_credentials_release(creds);
-}
-
 int main(void)
 {
     struct rpc_options o = {.methods = methods,
@@ -562,7 +421,7 @@ int main(void)
     REQUIRE(rpc_new(&o, &rpc) == 0);
     REQUIRE(rpc_start(rpc) == 0);
     cq = grpc_completion_queue_create_for_pluck(NULL);
-    client_connect();
+    channel = client_connect(rpc);
     TEST(unary_answers);
     TEST(unary_resumed_from_elsewhere);
     TEST(handlers_refuse);
