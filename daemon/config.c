@@ -559,6 +559,7 @@ enum config_result config_read(struct config *c, int argc, char **argv, char **e
             print_help();
         else
             print_version();
+        config_fini(c);
         return CONFIG_DONE;
     }
     if (rc == 0 && getenv("ETCD_CONFIG_FILE") && *c->config_file == '\0')
@@ -583,6 +584,8 @@ enum config_result config_read(struct config *c, int argc, char **argv, char **e
     else if (rc)
         log_write(LOG_LEVEL_WARN, __FILE__, __LINE__, "failed to verify flags",
                   (const struct log_field[]){{.key = ""}, LOG_STR("error", r.error), {.key = NULL}});
+    if (rc)
+        config_fini(c);
     return (enum config_result)rc;
 }
 

@@ -50,7 +50,8 @@ enum config_result {
     CONFIG_BAD = 3,   /* said what is wrong with the values: exit 1 */
 };
 
-/* env: the process's environment. Writes to stdout and stderr what etcd would. */
+/* env: the process's environment. Writes to stdout and stderr what etcd would. Anything but CONFIG_RUN leaves nothing to
+ * free. */
 enum config_result config_read(struct config *c, int argc, char **argv, char **env);
 void config_fini(struct config *c);
 
