@@ -89,6 +89,9 @@ static const struct row others[] = {
     /* Ours. */
     {"cairn: the request needs more memory than one request may use; split it", 8},
     {"cairn: the transaction is nested too deeply; at most 32 levels", 3},
+    {"cairn: the store on this member's disk is damaged at what was asked for; save what can still be read, then restore the "
+     "member from a backup",
+     15},
 };
 
 enum { N_ETCD = sizeof of_etcd / sizeof *of_etcd, N_OTHERS = sizeof others / sizeof *others };
