@@ -563,3 +563,20 @@ int base_copy(struct base *b, const char *path)
     err = copy_finish(&o);
     return err ? err : sync_dir(path);
 }
+
+int base_room(void *array, size_t *cap, size_t need, size_t item)
+{
+    void **p = array, *q;
+    size_t n = *cap ? *cap : 64;
+
+    if (need <= *cap)
+        return 0;
+    while (n < need)
+        n *= 2;
+    q = realloc(*p, n * item);
+    if (q == NULL)
+        return -ENOMEM;
+    *p = q;
+    *cap = n;
+    return 0;
+}

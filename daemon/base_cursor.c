@@ -58,23 +58,6 @@ static uint64_t level_id(const struct base_cursor *cur)
     return cur->depth ? cur->ids[cur->depth - 1] : 0;
 }
 
-static int room(void *array, size_t *cap, size_t need, size_t item)
-{
-    void **p = array, *q;
-    size_t n = *cap ? *cap : 64;
-
-    if (need <= *cap)
-        return 0;
-    while (n < need)
-        n *= 2;
-    q = realloc(*p, n * item);
-    if (q == NULL)
-        return -ENOMEM;
-    *p = q;
-    *cap = n;
-    return 0;
-}
-
 /* Takes in the row that LMDB's cursor is at. ERR_KEY_NOT_FOUND: none, or one of the next child. */
 static int take(struct base_cursor *cur, int rc, MDB_val k, MDB_val v)
 {
@@ -98,7 +81,7 @@ static int take(struct base_cursor *cur, int rc, MDB_val k, MDB_val v)
         return -EUCLEAN;
     if (id == 0)
         return 0;
-    err = room(&cur->key, &cur->key_cap, (cur->depth + 1) * BASE_CHUNK_BYTES, 1);
+    err = base_room(&cur->key, &cur->key_cap, (cur->depth + 1) * BASE_CHUNK_BYTES, 1);
     if (err == 0)
         memcpy(cur->key + cur->depth * BASE_CHUNK_BYTES, cur->chunk.ptr, cur->chunk.len);
     return err;
@@ -129,10 +112,10 @@ static int level_next(struct base_cursor *cur)
 /* Into the child of the row the cursor stands on, to its first row >= rest. */
 static int enter(struct base_cursor *cur, struct slice rest)
 {
-    int err = room(&cur->ids, &cur->ids_cap, cur->depth + 1, sizeof *cur->ids);
+    int err = base_room(&cur->ids, &cur->ids_cap, cur->depth + 1, sizeof *cur->ids);
 
     if (err == 0 && cur->depth == 0) {
-        err = room(&cur->key, &cur->key_cap, BASE_CHUNK_BYTES, 1);
+        err = base_room(&cur->key, &cur->key_cap, BASE_CHUNK_BYTES, 1);
         if (err == 0)
             memcpy(cur->key, cur->chunk.ptr, BASE_CHUNK_BYTES);
     }

@@ -182,3 +182,6 @@ int path_walk(const struct base *b, MDB_txn *txn, struct slice key, uint64_t *ch
 int path_write(const struct base *b, MDB_txn *txn, const struct path *p, const struct index_row *row);
 /* Takes away the key's row, and what of the way to it nobody else needs. */
 int path_remove(const struct base *b, MDB_txn *txn, struct slice key);
+
+/* Grows the array *(void **)array of items to at least `need` of them, doubling. -ENOMEM: as it was. */
+int base_room(void *array, size_t *cap, size_t need, size_t item);

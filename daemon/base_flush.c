@@ -39,28 +39,11 @@ struct flush {
     size_t n_key_changes, key_changes_cap;
 };
 
-static int room(void *array, size_t *cap, size_t need, size_t item)
-{
-    void **p = array, *q;
-    size_t n = *cap ? *cap : 1024;
-
-    if (need <= *cap)
-        return 0;
-    while (n < need)
-        n *= 2;
-    q = realloc(*p, n * item);
-    if (q == NULL)
-        return -ENOMEM;
-    *p = q;
-    *cap = n;
-    return 0;
-}
-
 /* ---- by key ---- */
 
 static int lease_move(struct flush *f, int64_t lease, struct rev rev, bool gone)
 {
-    int err = room(&f->moves, &f->moves_cap, f->n_moves + 1, sizeof *f->moves);
+    int err = base_room(&f->moves, &f->moves_cap, f->n_moves + 1, sizeof *f->moves);
 
     if (err)
         return err;
@@ -83,8 +66,8 @@ static int change_add(struct flush *f, struct index_row *row, const struct chang
         return -EUCLEAN; /* base is not what this delta was made on */
     if (c->body.len / BASE_PART_BODY + 2 > BASE_PARTS_MAX)
         return -EFBIG;
-    if ((err = room(&f->pending, &f->pending_cap, f->n_pending + 1, sizeof *f->pending)) ||
-        (err = room(&f->heads, &f->heads_cap, f->heads_len + BASE_HEAD_MAX, 1)))
+    if ((err = base_room(&f->pending, &f->pending_cap, f->n_pending + 1, sizeof *f->pending)) ||
+        (err = base_room(&f->heads, &f->heads_cap, f->heads_len + BASE_HEAD_MAX, 1)))
         return err;
     h.n_pointers = zeros < BASE_LEVELS ? zeros + 1 : BASE_LEVELS;
     for (unsigned j = 0; j < h.n_pointers; j++) {
@@ -175,7 +158,7 @@ static int flush_keys(struct flush *f, const struct delta *d)
 
         f->n_key_changes = 0;
         do {
-            err = room(&f->key_changes, &f->key_changes_cap, f->n_key_changes + 1, sizeof *f->key_changes);
+            err = base_room(&f->key_changes, &f->key_changes_cap, f->n_key_changes + 1, sizeof *f->key_changes);
             if (err)
                 return err;
             f->key_changes[f->n_key_changes++] = c;

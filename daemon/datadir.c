@@ -267,25 +267,30 @@ int datadir_switch(struct datadir *d, unsigned base)
     return rc;
 }
 
+/* NULL with errno. */
+static DIR *dir_open(int at, const char *name)
+{
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+
+    if (dir == NULL && fd >= 0)
+        (void)close(fd); /* only read */
+    return dir;
+}
+
 int datadir_remove_base(struct datadir *d, unsigned base)
 {
     char name[32];
     DIR *dir;
     struct dirent *e;
-    int fd, rc = 0;
+    int rc = 0;
 
     (void)snprintf(name, sizeof name, "base-%u", base);
-    fd = openat(d->fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
+    dir = dir_open(d->fd, name);
+    if (dir == NULL)
         return -errno;
-    dir = fdopendir(fd);
-    if (dir == NULL) {
-        rc = -errno;
-        (void)close(fd); /* only read */
-        return rc;
-    }
     while ((e = readdir(dir)) != NULL)
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && unlinkat(fd, e->d_name, 0) < 0)
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && unlinkat(dirfd(dir), e->d_name, 0) < 0)
             rc = -errno;
     (void)closedir(dir);
     if (unlinkat(d->fd, name, AT_REMOVEDIR) < 0 && rc == 0)
@@ -295,20 +300,14 @@ int datadir_remove_base(struct datadir *d, unsigned base)
 
 int datadir_remove_others(struct datadir *d)
 {
-    int fd = openat(d->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0, err;
+    DIR *dir = dir_open(d->fd, ".");
     struct dirent *e;
     unsigned n;
     char more;
-    DIR *dir;
+    int rc = 0, err;
 
-    if (fd < 0)
+    if (dir == NULL)
         return -errno;
-    dir = fdopendir(fd);
-    if (dir == NULL) {
-        rc = -errno;
-        (void)close(fd); /* only read */
-        return rc;
-    }
     while ((e = readdir(dir)) != NULL)
         if (sscanf(e->d_name, "base-%u%c", &n, &more) == 1 && n != d->base && (err = datadir_remove_base(d, n)) != 0)
             rc = err;
