@@ -46,14 +46,14 @@ static int open_listeners(struct front *f, const struct url_list *urls, const st
     for (size_t i = 0; i < urls->n; i++) {
         int err = listener_open(&urls->urls[i], &f->listeners[i]);
 
+        if (err == 0) {
+            f->n_listeners++;
+            err = pump_listen(f->pump, &f->listeners[i]);
+        }
         if (err) {
             *ret_bad = &urls->urls[i];
             return err;
         }
-        f->n_listeners++;
-        err = pump_listen(f->pump, &f->listeners[i]);
-        if (err)
-            return err;
     }
     return 0;
 }

@@ -2,7 +2,9 @@
 /* limits.h - every bound between a client's socket and the disk, by name.
  *
  * A queue, buffer or cache without a line here is a bug. Each bound has a test that
- * fills it. What happens when it is full stands beside it.
+ * fills it: ARCHITECTURE.md, "Bounds", names it. What happens when it is full stands
+ * beside it. Where a test cannot fill the true bound, it compiles the one file that
+ * enforces it with a smaller one (tests/unit/limits_*.c).
  */
 #pragma once
 
@@ -68,3 +70,20 @@ enum {
     LIMIT_SERVER_REQUEST_MS = 5000,       /* + 2 x election timeout: etcd's request timeout */
     LIMIT_STOP_MS = 1000,
 };
+
+/* Named beside what they bound, because they are the size of an array or of a format there:
+ *
+ *     STORE_SLOTS_MAX    store.h        reading threads             slot_new answers NULL
+ *     SCAN_THREADS_MAX   scan.c         threads of the pool         no more are started
+ *     RPC_THREADS_MAX    rpc.h          rpc threads                 no more are started
+ *     RPC_POSTS          rpc_impl.h     calls posted a method       posted again as they arrive
+ *     PUMP_LISTENERS_MAX pump_impl.h    URLs listened on            -E2BIG at the start
+ *     PB_DEPTH_MAX       pb.h           nesting of a message        ERR_TOO_DEEP
+ *     LEASES_MAX         lease.h        leases                      `too many requests`
+ *     LEASE_EXPIRE_MAX   lease.h        leases in one expiry        the rest is the next one's
+ *     ALARMS_MAX         apply_state.h  alarms                      one more is not taken
+ *     MEMBERS_MAX        apply_state.h  members, past ones too      -ENOSPC
+ *     SAMPLES_MAX        compactor.c    an hour's revisions, tenfold  fewer are kept
+ *     RAFT_*_MAX         raft.h         the core's arrays           ERR_TOO_MANY_REQUESTS, or messages in pieces
+ *     URLS_MAX, KEY_BYTES, LIST_BYTES   config_value.c, yaml.c      refused, with the reason
+ */

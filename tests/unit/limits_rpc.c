@@ -27,6 +27,7 @@ enum { ANSWER_BYTES = 400 << 10, REQUEST_BYTES = 1572864, TIMEOUT_MS = 3000 };
 static struct rpc *rpc;
 static _Atomic int queued_bytes, queued_messages;
 static struct svc svc;
+static struct rig r;
 
 /* ---- services ------------------------------------------------------------------------------------ */
 
@@ -326,9 +327,36 @@ static void long_reads(void)
     client_close(&longer);
 }
 
+/* A bound on time sends away what a bound on rows would not. */
+static void long_in_time(void)
+{
+    struct slot *sl = slot_new(svc.store);
+    Etcdserverpb__RangeRequest q = ETCDSERVERPB__RANGE_REQUEST__INIT;
+    Etcdserverpb__RangeResponse got = ETCDSERVERPB__RANGE_RESPONSE__INIT;
+    struct mvcc_limits lim = {.time_us = 1};
+    struct arena a;
+    struct view v;
+
+    for (int i = 0; i < 3000; i++) {
+        char key[16];
+
+        (void)snprintf(key, sizeof key, "%08d", i);
+        REQUIRE(rig_put(&r, key, "v", 0) == 0);
+    }
+    q.key = q.range_end = (ProtobufCBinaryData){1, (uint8_t *)""};
+    arena_init(&a, 16 << 20, NULL, 0);
+    REQUIRE(view_open(svc.store, sl, &v) == 0);
+    CHECK(mvcc_range(&v, v.rev, &q, &lim, &a, &got) == MVCC_TOO_LONG);
+    lim.time_us = 60000000;
+    got = (Etcdserverpb__RangeResponse)ETCDSERVERPB__RANGE_RESPONSE__INIT;
+    CHECK(mvcc_range(&v, v.rev, &q, &lim, &a, &got) == 0 && got.count == 3000);
+    view_close(&v);
+    arena_fini(&a);
+    slot_free(svc.store, sl);
+}
+
 int main(void)
 {
-    static struct rig r;
     struct slot *slot;
     struct rpc_options o = {.methods = test_methods,
                             .n_methods = sizeof test_methods / sizeof *test_methods,
@@ -356,6 +384,7 @@ int main(void)
     TEST(time_of_a_call);
     TEST(leases);
     TEST(long_reads);
+    TEST(long_in_time);
     rpc_stop(rpc);
     grpc_channel_destroy(channel);
     grpc_completion_queue_shutdown(cq);
