@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* hub_impl.h - what the hub's files share: hub.c (thread, requests), hub_feed.c (reading and handing out events),
+/* hub_impl.h - what the hub's files share: hub.c (thread), hub_request.c (requests), hub_feed.c (reading and handing out events),
  * hub_index.c (which watchers a key concerns), hub_stream.c (queues to the rpc threads), hub_packet.c (bytes). */
 #pragma once
 #include <pthread.h>
@@ -190,7 +190,16 @@ struct hub {
 
 struct response_head hub_head(const struct hub *h, int64_t revision);
 void hub_note_woken(struct hub *h, struct watch_stream *s);
+
+/* hub_request.c */
+void hub_take_requests(struct hub *h, struct mail *mail, int64_t rev);
+void hub_close_stream(struct hub *h, struct watch_stream *s);
+/* A response without events. */
+void hub_say(struct watch_stream *s, int64_t watch_id, const struct response_head *head);
+uint64_t hub_tick_after(struct hub *h, uint64_t now_ms);
 void watcher_set_state(struct hub *h, struct watcher *w, enum watcher_state state);
+void watcher_leave(struct hub *h, struct watcher *w); /* it gets nothing any more; only its id is still taken */
+bool watcher_is_synced(const struct hub *h, const struct watcher *w);
 
 /* hub_feed.c. Each 0 or -errno. */
 int feed_live(struct hub *h, struct view *v);                  /* moves seen up, to v->rev or a part of the way */

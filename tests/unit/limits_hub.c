@@ -3,11 +3,11 @@
  * keys in all (a new one is canceled at once, and room comes back), bytes queued to all streams (whoever has a queue
  * catches up later), what is read of the past at a time (bytes, changes looked at).
  *
- * LIMIT_WATCHERS and LIMIT_WATCH_KEY_BYTES are made small: hub.c is compiled into this program with them. */
+ * LIMIT_WATCHERS and LIMIT_WATCH_KEY_BYTES are made small: hub_request.c is compiled into this program with them. */
 #include "daemon/limits.h"
 #define LIMIT_WATCHERS 100
 #define LIMIT_WATCH_KEY_BYTES 3000
-#include "daemon/hub.c"
+#include "daemon/hub_request.c"
 #include "hub_rig.h"
 
 static struct client one;
