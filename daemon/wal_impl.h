@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wal_impl.h - what wal.c (appending, reading) and wal_open.c (recovery) share. */
+/* wal_impl.h - what wal.c (appending, reading), wal_segment.c (segments) and wal_open.c (recovery) share. */
 #pragma once
 #include <pthread.h>
 #include "wal.h"
@@ -49,10 +49,15 @@ struct wal {
     struct wal_state state;
 };
 
-/* wal.c */
+/* wal_segment.c */
 void wal_segment_path(const struct wal *w, uint64_t number, char path[WAL_PATH_MAX + 32]);
 void wal_segment_unref(struct wal *w, struct wal_segment *s);
 int wal_segment_add(struct wal *w, struct wal_segment *s); /* -ENOMEM */
+uint64_t wal_nonce_new(struct wal *w); /* never 0 */
+struct wal_segment *wal_newest(const struct wal *w);
+/* Makes the prepared segment the newest one, for a batch of so many bytes. -ENOSPC: the log is as it was; all else ends
+ * it. Its head goes out with its first batch. */
+int wal_roll(struct wal *w, size_t batch_bytes);
 uint64_t wal_term_at(const struct wal *w, uint64_t index); /* first_index <= index <= last_index */
 /* Room for n more entries and one more run, so that what follows a write cannot fail. */
 int wal_reserve(struct wal *w, size_t n);
