@@ -239,6 +239,11 @@ void txn_read_on_failure(struct txn *t, struct slice key)
     add_range(t, txn_copy(t, key), false, false);
 }
 
+size_t txn_size(const struct txn *t)
+{
+    return protobuf_c_message_get_packed_size(&t->req.base);
+}
+
 /* ---- running --------------------------------------------------------------------------- */
 
 static void tell_feed(struct txn *t, bool begin)

@@ -46,6 +46,8 @@ void txn_delete_range(struct txn *t, struct slice key, struct slice end);
 /* When the compares fail, tell what this key holds now (txn_current). */
 void txn_read_on_failure(struct txn *t, struct slice key);
 
+/* Bytes of the request as it stands. */
+size_t txn_size(const struct txn *t);
 /* Frees one that was not run. */
 void txn_cancel(struct txn *t);
 /* Runs it; done follows, never before txn_run has returned. */

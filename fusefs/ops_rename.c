@@ -6,7 +6,7 @@
  *     key -> editors' name           limbo (overlay.h): nothing is published yet
  *     key -> key                     put there, delete here; compared with the revision read
  *     key <-> key (EXCHANGE)         two puts
- *     directory -> directory         one range delete and a put for each key; EXDEV if too many
+ *     directory -> directory         one range delete and a put for each key; EXDEV if too many or too big
  *
  * The kernel now has the old inode under the new name, but that name's key has a node of its own: so the
  * name is invalidated after the reply. Until then OPEN of the old node answers ESTALE and the kernel looks
@@ -98,8 +98,10 @@ static void publish_done(struct txn *t, void *arg, int err)
         n = target(r->op);
         if (f && n)
             handles_publish(fs, f, n, r->value);
-        if (f)
+        if (f) {
+            ofile_reset_meta(f);
             overlay_unlink(f);
+        }
     }
     if (f)
         f->publishing = false;
@@ -301,7 +303,8 @@ static void dir_moved(struct txn *t, void *arg, int err)
         tree_rmdir(r->op->fs->tree, r->op->node, txn_rev(t));
         tree_retire(r->op->node);
     }
-    renaming_end(r, err == -1 ? EXDEV : err); /* somebody works in it: mv copies instead */
+    /* Somebody works in it, or it is more than the server takes at once: mv copies instead. */
+    renaming_end(r, err == -1 || err == EFBIG ? EXDEV : err);
 }
 
 static void dir_build(struct renaming *r, struct txn *t, struct slice from, struct slice to)
@@ -309,6 +312,7 @@ static void dir_build(struct renaming *r, struct txn *t, struct slice from, stru
     const Etcdserverpb__RangeResponse *keys = r->keys;
     uint8_t *end = malloc(from.len + to.len + 2), *name = malloc(CODEC_KEY_MAX);
     size_t end_len;
+    int err = ENOMEM;
 
     if (end == NULL || name == NULL)
         goto out;
@@ -324,8 +328,10 @@ static void dir_build(struct renaming *r, struct txn *t, struct slice from, stru
         const Mvccpb__KeyValue *kv = keys->kvs[i];
         struct value *v = value_new(slice_of(kv->value.data, kv->value.len), &(struct key_meta){0});
 
-        if (v == NULL || to.len + kv->key.len - from.len > CODEC_KEY_MAX)
+        if (v == NULL || to.len + kv->key.len - from.len > CODEC_KEY_MAX) {
+            value_unref(v);
             goto out;
+        }
         txn_compare(t, slice_of(kv->key.data, kv->key.len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL,
                     kv->mod_revision);
         txn_note_delete(t, slice_of(kv->key.data, kv->key.len));
@@ -333,15 +339,16 @@ static void dir_build(struct renaming *r, struct txn *t, struct slice from, stru
         txn_put_new(t, slice_of(name, to.len + kv->key.len - from.len), v, kv->lease);
         value_unref(v);
     }
-    free(end);
-    free(name);
-    txn_run(t);
-    return;
+    err = txn_size(t) + REQUEST_OVERHEAD_BYTES > r->op->fs->opt.max_request_bytes ? EXDEV : 0;
 out:
     free(end);
     free(name);
+    if (err == 0) {
+        txn_run(t);
+        return;
+    }
     txn_cancel(t);
-    renaming_end(r, ENOMEM);
+    renaming_end(r, err);
 }
 
 static void dir_read(struct client_call *call)
