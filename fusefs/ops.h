@@ -34,6 +34,12 @@ struct overlay;
 struct control;
 struct fuse_lowlevel_ops;
 
+/* A directory made here, and by which thread. */
+struct made_dir {
+    uint64_t nodeid;
+    pid_t tid;
+};
+
 struct fs {
     struct session session;
     struct options opt;
@@ -53,6 +59,8 @@ struct fs {
     int64_t status_ms; /* when the server was last asked about that */
     bool feed_ready;   /* the first watch stands */
     int64_t started_ms;
+    struct made_dir made[DIRS_MADE]; /* the last ones; a ring */
+    size_t n_made;
 };
 
 extern const struct fuse_lowlevel_ops ops_table;
@@ -144,6 +152,8 @@ void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
 void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+/* Was it this thread that made the directory, not long ago? */
+bool fs_made_dir(const struct fs *fs, const struct node *n, pid_t tid);
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name);

@@ -189,7 +189,8 @@ static bool belongs_to_overlay(const struct fs *fs, const char *name, mode_t mod
     if (overlay_is_editors(name))
         return true;
     *ret_class = OFILE_TEMPORARY;
-    return flags & O_EXCL && (mode & 0777) == 0600 && overlay_is_temporary_shape(name);
+    /* rsync makes that of an executable with 0700. */
+    return flags & O_EXCL && (mode & 0677) == 0600 && overlay_is_temporary_shape(name);
 }
 
 /* vim tries whether it may create files here; told no, it writes in place, which keeps the key. */

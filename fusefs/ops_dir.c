@@ -269,15 +269,29 @@ void fs_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_
 
 /* ---- mkdir ------------------------------------------------------------------------------------------- */
 
+static void remember_made(struct fs *fs, const struct node *n, pid_t tid)
+{
+    fs->made[fs->n_made++ % DIRS_MADE] = (struct made_dir){n->nodeid, tid};
+}
+
+bool fs_made_dir(const struct fs *fs, const struct node *n, pid_t tid)
+{
+    for (size_t i = 0; i < DIRS_MADE; i++)
+        if (fs->made[i].nodeid == n->nodeid && fs->made[i].tid == tid)
+            return true;
+    return false;
+}
+
 static void mkdir_done(struct txn *t, void *arg, int err)
 {
     struct op *op = arg;
     struct node *n = err == 0 ? tree_child(op->fs->tree, op->node, slice_str(op->name)) : NULL;
 
     (void)t;
-    if (n)
+    if (n) {
+        remember_made(op->fs, n, op->pid);
         (void)op_entry(op, n);
-    else
+    } else
         op_err(op, err == -1 ? EEXIST : err ? err : EIO);
     op_free(op);
 }
@@ -329,8 +343,10 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
         err = EEXIST;
     if (err == 0 && !fs->opt.dirmarkers) {
         n = tree_mkdir_local(fs->tree, dir, slice_str(name));
-        if (n)
+        if (n) {
+            remember_made(fs, n, fuse_req_ctx(req)->pid);
             (void)reply_entry(req, n, TIMEOUT_S);
+        }
         err = n ? 0 : ENOMEM;
     } else if (err == 0) {
         op = op_new(req, dir, name);

@@ -515,9 +515,13 @@ static void truncate_resume(struct op *op)
     tree_open_read(op->fs->tree, op->node, &op->wait);
 }
 
-static int check_meta(const struct fs *fs, const struct stat *now, const struct stat *attr, int to_set)
+/* A key has no mode and no owner: only what they are anyway can be set. The mode given to mkdir is ignored
+ * as every mode of a creation is; so is what the one who made a directory says about it a moment later
+ * (rsync, mkdir -m). */
+static int check_meta(const struct fs *fs, const struct node *n, pid_t tid, const struct stat *now,
+                      const struct stat *attr, int to_set)
 {
-    if (fs->opt.meta_ignore)
+    if (fs->opt.meta_ignore || (n->kind == NODE_DIR && fs_made_dir(fs, n, tid)))
         return 0;
     if ((to_set & FUSE_SET_ATTR_MODE && (attr->st_mode & 07777) != (now->st_mode & 07777)) ||
         (to_set & FUSE_SET_ATTR_UID && attr->st_uid != now->st_uid) ||
@@ -536,7 +540,8 @@ static void setattr_ofile(fuse_req_t req, fuse_ino_t ino, const struct stat *att
         (void)fuse_reply_err(req, err);
         return;
     }
-    ofile_stat(f, &st); /* modes and owners of what will never be, or become a key, are not kept */
+    ofile_set_meta(f, attr, to_set); /* kept while it is a file; what becomes a key loses them */
+    ofile_stat(f, &st);
     (void)fuse_reply_attr(req, &st, 0);
 }
 
@@ -561,7 +566,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
     if (n == NULL || inject_setattr(req, n))
         return;
     node_stat(fs->tree, n, &now);
-    err = check_meta(fs, &now, attr, to_set);
+    err = check_meta(fs, n, fuse_req_ctx(req)->pid, &now, attr, to_set);
     if (err == 0 && to_set & FUSE_SET_ATTR_SIZE) {
         err = n->kind == NODE_DIR ? EISDIR : fs_may_change(fs);
         if (err == 0 && h)

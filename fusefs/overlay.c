@@ -183,6 +183,7 @@ struct ofile *overlay_create(struct overlay *o, struct node *dir, const char *na
     f->nodeid = TREE_NODEID_END | ++o->last_id;
     f->ino = value_hash(slice_of(&f->nodeid, sizeof f->nodeid)) | 1;
     f->class = class;
+    ofile_reset_meta(f);
     f->linger.fire = linger_fire;
     (void)clock_gettime(CLOCK_REALTIME, &f->mtime);
     if (name_add(f, dir, name) != 0) {
@@ -325,15 +326,36 @@ int ofile_truncate(struct ofile *f, size_t len)
     return 0;
 }
 
-void ofile_stat(const struct ofile *f, struct stat *ret_st)
+void ofile_set_meta(struct ofile *f, const struct stat *attr, int to_set)
+{
+    if (to_set & FUSE_SET_ATTR_MODE)
+        f->mode = attr->st_mode & 07777;
+    if (to_set & FUSE_SET_ATTR_UID)
+        f->uid = attr->st_uid;
+    if (to_set & FUSE_SET_ATTR_GID)
+        f->gid = attr->st_gid;
+    if (to_set & FUSE_SET_ATTR_MTIME_NOW)
+        (void)clock_gettime(CLOCK_REALTIME, &f->mtime);
+    else if (to_set & FUSE_SET_ATTR_MTIME)
+        f->mtime = attr->st_mtim;
+}
+
+void ofile_reset_meta(struct ofile *f)
 {
     const struct options *opt = &f->overlay->fs->opt;
 
+    f->mode = 0666 & ~opt->umask;
+    f->uid = opt->uid;
+    f->gid = opt->gid;
+}
+
+void ofile_stat(const struct ofile *f, struct stat *ret_st)
+{
     *ret_st = (struct stat){.st_ino = f->ino,
-                            .st_mode = S_IFREG | (0666 & ~opt->umask),
+                            .st_mode = S_IFREG | f->mode,
                             .st_nlink = f->linked,
-                            .st_uid = opt->uid,
-                            .st_gid = opt->gid,
+                            .st_uid = f->uid,
+                            .st_gid = f->gid,
                             .st_size = (off_t)f->len,
                             .st_blksize = 1 << 20,
                             .st_blocks = (blkcnt_t)((f->len + 511) / 512),

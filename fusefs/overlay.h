@@ -3,7 +3,7 @@
  * becoming a key.
  *
  *   editors' own   never published: .*.sw? .*.swpx *~ #*# .#* .goutputstream-* .~lock.*# .nfs* .fuse_hidden*
- *   temporary      made with O_EXCL and mode 0600 under a name of mkstemp's shape; published by a rename onto
+ *   temporary      made with O_EXCL and for its owner only (0600, 0700) under a name of mkstemp's shape; published by a rename onto
  *                  a key, 2 s after the last close, or at unmount
  *
  * A key renamed to an editors' name (vim's backup) is in limbo for 2 s: copied here, hidden there, nothing
@@ -33,6 +33,10 @@ struct ofile {
     uint8_t *buf;
     size_t len, room;
     struct timespec mtime;
+    /* As chmod and chown left them. A key has none of its own: they end with the file. */
+    mode_t mode;
+    uid_t uid;
+    gid_t gid;
     uint64_t nlookup;
     unsigned opens;
     struct timer linger;     /* temporary: after its last close; limbo: until it becomes real */
@@ -76,6 +80,10 @@ void ofile_closed(struct ofile *f);
 struct slice ofile_content(const struct ofile *f);
 int ofile_write(struct ofile *f, const void *data, size_t off, size_t size); /* 0, ENOSPC, ENOMEM, EFBIG */
 int ofile_truncate(struct ofile *f, size_t len);
+/* chmod, chown, utimens: whatever is asked for. to_set: FUSE_SET_ATTR_*; the size is not looked at. */
+void ofile_set_meta(struct ofile *f, const struct stat *attr, int to_set);
+/* It has become a key: what the kernel still has of the file shows a key's mode and owner. */
+void ofile_reset_meta(struct ofile *f);
 void ofile_stat(const struct ofile *f, struct stat *ret_st);
 
 /* rename(key -> editors' name): copies v's bytes, hides n. */

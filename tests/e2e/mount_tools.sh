@@ -54,6 +54,36 @@ git_it() { # a repository: locks, renames, mmap'ed packs
         cd "$I" && timeout 120 git init -q repo && cd repo && echo 1 >f && git add f && git commit -qm one && echo 2 >>f && git commit -qam two &&
         git gc -q && git fsck --full && same "$(git log --oneline | wc -l)" 2 && git clone -q . "$T/clone" && same "$(cat "$T/clone/f" | tr '\n' ' ')" "1 2 ")
 }
+# More than one request holds: renameat says EXDEV, and mv copies.
+mv_big() {
+    local i
+    mkdir -p "$M/big/sub" && for i in 1 2 3; do head -c 900000 /dev/urandom >"$M/big/sub/$i" || return 1; done
+    (cd "$M/big/sub" && sha256sum 1 2 3) >"$T/big.sum" && timeout 60 mv "$M/big" "$M/big2" || return 1
+    ! test -e "$M/big" && (cd "$M/big2/sub" && sha256sum --quiet -c "$T/big.sum") && same "$(ctl get big/ --prefix --keys-only)" ""
+}
+# Whatever is in /etc as it is: modes that are not 0644, names with dots. What does not fit into a key is left out.
+rsync_etc() { timeout 200 rsync -rt --checksum --max-size=1000k -q --no-links /etc/ "$M/etc2/" && timeout 60 diff -r <(cd /etc && find . -type f -size -1000k -exec sha256sum {} + | sort) <(cd "$M/etc2" && find . -type f -exec sha256sum {} + | sort); }
+# What rsync and sed do to their temporary names: it never fails, whatever the mode.
+temporary_modes() {
+    python3 - "$M" <<'PY'
+import os, sys
+d = sys.argv[1]
+for name in ".moded.a1B2c3", "sedXy12ab", "moded~", ".moded.swp":
+    p = d + "/" + name
+    f = os.open(p, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    for mode in 0o755, 0o4711, 0o000, 0o640:
+        os.fchmod(f, mode); os.chmod(p, mode)
+        assert os.stat(p).st_mode & 0o7777 == mode, (name, oct(mode), oct(os.stat(p).st_mode))
+    os.fchown(f, 12, 34); os.chown(p, 12, -1)
+    assert (os.stat(p).st_uid, os.stat(p).st_gid) == (12, 34)
+    os.utime(p, ns=(10**18, 10**18 + 5)); assert os.stat(p).st_mtime_ns == 10**18 + 5
+    os.write(f, b"x"); os.close(f)
+os.rename(d + "/.moded.a1B2c3", d + "/moded")
+s = os.stat(d + "/moded")
+assert s.st_mode & 0o7777 == 0o644 and s.st_uid == os.getuid(), oct(s.st_mode) # dropped when published
+for name in "sedXy12ab", "moded~", ".moded.swp", "moded": os.unlink(d + "/" + name)
+PY
+}
 
 run() {
     FS_FIRST=$FS_PID
@@ -71,6 +101,9 @@ run() {
     check "etcdctl sees the same" by_etcdctl
     check "after a SIGKILL of cairnfs" after_kill
     check "rm -r" rm_r
+    check "mv of a directory too big for one transaction" mv_big
+    check "temporary and editors' files take any mode, owner and time" temporary_modes
+    check "rsync -rt --checksum /etc/" rsync_etc
     I=$M.3
     mount_at "$I" meta=ignore
     small
