@@ -29,7 +29,8 @@ struct client {
 
 static inline void client_batch(struct client *k, const grpc_op *op)
 {
-    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(AWAIT_MS, GPR_TIMESPAN));
+    gpr_timespec until =
+        gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(AWAIT_MS, GPR_TIMESPAN));
 
     REQUIRE(grpc_call_start_batch(k->call, op, 1, k, NULL) == GRPC_CALL_OK);
     REQUIRE(grpc_completion_queue_pluck(cq, k, until, NULL).type == GRPC_OP_COMPLETE);
@@ -37,7 +38,8 @@ static inline void client_batch(struct client *k, const grpc_op *op)
 
 static inline void client_open(struct client *k, const char *path, int timeout_ms)
 {
-    gpr_timespec deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
+    gpr_timespec deadline =
+        gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
 
     grpc_slice s = grpc_slice_from_copied_string(path);
 
@@ -95,7 +97,8 @@ static inline bool text_is(const struct client *k, const char *text)
     bool same = grpc_slice_str_cmp(k->text, text) == 0;
 
     if (!same)
-        printf("# status %d: %.*s\n", (int)k->status, (int)GRPC_SLICE_LENGTH(k->text), GRPC_SLICE_START_PTR(k->text));
+        printf("# status %d: %.*s\n", (int)k->status, (int)GRPC_SLICE_LENGTH(k->text),
+               GRPC_SLICE_START_PTR(k->text));
     return same;
 }
 
@@ -110,7 +113,8 @@ static inline void client_close(struct client *k)
 }
 
 /* A whole unary call; bytes.ptr NULL: no message. */
-static inline void client_unary(struct client *k, const char *path, struct slice bytes, grpc_metadata *md, size_t n_md)
+static inline void client_unary(struct client *k, const char *path, struct slice bytes, grpc_metadata *md,
+                                size_t n_md)
 {
     client_open(k, path, AWAIT_MS);
     client_send_head(k, md, n_md);
@@ -147,7 +151,9 @@ static grpc_channel *client_connect(struct rpc *rpc)
     /* What a client does not ask for stays at the server, but for a stream's first window. */
     grpc_arg args[] = {
         {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_HTTP2_BDP_PROBE, .value.integer = 0},
-        {.type = GRPC_ARG_INTEGER, .key = (char *)GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, .value.integer = 65535},
+        {.type = GRPC_ARG_INTEGER,
+         .key = (char *)GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
+         .value.integer = 65535},
     };
     grpc_channel_args plain = {sizeof args / sizeof *args, args};
     grpc_channel *ch;

@@ -37,11 +37,13 @@ static const struct {
     [KV_COMPACT] = {"/etcdserverpb.KV/Compact", &etcdserverpb__compaction_response__descriptor},
     [LEASE_GRANT] = {"/etcdserverpb.Lease/LeaseGrant", &etcdserverpb__lease_grant_response__descriptor},
     [LEASE_REVOKE] = {"/etcdserverpb.Lease/LeaseRevoke", &etcdserverpb__lease_revoke_response__descriptor},
-    [LEASE_TTL] = {"/etcdserverpb.Lease/LeaseTimeToLive", &etcdserverpb__lease_time_to_live_response__descriptor},
+    [LEASE_TTL] = {"/etcdserverpb.Lease/LeaseTimeToLive",
+                   &etcdserverpb__lease_time_to_live_response__descriptor},
     [LEASE_LIST] = {"/etcdserverpb.Lease/LeaseLeases", &etcdserverpb__lease_leases_response__descriptor},
 };
 
-static void remote_call(struct kv_server *s, enum kv_method method, const ProtobufCMessage *req, struct kv_answer *ret)
+static void remote_call(struct kv_server *s, enum kv_method method, const ProtobufCMessage *req,
+                        struct kv_answer *ret)
 {
     struct remote *r = (struct remote *)s;
 
@@ -81,7 +83,8 @@ static void stream_open(struct remote *r)
                        {.op = GRPC_OP_RECV_INITIAL_METADATA,
                         .data.recv_initial_metadata.recv_initial_metadata = &r->initial}};
     grpc_op end = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-                   .data.recv_status_on_client = {.trailing_metadata = &r->trailing, .status = &r->status,
+                   .data.recv_status_on_client = {.trailing_metadata = &r->trailing,
+                                                  .status = &r->status,
                                                   .status_details = &r->details}};
 
     r->call = grpc_channel_create_call(servers[0].channel, NULL, GRPC_PROPAGATE_DEFAULTS, r->cq,
@@ -141,7 +144,8 @@ static Etcdserverpb__WatchResponse *remote_take(struct kv_server *s)
         die("not ok - the watch has ended");
     grpc_byte_buffer_reader_init(&reader, r->received);
     all = grpc_byte_buffer_reader_readall(&reader);
-    r->response = etcdserverpb__watch_response__unpack(NULL, GRPC_SLICE_LENGTH(all), GRPC_SLICE_START_PTR(all));
+    r->response =
+        etcdserverpb__watch_response__unpack(NULL, GRPC_SLICE_LENGTH(all), GRPC_SLICE_START_PTR(all));
     grpc_slice_unref(all);
     grpc_byte_buffer_reader_destroy(&reader);
     grpc_byte_buffer_destroy(r->received);
@@ -181,7 +185,8 @@ int main(int argc, char **argv)
     servers[0].address = argv[1];
     servers[0].channel = grpc_channel_create(argv[1], plain, NULL);
     grpc_channel_credentials_release(plain);
-    remote.server = (struct kv_server){.call = remote_call, .watch_send = remote_send, .watch_take = remote_take};
+    remote.server =
+        (struct kv_server){.call = remote_call, .watch_send = remote_send, .watch_take = remote_take};
     remote.cq = grpc_completion_queue_create_for_next(NULL);
     wait_ready();
     bad = trace_run(argv[2], kv_command, &remote.server, &ran);

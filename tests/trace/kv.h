@@ -27,18 +27,28 @@
 #include "rpc.pb-c.h"
 #include "trace.h"
 
-enum kv_method { KV_RANGE, KV_PUT, KV_DELETE, KV_TXN, KV_COMPACT, LEASE_GRANT, LEASE_REVOKE, LEASE_TTL,
-                 LEASE_LIST };
+enum kv_method {
+    KV_RANGE,
+    KV_PUT,
+    KV_DELETE,
+    KV_TXN,
+    KV_COMPACT,
+    LEASE_GRANT,
+    LEASE_REVOKE,
+    LEASE_TTL,
+    LEASE_LIST
+};
 
 /* Of the last call: valid until the next. */
 struct kv_answer {
     enum status status;
-    const char *text;        /* of a refusal */
-    ProtobufCMessage *m;     /* of the method's response */
+    const char *text;    /* of a refusal */
+    ProtobufCMessage *m; /* of the method's response */
 };
 
 struct kv_server {
-    void (*call)(struct kv_server *s, enum kv_method method, const ProtobufCMessage *req, struct kv_answer *ret);
+    void (*call)(struct kv_server *s, enum kv_method method, const ProtobufCMessage *req,
+                 struct kv_answer *ret);
     /* NULL: no watches. send hands over; take gives what has come, one after the other, and NULL in the end; the
      * response lives until the next call. */
     void (*watch_send)(struct kv_server *s, const Etcdserverpb__WatchRequest *req);
@@ -189,7 +199,8 @@ static Etcdserverpb__RangeRequest *kv_parse_range(struct kv_words *q)
     for (;;) {
         if (kv_option(q, "rev", &r->revision) || kv_option(q, "limit", &r->limit) ||
             kv_option(q, "min_mod", &r->min_mod_revision) || kv_option(q, "max_mod", &r->max_mod_revision) ||
-            kv_option(q, "min_create", &r->min_create_revision) || kv_option(q, "max_create", &r->max_create_revision))
+            kv_option(q, "min_create", &r->min_create_revision) ||
+            kv_option(q, "max_create", &r->max_create_revision))
             continue;
         if (kv_take(q, "sort"))
             kv_parse_sort(q, r);
@@ -226,7 +237,8 @@ static Etcdserverpb__Compare *kv_parse_compare(struct kv_words *q)
         q->bad = q->bad ? q->bad : "compare";
     c->target = target < 0 ? 0 : target;
     c->result = result < 0 ? 0 : result;
-    c->target_union_case = ETCDSERVERPB__COMPARE__TARGET_UNION_VERSION + (unsigned)c->target; /* in the same order */
+    c->target_union_case =
+        ETCDSERVERPB__COMPARE__TARGET_UNION_VERSION + (unsigned)c->target; /* in the same order */
     if (c->target == ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE)
         c->value = kv_bytes(q);
     else
@@ -447,7 +459,8 @@ static void kv_say_watch(FILE *out, const Etcdserverpb__WatchResponse *r)
 {
     fprintf(out, "  watch %" PRId64 ": ", r->watch_id);
     kv_say_revision(out, r->header);
-    fprintf(out, "%s%s%s", r->created ? ", created" : "", r->canceled ? ", canceled" : "", r->fragment ? ", fragment" : "");
+    fprintf(out, "%s%s%s", r->created ? ", created" : "", r->canceled ? ", canceled" : "",
+            r->fragment ? ", fragment" : "");
     if (r->compact_revision)
         fprintf(out, ", compacted %" PRId64, r->compact_revision);
     fprintf(out, "%s%s\n", *r->cancel_reason ? ", because: " : "", r->cancel_reason);
@@ -458,9 +471,10 @@ static void kv_say_watch(FILE *out, const Etcdserverpb__WatchResponse *r)
 static void kv_say_refusal(FILE *out, const struct kv_answer *a)
 {
     static const char *const names[STATUS_COUNT] = {
-        "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-        "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-        "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"};
+        "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+        "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+        "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+        "DATA_LOSS", "UNAUTHENTICATED"};
 
     fprintf(out, "%s: %s\n", names[a->status], a->text);
 }
@@ -492,7 +506,8 @@ static void kv_say_answer(FILE *out, enum kv_method method, const struct kv_answ
         fputs("\n", out);
         break;
     case LEASE_GRANT:
-        fprintf(out, "lease %" PRId64 ", ttl %" PRId64 "\n", ((const Etcdserverpb__LeaseGrantResponse *)a->m)->id,
+        fprintf(out, "lease %" PRId64 ", ttl %" PRId64 "\n",
+                ((const Etcdserverpb__LeaseGrantResponse *)a->m)->id,
                 ((const Etcdserverpb__LeaseGrantResponse *)a->m)->ttl);
         break;
     case LEASE_REVOKE:
@@ -505,7 +520,8 @@ static void kv_say_answer(FILE *out, enum kv_method method, const struct kv_answ
         /* What remains of it depends on the clock; the keys come in any order. */
         if (r->n_keys)
             qsort(r->keys, r->n_keys, sizeof *r->keys, kv_by_bytes);
-        fprintf(out, "%s, granted %" PRId64 "%s", r->ttl < 0 ? "ttl -1" : "alive", r->grantedttl, r->n_keys ? ", keys" : "");
+        fprintf(out, "%s, granted %" PRId64 "%s", r->ttl < 0 ? "ttl -1" : "alive", r->grantedttl,
+                r->n_keys ? ", keys" : "");
         for (size_t i = 0; i < r->n_keys; i++) {
             fputs(" ", out);
             kv_say_bytes(out, r->keys[i]);
@@ -527,8 +543,8 @@ static void kv_say_answer(FILE *out, enum kv_method method, const struct kv_answ
 /* The request of a unary command; NULL: it is none. */
 static ProtobufCMessage *kv_parse(struct kv_words *q, enum kv_method *ret_method)
 {
-    static const char *const names[] = {"range", "put", "delete", "txn", "compact", "grant", "revoke", "ttl", "leases",
-                                        NULL};
+    static const char *const names[] = {"range", "put",    "delete", "txn",    "compact",
+                                        "grant", "revoke", "ttl",    "leases", NULL};
     int method = kv_choice(q, names);
 
     *ret_method = method < 0 ? KV_RANGE : (enum kv_method)method;
@@ -623,7 +639,10 @@ static void kv_split(struct kv_words *q, int n, char **words)
 /* What has come, watch by watch: between those of different watches there is no order. */
 static void kv_say_watches(struct kv_server *s, FILE *out)
 {
-    struct said { int64_t id; char *text; } *all[256];
+    struct said {
+        int64_t id;
+        char *text;
+    } * all[256];
     Etcdserverpb__WatchResponse *r;
     size_t n = 0;
 

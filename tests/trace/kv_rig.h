@@ -24,9 +24,9 @@ static struct kv_rig {
     struct slot *slot; /* reads */
     struct view view;  /* of the read being answered */
     bool view_open;
-    struct arena a;    /* of the last answer */
+    struct arena a; /* of the last answer */
     enum kv_mode mode;
-    struct hub *hub;   /* NULL: a trace without watches */
+    struct hub *hub; /* NULL: a trace without watches */
     struct rng rng;
     struct watch_stream *stream;
     Etcdserverpb__WatchResponse *response;
@@ -125,11 +125,12 @@ static int kv_lease_list(struct kv_rig *k, ProtobufCMessage **ret)
 /* ---- writes ------------------------------------------------------------------------------------ */
 
 /* Through the log. Argument checks come before, as in the services. */
-static int kv_write(struct kv_rig *k, enum kv_method method, const ProtobufCMessage *req, ProtobufCMessage **ret)
+static int kv_write(struct kv_rig *k, enum kv_method method, const ProtobufCMessage *req,
+                    ProtobufCMessage **ret)
 {
     static const enum entry_kind kinds[] = {
-        [KV_PUT] = ENTRY_PUT, [KV_DELETE] = ENTRY_DELETE_RANGE,   [KV_TXN] = ENTRY_TXN, [KV_COMPACT] = ENTRY_COMPACT,
-        [LEASE_GRANT] = ENTRY_LEASE_GRANT, [LEASE_REVOKE] = ENTRY_LEASE_REVOKE};
+        [KV_PUT] = ENTRY_PUT,         [KV_DELETE] = ENTRY_DELETE_RANGE,  [KV_TXN] = ENTRY_TXN,
+        [KV_COMPACT] = ENTRY_COMPACT, [LEASE_GRANT] = ENTRY_LEASE_GRANT, [LEASE_REVOKE] = ENTRY_LEASE_REVOKE};
     Etcdserverpb__LeaseGrantRequest grant;
     Etcdserverpb__ResponseHeader **h;
     int err = method == KV_PUT      ? txn_check_put((const Etcdserverpb__PutRequest *)req)
@@ -157,7 +158,8 @@ static int kv_write(struct kv_rig *k, enum kv_method method, const ProtobufCMess
     return 0;
 }
 
-static void kv_call(struct kv_server *s, enum kv_method method, const ProtobufCMessage *req, struct kv_answer *ret)
+static void kv_call(struct kv_server *s, enum kv_method method, const ProtobufCMessage *req,
+                    struct kv_answer *ret)
 {
     struct kv_rig *k = (struct kv_rig *)s;
     int err;
@@ -280,10 +282,14 @@ static void kv_rig_run(void *ctx, FILE *out, int n, char **words)
 
 static void kv_rig_begin(struct kv_rig *k, enum kv_mode mode, bool watches)
 {
-    struct hub_options ho = {.cluster_id = 1, .member_id = RIG_MEMBER, .term = kv_term, .fragment_bytes = 400,
+    struct hub_options ho = {.cluster_id = 1,
+                             .member_id = RIG_MEMBER,
+                             .term = kv_term,
+                             .fragment_bytes = 400,
                              .progress_interval_ms = 1000};
 
-    *k = (struct kv_rig){.server = {.call = kv_call, .command = kv_rig_command}, .mode = mode, .rng = {kv_rng}};
+    *k = (struct kv_rig){
+        .server = {.call = kv_call, .command = kv_rig_command}, .mode = mode, .rng = {kv_rng}};
     rig_new(&k->rig);
     k->slot = slot_new(k->rig.store);
     arena_init(&k->a, 64 << 20, NULL, 0);

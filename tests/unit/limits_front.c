@@ -78,7 +78,8 @@ static void listeners(void)
 {
     static char paths[PUMP_LISTENERS_MAX + 1][64];
     struct url urls[PUMP_LISTENERS_MAX + 1];
-    struct front_options o = {.rpc = {.threads = 1}, .http = {.version = "3.7.1", .cluster_version = "3.7.0"}};
+    struct front_options o = {.rpc = {.threads = 1},
+                              .http = {.version = "3.7.1", .cluster_version = "3.7.0"}};
     char dir[] = "/tmp/cairn-limits-XXXXXX";
     const struct url *bad;
     struct front *f;

@@ -5,7 +5,7 @@
  *
  * LIMIT_WATCHERS and LIMIT_WATCH_KEY_BYTES are made small: hub_request.c is compiled into this program with them. */
 #include "daemon/limits.h"
-#define LIMIT_WATCHERS 100
+#define LIMIT_WATCHERS        100
 #define LIMIT_WATCH_KEY_BYTES 3000
 #include "daemon/hub_request.c"
 #include "hub_rig.h"
@@ -119,7 +119,8 @@ static void bytes_of_all_streams(void)
     }
     queued = atomic_load(&rig.hub->queued_bytes);
     printf("# queued to %d streams: %" PRIu64 " MiB\n", STREAMS, queued >> 20);
-    CHECK(queued >= LIMIT_WATCH_ALL_BYTES && queued < LIMIT_WATCH_ALL_BYTES + (uint64_t)STREAMS * (VALUE + 4096));
+    CHECK(queued >= LIMIT_WATCH_ALL_BYTES &&
+          queued < LIMIT_WATCH_ALL_BYTES + (uint64_t)STREAMS * (VALUE + 4096));
     CHECK(queued < (uint64_t)STREAMS * LIMIT_WATCH_STREAM_BYTES); /* it was this bound, not each stream's */
     for (int i = 0; i < STREAMS; i++) {
         do

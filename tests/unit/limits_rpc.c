@@ -7,9 +7,9 @@
  * LIMIT_CALLS, LIMIT_RESPONSE_BYTES, LIMIT_CONN_RESPONSE_BYTES and LEASES_MAX are made small: rpc_call.c and svc_lease.c
  * are compiled into this program with them. */
 #include "daemon/limits.h"
-#define LIMIT_CALLS 40
+#define LIMIT_CALLS               40
 #define LIMIT_CONN_RESPONSE_BYTES (1 << 20)
-#define LIMIT_RESPONSE_BYTES (5 << 19)
+#define LIMIT_RESPONSE_BYTES      (5 << 19)
 #include "daemon/lease.h"
 #undef LEASES_MAX
 #define LEASES_MAX 3
@@ -85,13 +85,15 @@ static void bidi_message(struct call *c, const ProtobufCMessage *req)
 static int build_rows(struct call *c, struct view *v, const struct mvcc_limits *limits, struct arena *a,
                       ProtobufCMessage **ret)
 {
-    Grpc__Health__V1__HealthCheckResponse *m = msg_new(a, &grpc__health__v1__health_check_response__descriptor);
+    Grpc__Health__V1__HealthCheckResponse *m =
+        msg_new(a, &grpc__health__v1__health_check_response__descriptor);
     int64_t rows = *(int64_t *)call_state(c);
 
     (void)v;
     if (limits->rows_max && rows > limits->rows_max)
         return MVCC_TOO_LONG;
-    CHECK(limits->rows_max == 0 || (limits->rows_max == LIMIT_INLINE_ROWS && limits->time_us == LIMIT_INLINE_US));
+    CHECK(limits->rows_max == 0 ||
+          (limits->rows_max == LIMIT_INLINE_ROWS && limits->time_us == LIMIT_INLINE_US));
     m->status = 2;
     *ret = &m->base;
     return 0;
@@ -104,21 +106,22 @@ static void range_start(struct call *c, const ProtobufCMessage *req)
 }
 
 static const struct rpc_method test_methods[] = {
-    {"grpc.health.v1.Health", "Check", RPC_UNARY, ACCESS_OPEN, &grpc__health__v1__health_check_request__descriptor,
-     .start = check_start},
+    {"grpc.health.v1.Health", "Check", RPC_UNARY, ACCESS_OPEN,
+     &grpc__health__v1__health_check_request__descriptor, .start = check_start},
     {"grpc.health.v1.Health", "Watch", RPC_SERVER_STREAM, ACCESS_OPEN,
      &grpc__health__v1__health_check_request__descriptor, .start = stream_start, .drained = fill},
     {"etcdserverpb.Lease", "LeaseKeepAlive", RPC_BIDI, ACCESS_OPEN,
      &etcdserverpb__lease_keep_alive_request__descriptor, .start = bidi_start, .message = bidi_message,
      .half_closed = call_end},
-    {"etcdserverpb.KV", "Txn", RPC_UNARY, ACCESS_OPEN, &etcdserverpb__txn_request__descriptor, .start = check_start},
+    {"etcdserverpb.KV", "Txn", RPC_UNARY, ACCESS_OPEN, &etcdserverpb__txn_request__descriptor,
+     .start = check_start},
     {"etcdserverpb.KV", "Range", RPC_UNARY, ACCESS_OPEN, &etcdserverpb__range_request__descriptor,
      .start = range_start},
-    {"etcdserverpb.Lease", "LeaseGrant", RPC_UNARY, ACCESS_OPEN, &etcdserverpb__lease_grant_request__descriptor,
-     .start = grant_start},
+    {"etcdserverpb.Lease", "LeaseGrant", RPC_UNARY, ACCESS_OPEN,
+     &etcdserverpb__lease_grant_request__descriptor, .start = grant_start},
 };
 
-#define CHECK_PATH "/grpc.health.v1.Health/Check"
+#define CHECK_PATH  "/grpc.health.v1.Health/Check"
 #define NAMED(name) S("\x0a" name)
 
 /* ---- the tests -------------------------------------------------------------------------------------- */
@@ -162,7 +165,11 @@ static void ask_big(struct client *k, grpc_channel *of)
     channel = of;
     client_open(k, CHECK_PATH, 60000);
     client_send_head(k, NULL, 0);
-    client_send(k, NAMED("\x03" "big").ptr, 5);
+    client_send(k,
+                NAMED("\x03"
+                      "big")
+                    .ptr,
+                5);
     client_half_close(k);
     client_recv_head(k); /* comes with the answer */
 }
@@ -193,7 +200,7 @@ static void answers_that_wait(void)
             fine[i] += read_big(&k[i][n]);
     printf("# answered: %d %d %d %d\n", fine[0], fine[1], fine[2], fine[3]);
     CHECK(fine[0] == 2 && fine[1] == 2 && fine[2] == 2); /* its own part, whoever else asks */
-    CHECK(fine[3] == 0);                                  /* nothing is left of all */
+    CHECK(fine[3] == 0);                                 /* nothing is left of all */
     for (int i = 0; i < 4; i++)
         for (int n = 0; n < 3; n++)
             client_close(&k[i][n]);

@@ -22,9 +22,18 @@ static int step(struct raft_in in)
 /* The leader of one voter, and of a learner if asked for; its first entry is not stored. */
 static void lead(uint32_t uncommitted_max, bool learner)
 {
-    struct raft_params p = {.id = 1, .seed = 5, .heartbeat_ms = 100, .election_ms = 1000,
-                            .uncommitted_max = uncommitted_max, .term = 1, .commit = 1, .first_index = 1,
-                            .first_term = 1, .last_index = 1, .applied = 1, .conf.voters = {1, {1}}};
+    struct raft_params p = {.id = 1,
+                            .seed = 5,
+                            .heartbeat_ms = 100,
+                            .election_ms = 1000,
+                            .uncommitted_max = uncommitted_max,
+                            .term = 1,
+                            .commit = 1,
+                            .first_index = 1,
+                            .first_term = 1,
+                            .last_index = 1,
+                            .applied = 1,
+                            .conf.voters = {1, {1}}};
     struct raft_status st;
 
     if (learner)
@@ -79,7 +88,8 @@ static void reads(void)
     CHECK(step((struct raft_in){.type = RAFT_IN_READ}) == ERR_TOO_MANY_REQUESTS);
     CHECK(stored(2) == 0);
     n_done = out.n_reads;
-    CHECK(n_done == RAFT_READS_MAX && out.reads[0].ctx == first && out.reads[n_done - 1].ctx == first + n_done - 1);
+    CHECK(n_done == RAFT_READS_MAX && out.reads[0].ctx == first &&
+          out.reads[n_done - 1].ctx == first + n_done - 1);
     CHECK(step((struct raft_in){.type = RAFT_IN_READ}) == 0 && out.n_reads == 1);
     free(mem);
 }
