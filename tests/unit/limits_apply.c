@@ -68,7 +68,7 @@ static void freeze_by_keys(void)
         put_some(i * 128, 128, 1);
     }
     (void)apply_step(r.apply);
-    CHECK(store_frozen(r.store) != NULL);
+    REQUIRE(store_frozen(r.store) != NULL);
     CHECK(delta_bytes(store_frozen(r.store)) < LIMIT_DELTA_FREEZE_BYTES);
     rig_free(&r);
 }
