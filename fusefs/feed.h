@@ -62,6 +62,10 @@ struct change_event {
     char *from_path;
     const char *from_name;
     struct node *from_dir, *from_node;
+    /* The order of injections (inject_order.h): its own. */
+    uint64_t turn;
+    uint32_t below;
+    struct change_event *removal_next;
 };
 void change_free(struct tree *t, struct change_event *ev); /* NULL is fine */
 

@@ -10,6 +10,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "inject_order.h"
 #include "injector.h"
 #include "spawner.h"
 
@@ -46,10 +47,9 @@ struct injector_pool {
     struct stuck stuck[STUCK_MAX];
     uint64_t next_order;
     bool running;
+    bool advancing, again;
     struct injector_stats stats;
 };
-
-static void slot_next(struct slot *s);
 
 static void queue_push(struct queue *q, struct change_event *ev)
 {
@@ -166,7 +166,7 @@ static void slot_next(struct slot *s)
 {
     static char buf[INJECT_ORDER_BYTES]; /* the core thread's */
 
-    while (s->pid && s->current == NULL && s->queue.n > 0) {
+    while (s->pid && s->current == NULL && s->queue.n > 0 && inject_order_ready(s->queue.first)) {
         size_t len;
 
         s->current = queue_pop(&s->queue);
@@ -179,12 +179,28 @@ static void slot_next(struct slot *s)
     }
 }
 
+/* The end of one injection may free another's way in any queue, and be the cause of this call. */
+void injector_pool_advance(struct injector_pool *p)
+{
+    p->again = true;
+    if (p->advancing)
+        return;
+    p->advancing = true;
+    while (p->again) {
+        p->again = false;
+        for (int i = 0; i < INJECTORS; i++)
+            slot_next(&p->slots[i]);
+    }
+    p->advancing = false;
+}
+
 /* ---- life and death of injectors --------------------------------------------------- */
 
 /* Its pid stays an injector's until it is buried. */
 static void slot_abandon(struct slot *s)
 {
     struct injector_pool *p = s->pool;
+    bool freed = s->current && inject_order_leave(s->current); /* nothing waits for what may take for ever */
 
     session_timer_clear(p->cfg.session, &s->deadline);
     session_unwatch(p->cfg.session, &s->source);
@@ -204,6 +220,8 @@ static void slot_abandon(struct slot *s)
     if (s->current)
         slot_finish(s, ETIMEDOUT);
     slot_request(s);
+    if (freed)
+        injector_pool_advance(p);
 }
 
 static void deadline_fire(struct timer *t)
@@ -222,7 +240,7 @@ static void slot_ready(struct source *src)
 
     if (n == sizeof r && s->current && r.id == s->order_id) {
         slot_finish(s, r.err);
-        slot_next(s);
+        injector_pool_advance(s->pool);
     } else if (n == 0 || (n > 0 && n != sizeof r) ||
                (n < 0 && s->source.fd >= 0 && errno != EAGAIN && errno != EINTR))
         slot_abandon(s);
@@ -243,7 +261,7 @@ static void born(struct injector_pool *p, const struct spawner_event *e)
     p->stats.alive++;
     if (session_watch(p->cfg.session, &s->source) != 0)
         slot_abandon(s);
-    slot_next(s);
+    injector_pool_advance(p);
 }
 
 static void dead(struct injector_pool *p, const struct spawner_event *e)
@@ -390,7 +408,7 @@ void injector_pool_push(struct injector_pool *p, struct change_event *ev)
     }
     queue_push(&s->queue, ev);
     p->stats.waiting++;
-    slot_next(s);
+    injector_pool_advance(p);
 }
 
 struct change_event *injector_pool_match(struct injector_pool *p, pid_t pid)

@@ -5,6 +5,8 @@
  * within INJECT_TIMEOUT_MS (a directory's lock is held by a request that waits, say) is killed and
  * replaced; until the kernel lets go of it, what was announced to it is still answered as an injection.
  *
+ * A directory's removal at the head of its queue waits until what lies below it has been injected.
+ *
  * Owner: the core thread.
  */
 #pragma once
@@ -35,6 +37,9 @@ void injector_pool_close(struct injector_pool *p);
 
 /* Queues the injection of ev; owns it. */
 void injector_pool_push(struct injector_pool *p, struct change_event *ev);
+
+/* A removal need not wait any longer (inject_order.h): hands out what can be done now. */
+void injector_pool_advance(struct injector_pool *p);
 
 /* What was announced to the injector with this thread id; NULL: it is none, or has nothing to do. */
 struct change_event *injector_pool_match(struct injector_pool *p, pid_t pid);

@@ -20,6 +20,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "inject_order.h"
 #include "notify_watchers.h"
 
 struct target {
@@ -241,25 +242,33 @@ static void plan(struct job *j)
     }
 }
 
-static void inject(struct notify *n, struct change_event *ev);
+/* ev has been told, or will not be: what waited for that goes on. */
+static void forget(struct notify *n, struct change_event *ev)
+{
+    bool freed = inject_order_leave(ev);
 
+    change_free(n->cfg.tree, ev);
+    if (freed)
+        injector_pool_advance(n->cfg.injectors);
+}
+
+/* What is only to be injected goes the same way as the rest, for the sake of the order. */
 void notify_change(struct notify *n, struct change_event *ev)
 {
-    struct job *j;
+    struct job *j = calloc(1, sizeof *j);
 
-    if (!(ev->flags & CHANGE_INVALIDATE)) {
-        inject(n, ev);
-        return;
-    }
-    if (known(ev->node))
-        notify_attributes(n, ev->node->nodeid); /* at once: what fstat says next is true */
-    j = calloc(1, sizeof *j);
     if (j == NULL) { /* the kernel's timeouts heal it */
         change_free(n->cfg.tree, ev);
         return;
     }
     j->ev = ev;
-    plan(j);
+    if (ev->flags & CHANGE_INJECT)
+        inject_order_enter(ev);
+    if (ev->flags & CHANGE_INVALIDATE) {
+        if (known(ev->node))
+            notify_attributes(n, ev->node->nodeid); /* at once: what fstat says next is true */
+        plan(j);
+    }
     job_start(n, j, ev->dir_id);
 }
 
@@ -351,7 +360,7 @@ static void scan_finish(struct notify *n)
             injector_pool_push(n->cfg.injectors, ev);
         else {
             n->stats.skipped_unwatched++;
-            change_free(n->cfg.tree, ev);
+            forget(n, ev);
         }
     }
     n->looking = NULL;
@@ -375,10 +384,10 @@ static bool may_go_blind(struct notify *n)
 static void inject(struct notify *n, struct change_event *ev)
 {
     if (!(ev->flags & CHANGE_INJECT)) {
-        change_free(n->cfg.tree, ev);
+        forget(n, ev);
     } else if (!known(ev->dir) && !known(ev->node) && !known(ev->from_dir) && !known(ev->from_node)) {
         n->stats.skipped_unknown++;
-        change_free(n->cfg.tree, ev);
+        forget(n, ev);
     } else if (may_go_blind(n)) {
         injector_pool_push(n->cfg.injectors, ev);
     } else {
@@ -394,7 +403,7 @@ void notify_injected(struct notify *n, struct change_event *ev, int err)
     if (err == 0 && ev->kind == CHANGE_MOVE)
         notify_name(n, ev->dir,
                     ev->name); /* the kernel moved the old inode there; the name has another node */
-    change_free(n->cfg.tree, ev);
+    forget(n, ev);
 }
 
 static void done_ready(struct source *src)
@@ -460,7 +469,7 @@ static void drop_list(struct notify *n, struct change_event *ev)
 {
     for (struct change_event *next; ev; ev = next) {
         next = ev->next;
-        change_free(n->cfg.tree, ev);
+        forget(n, ev);
     }
 }
 
@@ -485,7 +494,7 @@ void notify_close(struct notify *n)
     for (struct job *j = queue_take(&n->done), *next; j; j = next) {
         next = j->next;
         if (j->ev)
-            change_free(n->cfg.tree, j->ev);
+            forget(n, j->ev);
         free(j);
     }
     drop_list(n, n->unsure);

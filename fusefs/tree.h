@@ -31,6 +31,7 @@
 #include "bytes.h"
 #include "limits.h"
 
+struct change_event;
 struct client;
 struct feed;
 struct tree;
@@ -70,6 +71,9 @@ struct dir {
     uint32_t n_present;      /* of them present, .value aside */
     struct timespec mtime;   /* moves with every change of its names */
     struct dir_load *load;   /* LOADING, or LOADED and being listed anew after a gap */
+    /* inject_order.c's: injections under way in it and below; of those, its own removals that wait for some */
+    uint32_t n_injections;
+    struct change_event *removals;
 };
 
 struct node {

@@ -76,6 +76,22 @@ many() { # 200 keys: each created once, deleted once
     watch_stop
     return $rc
 }
+# A whole tree deleted at once: every name in it once, what is in a directory before the directory itself.
+deep_removal() {
+    local i d rc round
+    for round in 1 2 3; do
+        { echo; for d in 1 2 3 4; do for i in $(seq 6); do echo "put in/t/d$d/x/y/z/f$i v"; echo "put in/t/d$d/g$i v"; done; done; echo; echo; } |
+            timeout 30 etcdctl --endpoints="$EP" txn >/dev/null
+        await 10 test -e "$M/in/t/d4/x/y/z/f6" && ls -R "$M/in" >/dev/null
+        watch_start "$M/in" "" 19 || return 1
+        ctl del in/t/ --prefix >/dev/null
+        await 15 grep -q "DELETE,ISDIR $M/in/t\$" "$T/seen"
+        sed -n "s|^DELETE\(,ISDIR\)* $M/||p" "$T/seen" >"$T/gone"
+        watch_stop
+        same "$(sort "$T/gone" | uniq -c | awk '$1 != 1' | wc -l) $(wc -l <"$T/gone")" "0 65" || return 1
+        awk '{ gone[$0] = 1; p = $0; while (sub("/[^/]*$", "", p)) if (p in gone) { print $0 " after " p; bad = 1 } } END { exit bad }' "$T/gone" || return 1
+    done
+}
 # An event never comes before the read that follows would show what it tells.
 never_early() {
     timeout 60 python3 - "$M/in/race" "$EP" <<'P'
@@ -138,6 +154,7 @@ run() {
     check "a lease expires: DELETE" expiry
     check "own changes are told once" own_once
     check "200 keys: each told once" many
+    check "a deep tree deleted at once: each name once, inner ones first" deep_removal
     check "no event before its value can be read" never_early
     check "every settled value is printed" settled_values
     check "a stream misses nothing" stream_misses_nothing
