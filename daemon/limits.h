@@ -43,7 +43,7 @@ enum {
     LIMIT_DELTA_STALL_BYTES = 64 << 20,
     LIMIT_DELTA_FREEZE_KEYS = 72 << 10,   /* distinct ones: each may dirty a page of 4 KiB while it is flushed */
     LIMIT_FREEZE_IDLE_MS = 2000,          /* sealed this long after the last entry */
-    LIMIT_SCRUB_ROWS = 64,                /* read in one slice of the scrub: well under 1 ms */
+    LIMIT_SCRUB_ROWS = 64,                /* read in one slice of the scrub: about 0.1 ms */
     LIMIT_SCRUB_RESTS = 50,               /* then it rests so many times as long */
     LIMIT_SCRUB_FIRST_MS = 600 * 1000,    /* after the start; */
     LIMIT_SCRUB_EVERY_MS = 24 * 3600 * 1000, /* from the end of one pass to the next */
@@ -83,6 +83,7 @@ enum {
  *     LEASE_EXPIRE_MAX   lease.h        leases in one expiry        the rest is the next one's
  *     ALARMS_MAX         apply_state.h  alarms                      one more is not taken
  *     MEMBERS_MAX        apply_state.h  members, past ones too      -ENOSPC
+ *     HASHES_KEPT        apply_state.h  hashes of compactions       the oldest goes
  *     SAMPLES_MAX        compactor.c    an hour's revisions, tenfold  fewer are kept
  *     RAFT_*_MAX         raft.h         the core's arrays           ERR_TOO_MANY_REQUESTS, or messages in pieces
  *     URLS_MAX, KEY_BYTES, LIST_BYTES   config_value.c, yaml.c      refused, with the reason
