@@ -58,7 +58,17 @@ static int watch(struct pump *p, struct end *e, uint32_t events)
     return epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, e->fd, &ev) ? -errno : 0;
 }
 
-enum { EDGES = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET };
+enum { EDGES = EPOLLIN | EPOLLRDHUP | EPOLLET };
+
+void conn_watch_out(struct pump *p, struct conn *c, bool blocked)
+{
+    struct epoll_event ev = {.events = EDGES | (blocked ? EPOLLOUT : 0u), .data.ptr = &c->grpc};
+
+    if (c->grpc.fd < 0 || c->grpc.blocked == blocked)
+        return;
+    c->grpc.blocked = blocked;
+    (void)epoll_ctl(p->epoll_fd, EPOLL_CTL_MOD, c->grpc.fd, &ev); /* it is registered: cannot fail */
+}
 
 static void to_grpc(struct pump *p, struct conn *c)
 {
@@ -157,7 +167,7 @@ static void conn_accepted(struct pump *p, int fd)
     pump_count(&p->stats.accepted, 1);
     pump_count(&p->stats.open, 1);
     conn_list_move(c, &p->sniffing);
-    if (watch(p, &c->client, EDGES))
+    if (watch(p, &c->client, EDGES | EPOLLOUT))
         conn_close(p, c);
 }
 
@@ -222,6 +232,8 @@ static void on_event(struct pump *p, struct end *e, uint32_t events)
         e->writable = true;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
         e->hung_up = true;
+    if (e->writable && e->blocked)
+        conn_watch_out(p, c, false);
     if (c->list == &p->sniffing)
         conn_sniff(p, c);
     else if (c->list == &p->closing && e->hung_up)

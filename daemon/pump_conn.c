@@ -414,6 +414,8 @@ void conn_move(struct pump *p, struct conn *c)
         move_down(p, c);
     if (c->list == &p->open)
         move_up(p, c);
+    if (!c->grpc.writable)
+        conn_watch_out(p, c, true);
 }
 
 /* What core has for the streams costs the more the more of them end at once, and all clients wait for it. So it is
@@ -441,6 +443,8 @@ void conn_unwind(struct pump *p, struct conn *c)
     }
     if (n == 0 || lost || !flow_put(&c->up, p->buffer, n))
         conn_close(p, c);
+    else if (!c->grpc.writable)
+        conn_watch_out(p, c, true);
 }
 
 void conn_check_stall(struct pump *p)

@@ -13,6 +13,7 @@ struct end {
     enum { END_WAKE, END_LISTENER, END_CLIENT, END_GRPC } kind;
     int fd;
     bool readable, writable, hung_up;
+    bool blocked; /* EPOLLOUT is asked for */
 };
 
 /* One direction. */
@@ -77,6 +78,9 @@ static inline void pump_count(_Atomic uint64_t *n, uint64_t add)
 void conn_list_move(struct conn *c, struct conn_list *to);
 /* Both ends are there: moves what can be moved; may close the connection. Does nothing with one that is not open. */
 void conn_move(struct pump *p, struct conn *c);
+/* The gRPC end is told of EPOLLOUT only while it is blocked: a unix socket makes an edge of it whenever its peer has
+ * read, which would wake the pump for each message. */
+void conn_watch_out(struct pump *p, struct conn *c, bool blocked);
 /* A client is gone whose many streams are being taken from core a few at a time: the next few. */
 void conn_unwind(struct pump *p, struct conn *c);
 /* At once; the row stays until the round is over, for events of this round may still name it. */
