@@ -297,8 +297,15 @@ static void *apply_main(void *arg)
     struct apply *a = arg;
 
     for (;;) {
-        uint64_t deadline_ms = apply_step(a);
+        uint64_t deadline_ms = UINT64_MAX; /* whoever steps instead of us nudges us for an earlier one */
 
+        token_sleeps(&a->token, deadline_ms);
+        if (token_take(&a->token)) {
+            do
+                deadline_ms = apply_step(a);
+            while (!token_give(&a->token));
+            token_sleeps(&a->token, deadline_ms);
+        }
         if (atomic_load(&a->stopped))
             return NULL;
         if (deadline_ms > 0)
@@ -308,10 +315,28 @@ static void *apply_main(void *arg)
 
 /* ---- any thread ------------------------------------------------------------------------------------ */
 
-void apply_commit(struct apply *a, uint64_t index)
+void apply_commit_quietly(struct apply *a, uint64_t index)
 {
     atomic_store_explicit(&a->commit, index, memory_order_release);
+}
+
+void apply_commit(struct apply *a, uint64_t index)
+{
+    apply_commit_quietly(a, index);
     mailbox_nudge(&a->box);
+}
+
+void apply_help(struct apply *a)
+{
+    uint64_t deadline_ms;
+
+    if (!token_take(&a->token))
+        return;
+    do
+        deadline_ms = apply_step(a);
+    while (!token_give(&a->token));
+    if (token_oversleeps(&a->token, deadline_ms) || atomic_load(&a->stopped))
+        mailbox_nudge(&a->box);
 }
 
 int apply_wait(struct apply *a, struct apply_wait *w)

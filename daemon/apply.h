@@ -47,6 +47,11 @@ uint64_t apply_flush_step(struct apply *a);
 
 /* The turn thread: entries up to index are committed and stored here; term of the newest. */
 void apply_commit(struct apply *a, uint64_t index);
+/* The same for whoever calls apply_help next: apply's thread is not woken. */
+void apply_commit_quietly(struct apply *a, uint64_t index);
+/* Steps apply once on this thread, unless somebody does already (he then steps again); what is left over is its own
+ * thread's. Proposals and waits may be answered on this thread. */
+void apply_help(struct apply *a);
 
 /* Any thread: wait until applied >= index; done as in struct read_wait. 0: already so (done is not called); 1: later. */
 struct apply_wait {

@@ -18,6 +18,7 @@
 #include "msg.h"
 #include "mvcc.h"
 #include "raftconf.h"
+#include "token.h"
 #include "txn.h"
 
 #define APPLY_ENTRIES_A_STEP 256  /* then messages are looked at again */
@@ -82,6 +83,7 @@ struct apply {
     bool failed;                       /* fatal was called: nothing more is applied */
 
     /* ---- shared ---- */
+    struct token token;                /* who holds it is "the apply thread" above */
     struct mailbox box;                /* only ever nudged: messages lie in the boxes below */
     struct mailbox wait_box, flush_box, defrag_box;
     _Atomic uint64_t commit;

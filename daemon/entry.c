@@ -32,6 +32,11 @@ void entry_encode(const struct entry_head *h, uint8_t *dst)
         memcpy(dst + ENTRY_HEAD_BYTES + h->user.len, h->body.ptr, h->body.len);
 }
 
+enum entry_kind entry_payload_kind(const uint8_t *payload)
+{
+    return (enum entry_kind)payload[1];
+}
+
 int entry_decode(struct slice payload, struct entry_head *ret_head)
 {
     const uint8_t *p = payload.ptr;

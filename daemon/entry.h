@@ -53,6 +53,9 @@ void entry_encode(const struct entry_head *h, uint8_t *dst);
 /* Slices point into payload. 0, or -EBADMSG: not an entry of a version we know. */
 int entry_decode(struct slice payload, struct entry_head *ret_head);
 
+/* Of a payload that is not empty; what it says is checked by entry_decode. */
+enum entry_kind entry_payload_kind(const uint8_t *payload);
+
 /* ---- one entry's bytes, counted -------------------------------------------- */
 
 /* Immutable once index and term are set by the turn. */

@@ -38,14 +38,25 @@ void mailbox_nudge(struct mailbox *m)
         (void)syscall(SYS_futex, &m->wakes, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0); /* fails on nobody */
 }
 
-void mailbox_post_all(struct mailbox *m, struct mail *newest, struct mail *oldest)
+/* True: the stack was empty. */
+static bool push(struct mailbox *m, struct mail *newest, struct mail *oldest)
 {
     struct mail *head = atomic_load_explicit(&m->head, memory_order_relaxed);
 
     do
         oldest->next = head;
     while (!atomic_compare_exchange_weak_explicit(&m->head, &head, newest, memory_order_release, memory_order_relaxed));
-    if (head == NULL)
+    return head == NULL;
+}
+
+void mailbox_post_quietly(struct mailbox *m, struct mail *newest, struct mail *oldest)
+{
+    (void)push(m, newest, oldest);
+}
+
+void mailbox_post_all(struct mailbox *m, struct mail *newest, struct mail *oldest)
+{
+    if (push(m, newest, oldest))
         mailbox_nudge(m);
 }
 

@@ -34,6 +34,9 @@ void mailbox_post(struct mailbox *m, struct mail *msg);
 /* Any thread. Gives away a chain, newest first, in one go: the taker is woken once. */
 void mailbox_post_all(struct mailbox *m, struct mail *newest, struct mail *oldest);
 
+/* Any thread. The same without waking anybody: the caller sees to it that they are taken. */
+void mailbox_post_quietly(struct mailbox *m, struct mail *newest, struct mail *oldest);
+
 /* Any thread. Wakes the taker without a message. */
 void mailbox_nudge(struct mailbox *m);
 

@@ -5,6 +5,7 @@
  * Not here: writing (turn_wal.c), reads (turn_read.c), what an entry means (apply.c).
  */
 #include <errno.h>
+#include <sched.h>
 #include "err.h"
 #include "limits.h"
 #include "log.h"
@@ -117,7 +118,10 @@ int turn_raft(struct turn *t, struct raft_in in)
     }
     if (out.apply_to > t->commit_told) {
         t->commit_told = out.apply_to;
-        apply_commit(t->o.apply, out.apply_to);
+        if (t->apply_waits)
+            apply_commit_quietly(t->o.apply, out.apply_to);
+        else
+            apply_commit(t->o.apply, out.apply_to);
         if (t->lease_look_ms == UINT64_MAX)
             t->lease_look_ms = t->now_ms + LEASE_LOOK_MS;
     }
@@ -448,9 +452,35 @@ static void *turn_main(void *arg)
 {
     struct turn *t = arg;
 
-    while (!atomic_load(&t->stopping))
-        mailbox_wait(&t->box, turn_step(t));
+    while (!atomic_load(&t->stopping)) {
+        uint64_t deadline_ms = UINT64_MAX; /* whoever steps instead of us nudges us for an earlier one */
+
+        token_sleeps(&t->token, deadline_ms);
+        if (token_take(&t->token)) {
+            do
+                deadline_ms = turn_step(t);
+            while (!token_give(&t->token));
+            token_sleeps(&t->token, deadline_ms);
+        }
+        mailbox_wait(&t->box, deadline_ms);
+    }
     return NULL;
+}
+
+bool turn_help(struct turn *t, bool by_wal)
+{
+    uint64_t deadline_ms;
+
+    if (atomic_load(&t->stopping) || !token_take(&t->token))
+        return false;
+    do {
+        t->apply_waits = by_wal;
+        deadline_ms = turn_step(t);
+        t->apply_waits = false;
+    } while (!token_give(&t->token));
+    if (token_oversleeps(&t->token, deadline_ms))
+        mailbox_nudge(&t->box);
+    return true;
 }
 
 static void *wal_main(void *arg)
@@ -487,10 +517,9 @@ static void answer_stopped(struct turn *t)
     turn_reads_stop(t);
 }
 
-void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *oldest)
+/* After something was posted. Sequentially consistent with turn_stop: either it finds it, or we find that it is over. */
+static void answer_late(struct turn *t)
 {
-    mailbox_post_all(&t->box, &newest->mail, &oldest->mail);
-    /* Sequentially consistent with turn_stop: either it finds them, or we find that it is over. */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&t->stopped)) {
         pthread_mutex_lock(&t->stop_mu);
@@ -501,8 +530,21 @@ void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *
 
 void turn_propose(struct turn *t, struct proposal *p)
 {
-    turn_propose_all(t, p, p);
+    mailbox_post(&t->box, &p->mail);
+    answer_late(t);
 }
+
+void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *oldest)
+{
+    if (newest == oldest && atomic_load_explicit(&t->shared, memory_order_relaxed)) {
+        mailbox_post_quietly(&t->box, &newest->mail, &oldest->mail);
+        (void)turn_help(t, false); /* false: somebody looks again, or it is over */
+    } else {
+        mailbox_post_all(&t->box, &newest->mail, &oldest->mail);
+    }
+    answer_late(t);
+}
+
 
 void turn_status(const struct turn *t, struct turn_status *ret_status)
 {
@@ -664,6 +706,7 @@ int turn_start(struct turn *t)
         return err;
     }
     t->started = true;
+    atomic_store(&t->shared, true);
     return 0;
 }
 
@@ -677,6 +720,8 @@ void turn_stop(struct turn *t)
         (void)pthread_join(t->thread, NULL); /* both were started and nobody else joins them */
         (void)pthread_join(t->wal_thread, NULL);
     }
+    while (!token_take(&t->token)) /* an rpc thread may be half way through a step; it is never given back */
+        sched_yield();
     atomic_store(&t->reads_free, false);
     atomic_store(&t->stopped, true);
     atomic_thread_fence(memory_order_seq_cst); /* see turn_propose */

@@ -57,7 +57,8 @@ uint64_t turn_wal_step(struct turn *t);
 /* Any thread. Gives p to the turn; p->done comes later, always, exactly once (after turn_stop: perhaps at
  * once, on this thread). Its entry is referenced, not copied. */
 void turn_propose(struct turn *t, struct proposal *p);
-/* The same for several, chained by their mail from the newest to the oldest: the turn is woken once. */
+/* The same for several, chained by their mail from the newest to the oldest: the turn is woken once; for a single
+ * one not even that, it is stepped on this thread, which may therefore not hold a lock. */
 void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *oldest);
 
 /* A read that must be linearizable. */

@@ -8,6 +8,7 @@
 #pragma once
 #include <pthread.h>
 #include <stdatomic.h>
+#include "token.h"
 #include "turn.h"
 
 /* What one step of the core wants stored; heap; the turn makes it, the WAL thread frees it. */
@@ -36,7 +37,7 @@ struct read_list {
 struct turn {
     struct turn_options o;
 
-    /* The turn thread's own. */
+    /* Of whoever holds the token: mostly the turn thread. */
     struct raft *raft; /* in this allocation, after the struct */
     struct raft_status status; /* after the last step */
     uint64_t now_ms, raft_deadline_ms, tick_ms; /* tick_ms: when to look for what is past its deadline */
@@ -54,6 +55,7 @@ struct turn {
     uint64_t lease_look_ms;    /* something was committed: look at the leases then */
     uint64_t compacted;
     uint64_t term_seen, leader_seen;
+    bool apply_waits;          /* commits are told to apply without waking it: the WAL thread steps it next */
 
     /* One wait for apply at a time. */
     struct apply_wait applied_wait;
@@ -71,6 +73,8 @@ struct turn {
     } batch;
 
     /* ---- shared ---- */
+    struct token token;
+    _Atomic bool shared;       /* both threads run: others may take the token. A simulator steps by hand */
     struct mailbox box;        /* proposals; nudged for everything below */
     struct mailbox read_box, conf_box;
     struct mailbox wal_box;    /* struct store_job */
@@ -93,6 +97,10 @@ struct turn {
 
 /* turn.c: one input. 0, or what raft_step refused with. */
 int turn_raft(struct turn *t, struct raft_in in);
+
+/* Steps the turn on this thread instead of waking its own, unless somebody does already: he then steps again.
+ * by_wal: commits are told to apply quietly, if it is us who steps; true then, and apply_help is owed. */
+bool turn_help(struct turn *t, bool by_wal);
 
 /* turn_wal.c */
 struct store_job *store_job_new(uint32_t n);

@@ -14,6 +14,8 @@
 #include "turn_impl.h"
 
 #define NOSPACE_RETRY_MS 1000
+#define LIGHT_ENTRIES 4
+#define LIGHT_BYTES (64 << 10)
 
 struct store_job *store_job_new(uint32_t n)
 {
@@ -115,6 +117,31 @@ static bool write_batch(struct turn *t)
     return true;
 }
 
+/* Whether what the batch brings about is little enough to be done here, where it would otherwise go through the turn's
+ * thread and apply's: a few puts. */
+static bool is_light(const struct turn *t)
+{
+    if (t->batch.n > LIGHT_ENTRIES || t->batch.bytes > LIGHT_BYTES)
+        return false;
+    for (size_t i = 0; i < t->batch.n; i++) {
+        const struct entry *e = t->batch.entries[i];
+
+        if (e->len && entry_payload_kind(e->payload) != ENTRY_PUT)
+            return false;
+    }
+    return true;
+}
+
+/* The log holds all up to seq. */
+static void tell_stored(struct turn *t, uint64_t seq, bool light)
+{
+    atomic_store(&t->stored, seq);
+    if (!light || !atomic_load_explicit(&t->shared, memory_order_relaxed))
+        mailbox_nudge(&t->box);
+    else if (turn_help(t, true))
+        apply_help(t->o.apply);
+}
+
 static void batch_done(struct turn *t)
 {
     for (size_t i = 0; i < t->batch.n; i++)
@@ -166,13 +193,13 @@ uint64_t turn_wal_step(struct turn *t)
         return UINT64_MAX;
     if (t->batch.any) {
         uint64_t seq = t->batch.seq;
+        bool light = is_light(t);
 
         if (!write_batch(t))
             return t->batch.failed ? UINT64_MAX : t->o.clock->now_ms(t->o.clock) + NOSPACE_RETRY_MS;
         batch_done(t);
         atomic_fetch_add_explicit(&t->pub_fsyncs, 1, memory_order_relaxed);
-        atomic_store(&t->stored, seq);
-        mailbox_nudge(&t->box);
+        tell_stored(t, seq, light);
     }
     return housekeeping(t);
 }

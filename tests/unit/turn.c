@@ -61,6 +61,17 @@ static void apply_some(struct apply *a, uint64_t to)
     }
 }
 
+void apply_commit_quietly(struct apply *a, uint64_t index)
+{
+    a->commit = index;
+}
+
+void apply_help(struct apply *a)
+{
+    if (a->threaded)
+        apply_some(a, a->commit);
+}
+
 void apply_commit(struct apply *a, uint64_t index)
 {
     a->commit = index;
