@@ -74,10 +74,15 @@ bool cnode_is_dir(const struct cnode *n)
     return n->kind == CNODE_ROOT || n->kind == CNODE_KEYS || n->kind == CNODE_EVENTS || n->kind == CNODE_WAIT;
 }
 
+static bool is_writable(const struct cnode *n)
+{
+    return n->kind == CNODE_KEY || n->kind == CNODE_CONFIG;
+}
+
 void cnode_stat(const struct control *c, const struct cnode *n, struct stat *ret_st)
 {
     const struct options *o = &c->fs->opt;
-    mode_t mode = cnode_is_dir(n) ? S_IFDIR | 0700 : n->kind == CNODE_KEY ? S_IFREG | 0600 : S_IFREG | 0400;
+    mode_t mode = cnode_is_dir(n) ? S_IFDIR | 0700 : is_writable(n) ? S_IFREG | 0600 : S_IFREG | 0400;
 
     *ret_st = (struct stat){.st_ino = n->nodeid,
                             .st_mode = mode,
@@ -335,11 +340,8 @@ void control_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     struct chandle *h;
     size_t len = 0;
 
-    if (n == NULL || (fi->flags & O_ACCMODE) != O_RDONLY) {
-        if (n && n->kind == CNODE_KEY)
-            keys_open(req, c, n, fi);
-        else
-            (void)fuse_reply_err(req, n ? EACCES : ESTALE);
+    if (n == NULL || ((fi->flags & O_ACCMODE) != O_RDONLY && !is_writable(n))) {
+        (void)fuse_reply_err(req, n ? EACCES : ESTALE);
         return;
     }
     if (n->kind == CNODE_KEY) {
@@ -389,6 +391,15 @@ void control_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size,
     size_t end;
 
     (void)ino;
+    if (h->node->kind == CNODE_CONFIG) { /* taken at once: the shells' builtins look at what write says */
+        int err = config_write(h->control, buf, size);
+
+        if (err)
+            (void)fuse_reply_err(req, err);
+        else
+            (void)fuse_reply_write(req, size);
+        return;
+    }
     if (h->flags & O_APPEND)
         off = (off_t)h->len;
     end = (size_t)off + size;

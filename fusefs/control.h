@@ -2,7 +2,7 @@
 /* control.h - the tree .etcd/ in the mount's root: what the mount says of itself, and views that are no
  * files of keys.
  *
- *     status revision errors config        text, made at open
+ *     status revision errors config        text, made at open; config may be written
  *     keys/NAME                            every key by its whole name, '/' as %2F
  *     events/PATH  events/DIR/.all         a line of JSON for each change, from open on; read blocks; poll()
  *     wait/PATH    wait/DIR/.all           a read that returns with the next change

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* control_private.h - what the files of the control tree share. */
 #pragma once
+#include <stdio.h>
+
 #include "control.h"
 #include "ops.h"
 
@@ -69,6 +71,10 @@ bool chandle_append(struct chandle *h, const void *p, size_t n); /* false: no me
 char *control_text(struct control *c, enum cnode_kind kind, size_t *ret_len);
 /* JSON: a string with its quotes, or, if it is not UTF-8, as base64 under NAME_base64. */
 void json_field(FILE *f, const char *name, struct slice s);
+
+/* control_config.c */
+void config_print(const struct control *c, FILE *f);
+int config_write(struct control *c, const char *buf, size_t size); /* 0 or an errno, told in .etcd/errors */
 
 /* control_stream.c */
 void stream_open(struct chandle *h);

@@ -127,24 +127,6 @@ static void text_status(const struct control *c, FILE *f)
             h.calls, h.calls_total, h.failed_total, h.failovers_total);
 }
 
-static void text_config(const struct control *c, FILE *f)
-{
-    const struct options *o = &c->fs->opt;
-
-    fprintf(f, "source=%s\nmountpoint=%s\n", o->source, o->mountpoint);
-    fprintf(f,
-            "cached=%d\nlinear=%d\nstrict=%d\nmeta=%s\nevents=%s\ncommit=%s\nconflict=%s\ndirmarkers=%"
-            "s\noverlay=%s\n",
-            o->cached, o->linear, o->strict, o->meta_ignore ? "ignore" : "fail",
-            o->events_modify ? "modify" : "full", o->commit_write ? "write" : "close",
-            o->conflict_fail ? "fail" : "last", o->dirmarkers ? "on" : "off", o->overlay ? "on" : "off");
-    fprintf(f, "grace=%ld\ntimeout=%ld\nmax-request-bytes=%lu\n", o->grace_ms / 1000, o->timeout_ms / 1000,
-            o->max_request_bytes);
-    fputs("overlay-editors=.*.sw? .*.swpx *~ #*# .#* .goutputstream-* .~lock.*# .nfs* .fuse_hidden*\n"
-          "overlay-temporary=sed?????? tmp???????? .*.?????? *.?????? ???????? (O_EXCL and mode 0600 or 0700)\n",
-          f);
-}
-
 char *control_text(struct control *c, enum cnode_kind kind, size_t *ret_len)
 {
     struct client_health h;
@@ -166,7 +148,7 @@ char *control_text(struct control *c, enum cnode_kind kind, size_t *ret_len)
             fputs(c->errors[i % ERRORS_MAX] ? c->errors[i % ERRORS_MAX] : "", f);
         break;
     default:
-        text_config(c, f);
+        config_print(c, f);
         break;
     }
     return fclose(f) == 0 ? text : NULL;

@@ -13,7 +13,6 @@
 #include "rpc.pb-c.h"
 
 #define TXN_ARENA_BYTES (4u << 20) /* keys and messages of one transaction; values are elsewhere */
-#define STATUS_FRESH_MS 1000
 
 struct put {
     struct slice key;
@@ -498,18 +497,26 @@ static void gate_quorum(struct client_call *call)
     gate_part(g);
 }
 
+void fs_take_status(struct fs *fs, const struct client_call *call)
+{
+    const Etcdserverpb__StatusResponse *r = (const void *)call->reply;
+
+    if (call->outcome != CLIENT_OK)
+        return;
+    fs->nospace = false;
+    for (size_t i = 0; i < r->n_errors; i++)
+        fs->nospace |= strstr(r->errors[i], "NOSPACE") != NULL;
+    fs->db_quota = r->dbsizequota;
+    fs->db_size = r->dbsize;
+    fs->db_in_use = r->dbsizeinuse;
+    fs->status_ms = client_now_ms();
+}
+
 static void gate_status(struct client_call *call)
 {
     struct gate *g = (struct gate *)((char *)call - offsetof(struct gate, status));
 
-    if (call->outcome == CLIENT_OK) {
-        const Etcdserverpb__StatusResponse *r = (const void *)call->reply;
-
-        g->fs->nospace = false;
-        for (size_t i = 0; i < r->n_errors; i++)
-            g->fs->nospace |= strstr(r->errors[i], "NOSPACE") != NULL;
-        g->fs->status_ms = client_now_ms();
-    }
+    fs_take_status(g->fs, call);
     gate_part(g);
 }
 

@@ -73,5 +73,7 @@ struct gate {
     unsigned waiting;
     int err;
 };
+/* What a Status answer says of the store's space. */
+void fs_take_status(struct fs *fs, const struct client_call *call);
 /* space: also ask, once a second at most, whether the store is full. */
 void gate_pass(struct gate *g, bool space);

@@ -64,7 +64,12 @@
 
 /* ---- overlay ------------------------------------------------------------------- */
 #define OVERLAY_BYTES (64u << 20)           /* contents of all files that are only here */
+#define OVERLAY_NAMES_BYTES 1024            /* of a list of patterns in .etcd/config */
 #define OVERLAY_LINGER_MS 2000              /* a temporary file after its last close; a key renamed to an editor's name */
+
+#define QUOTA_DEFAULT_BYTES (2ll << 30)     /* etcd's, for servers older than 3.6, which do not tell theirs */
+#define STATFS_WAIT_MS 300                  /* how long df waits for the server's figures; then the last ones do */
+#define STATUS_FRESH_MS 1000                /* how long such an answer counts */
 
 #define REQUEST_TIMEOUT_S 120               /* and thrice the timeout: older requests abort the mount (session.h) */
 

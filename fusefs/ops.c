@@ -14,6 +14,9 @@
 #include "control.h"
 #include "handle.h"
 #include "overlay.h"
+#include "rpc.pb-c.h"
+
+#define STATFS_BLOCK 4096u
 
 /* ---- requests that wait --------------------------------------------------------------- */
 
@@ -425,22 +428,62 @@ static void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
                             : handle_of_writer(n, fuse_req_ctx(req)->pid));
 }
 
-static void fs_statfs(fuse_req_t req, fuse_ino_t ino)
+/* One question about the store's size, and who asked. */
+struct space {
+    struct client_call call;
+    struct op *op;
+};
+
+/* Used is what the keys take, available what the quota leaves to the file of the store: an etcd that was not
+ * defragmented has both small. Never 0 blocks, or df hides the mount and installers refuse it. */
+static void reply_statfs(fuse_req_t req, const struct fs *fs)
 {
-    /* No figure of these is the store's; they must not be 0, or df hides the mount and installers refuse
-     * it. */
-    struct statvfs st = {.f_bsize = 4096,
-                         .f_frsize = 4096,
-                         .f_blocks = 1 << 19,
-                         .f_bfree = 1 << 19,
-                         .f_bavail = 1 << 19,
+    uint64_t quota = (uint64_t)(fs->db_quota > 0 ? fs->db_quota : QUOTA_DEFAULT_BYTES) / STATFS_BLOCK;
+    uint64_t used = (uint64_t)fs->db_in_use / STATFS_BLOCK, size = (uint64_t)fs->db_size / STATFS_BLOCK;
+    struct statvfs st = {.f_bsize = STATFS_BLOCK,
+                         .f_frsize = STATFS_BLOCK,
+                         .f_blocks = quota ? quota : 1,
+                         .f_bfree = fs->nospace || used > quota ? 0 : quota - used,
+                         .f_bavail = fs->nospace || size > quota ? 0 : quota - size,
                          .f_files = 1 << 20,
                          .f_ffree = 1 << 20,
                          .f_favail = 1 << 20,
                          .f_namemax = CODEC_NAME_MAX_OLD};
 
-    (void)ino;
     (void)fuse_reply_statfs(req, &st);
+}
+
+static void statfs_told(struct client_call *call)
+{
+    struct space *s = (struct space *)((char *)call - offsetof(struct space, call));
+    fuse_req_t req = op_take(s->op);
+
+    fs_take_status(s->op->fs, call);
+    if (req)
+        reply_statfs(req, s->op->fs);
+    op_free(s->op);
+    free(s);
+}
+
+static void fs_statfs(fuse_req_t req, fuse_ino_t ino)
+{
+    Etcdserverpb__StatusRequest status = ETCDSERVERPB__STATUS_REQUEST__INIT;
+    struct fs *fs = req_fs(req);
+    bool fresh = fs->status_ms && client_now_ms() < fs->status_ms + STATUS_FRESH_MS;
+    struct space *s = fresh ? NULL : calloc(1, sizeof *s);
+
+    (void)ino;
+    if (s == NULL) {
+        reply_statfs(req, fs);
+        return;
+    }
+    s->op = op_new(req, NULL, NULL);
+    if (s->op == NULL) {
+        free(s);
+        return;
+    }
+    s->call = (struct client_call){.done = statfs_told, .serializable = true};
+    client_start(fs->client, &s->call, CLIENT_STATUS, &status.base, STATFS_WAIT_MS);
 }
 
 static void fs_init(void *userdata, struct fuse_conn_info *conn)

@@ -56,7 +56,8 @@ struct fs {
     uint64_t n_unborn;      /* handles that are creating their key */
     uint64_t n_handles, n_commits, n_commits_failed, commits_in_flight;
     bool nospace;      /* the last change was refused for the quota, or the server said so */
-    int64_t status_ms; /* when the server was last asked about that */
+    int64_t status_ms; /* when the server last told that, and: */
+    int64_t db_quota, db_size, db_in_use; /* bytes; 0: not known */
     bool feed_ready;   /* the first watch stands */
     int64_t started_ms;
     struct made_dir made[DIRS_MADE]; /* the last ones; a ring */

@@ -10,8 +10,6 @@
 #include "ops.h"
 #include "overlay.h"
 
-#define STATUS_FRESH_MS 1000
-
 static struct op *op_of_wait(struct wait *w)
 {
     return (struct op *)((char *)w - offsetof(struct op, wait));

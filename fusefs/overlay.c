@@ -2,61 +2,13 @@
 /* overlay.c - files that exist in this mount only (see overlay.h; publishing: overlay_publish.c). */
 #include "overlay.h"
 
-#include <ctype.h>
 #include <errno.h>
-#include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "handle.h"
 #include "ops.h"
 #include "overlay_private.h"
-
-/* ---- names -------------------------------------------------------------------------------- */
-
-static const char *const editors[] = {".*.sw?",           ".*.swpx",   "*~",    "#*#",          ".#*",
-                                      ".goutputstream-*", ".~lock.*#", ".nfs*", ".fuse_hidden*"};
-
-bool overlay_is_editors(const char *name)
-{
-    for (size_t i = 0; i < sizeof editors / sizeof *editors; i++)
-        if (fnmatch(editors[i], name, 0) == 0)
-            return true;
-    return false;
-}
-
-/* n characters of [A-Za-z0-9_]. */
-static bool random_part(const char *s, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (!isalnum((unsigned char)s[i]) && s[i] != '_')
-            return false;
-    return true;
-}
-
-static bool one_lower_word(const char *s, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (!islower((unsigned char)s[i]))
-            return false;
-    return true;
-}
-
-bool overlay_is_temporary_shape(const char *name)
-{
-    size_t len = strlen(name);
-    const char *six = len >= 6 ? name + len - 6 : name;
-
-    if (len == 9 && strncmp(name, "sed", 3) == 0 && random_part(six, 6))
-        return true;
-    if (len == 11 && strncmp(name, "tmp", 3) == 0 && random_part(name + 3, 8))
-        return true;
-    if (len >= 9 && name[0] == '.' && six[-1] == '.' && random_part(six, 6)) /* rsync's .name.XXXXXX */
-        return true;
-    if (len >= 8 && name[0] != '.' && six[-1] == '.' && random_part(six, 6) && !one_lower_word(six, 6))
-        return true;
-    return len == 8 && random_part(name, 8) && !one_lower_word(name, 8);
-}
 
 /* ---- the tables ------------------------------------------------------------------------------ */
 

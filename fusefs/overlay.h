@@ -55,6 +55,9 @@ void overlay_close(struct overlay *o);
 /* Names, by the rules above. */
 bool overlay_is_editors(const char *name);
 bool overlay_is_temporary_shape(const char *name);
+/* The list of patterns, separated by blanks. set: 0, E2BIG, ENOMEM. */
+const char *overlay_names(enum ofile_class class);
+int overlay_names_set(enum ofile_class class, const char *patterns);
 
 static inline bool overlay_owns(uint64_t nodeid)
 {
