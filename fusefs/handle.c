@@ -86,6 +86,7 @@ struct handle *handle_new(struct fs *fs, struct node *node, struct ofile *ofile,
                          .tid = tid,
                          .pin = pin,
                          .writable = (flags & O_ACCMODE) != O_RDONLY,
+                         .expected_rev = pin ? pin->meta.mod_rev : 0,
                          .idle.fire = idle_fire,
                          .now.cut = SIZE_MAX};
     if (h->writable)

@@ -154,5 +154,14 @@ void handles_publish(struct fs *fs, struct ofile *of, struct node *to, struct va
  * there is none. */
 bool handle_wait_released(struct node *n, struct commit_wait *w);
 
+/* handle_seen.c: with conflict=fail, the revision of n that the caller's process last read or wrote. */
+struct seen {
+    uint64_t nodeid, start;
+    pid_t tgid;
+    int64_t rev;
+};
+void seen_note(struct fs *fs, const struct node *n, pid_t tid, int64_t rev);
+int64_t seen_rev(struct fs *fs, const struct node *n, pid_t tid, int64_t otherwise);
+
 /* handle_commit.c, for handle.c */
 void handle_start_commit(struct handle *h);

@@ -242,6 +242,7 @@ static void commit_done(struct txn *t, void *arg, int err)
     else {
         handle_clear_unborn(h);
         h->expected_rev = txn_rev(t);
+        seen_note(h->fs, h->node, h->tid, h->expected_rev);
         settle(h, a->value);
         commit_end(h, 0);
     }
@@ -281,7 +282,7 @@ void handle_start_commit(struct handle *h)
     changes_send(h);
     h->retries = 0;
     h->deadline_ms = client_now_ms() + h->fs->opt.timeout_ms;
-    err = attempt_start(h, h->node->present);
+    err = attempt_start(h, h->fs->opt.conflict_fail && h->sent.whole ? h->expected_rev > 0 : h->node->present);
     if (err)
         commit_failed(h, err, "");
 }

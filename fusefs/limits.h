@@ -59,6 +59,7 @@
 #define CODEC_KEY_MAX (1u << 20)              /* of a key that a renamed directory makes */
 #define REQUEST_OVERHEAD_BYTES 512          /* of a save's Txn beside its key (twice) and value */
 #define TXN_OPS_MAX 128                     /* the server's default --max-txn-ops */
+#define SEEN_MAX 4096                       /* conflict=fail: who has read what (handle_seen.c) */
 #define DIRS_MADE 512                       /* directories made here whose maker may still chmod them */
 #define ERRORS_MAX 256                      /* lines of .etcd/errors */
 

@@ -62,6 +62,7 @@ struct fs {
     int64_t started_ms;
     struct made_dir made[DIRS_MADE]; /* the last ones; a ring */
     size_t n_made;
+    struct seen seen[SEEN_MAX]; /* conflict=fail */
 };
 
 extern const struct fuse_lowlevel_ops ops_table;

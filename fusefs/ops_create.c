@@ -120,7 +120,7 @@ static void create_unborn(struct op *op)
         op_free(op);
         return;
     }
-    h->expected_rev = n->present ? n->meta.mod_rev : 0;
+    h->expected_rev = seen_rev(fs, n, op->pid, n->present ? n->meta.mod_rev : 0);
     if (!n->present)
         handle_set_unborn(h);
     if (!(op->fi.flags & O_APPEND) || op->fi.flags & O_TRUNC)

@@ -74,6 +74,7 @@ static void open_read_done(struct wait *w, int err)
     struct op *op = op_of_wait(w);
     struct fs *fs = op->fs;
     bool writable = (op->fi.flags & O_ACCMODE) != O_RDONLY;
+    struct handle *h;
 
     if (err == 0 && w->stale && writable) {
         value_unref(w->value);
@@ -86,7 +87,12 @@ static void open_read_done(struct wait *w, int err)
     }
     if (w->moved)
         notify_attributes(fs->notify, op->node->nodeid); /* before the answer: fstat must fit what is read */
-    open_finish(op, handle_new(fs, op->node, NULL, op->fi.flags, op->pid, w->value));
+    if ((op->fi.flags & O_ACCMODE) != O_WRONLY && w->value)
+        seen_note(fs, op->node, op->pid, w->value->meta.mod_rev);
+    h = handle_new(fs, op->node, NULL, op->fi.flags, op->pid, w->value);
+    if (h && writable)
+        h->expected_rev = seen_rev(fs, op->node, op->pid, h->expected_rev);
+    open_finish(op, h);
 }
 
 /* The old value is of no interest; nothing is published before there is new data, or the handle is
@@ -96,7 +102,8 @@ static void open_truncated(struct op *op)
     struct handle *h = handle_new(op->fs, op->node, NULL, op->fi.flags, op->pid, NULL);
 
     if (h) {
-        h->expected_rev = op->node->meta.mod_rev;
+        h->expected_rev =
+            seen_rev(op->fs, op->node, op->pid, op->node->present ? op->node->meta.mod_rev : 0);
         if (!op->node->present)
             handle_set_unborn(h);
         (void)handle_truncate(h, 0); /* needs no memory it has not got */
@@ -249,6 +256,8 @@ static void linear_done(struct wait *w, int err)
     if (req) {
         value_unref(h->pin);
         h->pin = w->value;
+        if (w->value)
+            seen_note(op->fs, op->node, op->pid, w->value->meta.mod_rev);
         if (w->moved)
             notify_attributes(op->fs->notify, op->node->nodeid);
         reply_bytes(req, h, op->off, op->size);

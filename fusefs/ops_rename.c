@@ -34,6 +34,7 @@ struct renaming {
     uint64_t ofile_id;        /* the overlay's file; 0: a key */
     struct value *value;      /* of the source */
     struct value *other;      /* EXCHANGE: of the target */
+    int64_t expected_rev;     /* conflict=fail: of the target, as the caller read it; 0: it did not */
     bool guessed_present;     /* the target was thought to exist */
     struct client_call range; /* a directory's keys */
     Etcdserverpb__RangeResponse *keys;
@@ -90,7 +91,7 @@ static void publish_done(struct txn *t, void *arg, int err)
     struct node *n;
 
     (void)t;
-    if (err == -1 && !(r->flags & FLAG_NOREPLACE) && ++r->attempts < ATTEMPTS_MAX) {
+    if (err == -1 && !(r->flags & FLAG_NOREPLACE) && !r->expected_rev && ++r->attempts < ATTEMPTS_MAX) {
         publish_start(r, !r->guessed_present);
         return;
     }
@@ -121,6 +122,8 @@ static void publish_start(struct renaming *r, bool guess)
     }
     r->guessed_present = guess;
     txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, guess ? TXN_GREATER : TXN_EQUAL, 0);
+    if (r->expected_rev)
+        txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, r->expected_rev);
     txn_put(t, slice_of(key, len), r->value, guess ? TXN_IGNORE_LEASE : 0);
     txn_run(t);
     free(key);
@@ -146,6 +149,7 @@ static void rename_ofile(struct renaming *r, struct ofile *f)
     if (there)
         overlay_limbo_end(there);
     r->ofile_id = f->nodeid;
+    r->expected_rev = there ? seen_rev(op->fs, there, op->pid, 0) : 0;
     publish_start(r, there != NULL && !(r->flags & FLAG_NOREPLACE));
 }
 
