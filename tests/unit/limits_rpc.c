@@ -396,8 +396,8 @@ int main(void)
     grpc_channel_destroy(channel);
     grpc_completion_queue_shutdown(cq);
     grpc_completion_queue_destroy(cq);
+    scan_pool_stop(svc.scan); /* whoever resumes calls stops before rpc goes */
     rpc_free(rpc);
-    scan_pool_stop(svc.scan);
     scan_pool_free(svc.scan);
     slot_free(svc.store, slot);
     rig_free(&r);
