@@ -38,9 +38,14 @@ struct cnode *cnode_find(struct control *c, uint64_t nodeid)
 
 struct cnode *cnode_get(struct control *c, enum cnode_kind kind, const char *path)
 {
+    return cnode_get_since(c, kind, path, 0);
+}
+
+struct cnode *cnode_get_since(struct control *c, enum cnode_kind kind, const char *path, int64_t since)
+{
     struct cnode *n = c->nodes;
 
-    while (n && (n->kind != kind || strcmp(n->path ? n->path : "", path) != 0))
+    while (n && (n->kind != kind || n->since != since || strcmp(n->path ? n->path : "", path) != 0))
         n = n->next;
     if (n)
         return n;
@@ -50,6 +55,7 @@ struct cnode *cnode_get(struct control *c, enum cnode_kind kind, const char *pat
         return NULL;
     }
     n->kind = kind;
+    n->since = since;
     n->nodeid = 1ull << 63 | ++c->last_id;
     n->next = c->nodes;
     c->nodes = n;
@@ -177,6 +183,7 @@ struct mirror {
     struct op *op;
     enum cnode_kind kind; /* of the directory it is in */
     char *path;           /* of that directory */
+    int64_t since;        /* of events@REV */
 };
 
 static void mirror_reply(struct mirror *m, bool is_dir)
@@ -189,7 +196,7 @@ static void mirror_reply(struct mirror *m, bool is_dir)
     if (req && asprintf(&path, "%s%s%s", m->path, op->name, is_dir ? "/" : "") < 0)
         (void)fuse_reply_err(req, ENOMEM);
     else if (req)
-        reply_cnode(req, op->fs->control, cnode_get(op->fs->control, kind, path));
+        reply_cnode(req, op->fs->control, cnode_get_since(op->fs->control, kind, path, m->since));
     free(path);
     free(m->path);
     free(m);
@@ -211,7 +218,8 @@ static void mirror_lookup(fuse_req_t req, struct control *c, const struct cnode 
 
     if (strcmp(name, ".all") == 0) {
         reply_cnode(req, c,
-                    cnode_get(c, dir->kind == CNODE_EVENTS ? CNODE_EVENT_FILE : CNODE_WAIT_FILE, dir->path));
+                    cnode_get_since(c, dir->kind == CNODE_EVENTS ? CNODE_EVENT_FILE : CNODE_WAIT_FILE,
+                                    dir->path, dir->since));
         return;
     }
     m = calloc(1, sizeof *m);
@@ -221,6 +229,7 @@ static void mirror_lookup(fuse_req_t req, struct control *c, const struct cnode 
         return;
     }
     m->kind = dir->kind;
+    m->since = dir->since;
     m->op = op_new(req, NULL, name);
     if (m->op == NULL) {
         free(m->path);
@@ -236,6 +245,21 @@ static void mirror_lookup(fuse_req_t req, struct control *c, const struct cnode 
     }
     m->op->wait.done = mirror_done;
     tree_lookup(c->fs->tree, at, slice_str(name), &m->op->wait);
+}
+
+/* events@REV */
+static void root_lookup_since(fuse_req_t req, struct control *c, const char *name)
+{
+    static const char start[] = "events@";
+    const char *digits = name + sizeof start - 1;
+    char canonical[32];
+    int64_t rev;
+
+    if (strncmp(name, start, sizeof start - 1) != 0 || (rev = strtol(digits, NULL, 10)) < 1 ||
+        snprintf(canonical, sizeof canonical, "%ld", rev) < 0 || strcmp(canonical, digits) != 0)
+        (void)fuse_reply_err(req, ENOENT);
+    else
+        reply_cnode(req, c, cnode_get_since(c, CNODE_EVENTS, "", rev));
 }
 
 bool control_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -262,7 +286,7 @@ bool control_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
                 reply_cnode(req, c, cnode_get(c, fixed[i].kind, ""));
                 return true;
             }
-        (void)fuse_reply_err(req, ENOENT);
+        root_lookup_since(req, c, name);
     }
     return true;
 }
@@ -323,7 +347,7 @@ static struct chandle *chandle_of(const struct fuse_file_info *fi)
     return (struct chandle *)(uintptr_t)fi->fh;
 }
 
-static void chandle_free(struct chandle *h)
+void chandle_free(struct chandle *h)
 {
     if (is_stream(h->node))
         stream_close(h);
@@ -365,7 +389,9 @@ void control_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
     fi->fh = (uintptr_t)h;
     fi->direct_io = 1;
     fi->noflush = 1;
-    if (fuse_reply_open(req, fi) != 0)
+    if (n->since)
+        history_open(h, req, fi);
+    else if (fuse_reply_open(req, fi) != 0)
         chandle_free(h);
 }
 

@@ -5,6 +5,7 @@
  *     status revision errors config        text, made at open; config may be written
  *     keys/NAME                            every key by its whole name, '/' as %2F
  *     events/PATH  events/DIR/.all         a line of JSON for each change, from open on; read blocks; poll()
+ *     events@REV/PATH                      the same from that revision on; ENOENT: compacted
  *     wait/PATH    wait/DIR/.all           a read that returns with the next change
  *
  * Nodeids: bit 63. Hidden from readdir of the root; 0700, the mounter's. Owner: the core thread.

@@ -25,6 +25,7 @@ struct cnode {
     uint64_t nodeid;
     enum cnode_kind kind;
     char *path; /* owned; NULL: fixed */
+    int64_t since; /* CNODE_EVENTS, CNODE_EVENT_FILE: of events@REV; 0: from now on */
     uint64_t nlookup;
     uint32_t opens;
     size_t size; /* CNODE_KEY: of its value when last looked at */
@@ -43,6 +44,7 @@ struct chandle {
     fuse_req_t reader; /* a read that waits; NULL: none */
     size_t reader_size;
     struct fuse_pollhandle *poll;
+    struct history *history; /* of events@REV */
     bool lost;  /* lines were dropped */
     bool woken; /* wait/: the change has come */
     struct timer keepalive;
@@ -61,10 +63,12 @@ struct control {
 struct cnode *cnode_find(struct control *c, uint64_t nodeid);
 /* The node of that kind and path, made if missing; NULL: no memory. */
 struct cnode *cnode_get(struct control *c, enum cnode_kind kind, const char *path);
+struct cnode *cnode_get_since(struct control *c, enum cnode_kind kind, const char *path, int64_t since);
 void cnode_maybe_free(struct control *c, struct cnode *n);
 bool cnode_is_dir(const struct cnode *n);
 void cnode_stat(const struct control *c, const struct cnode *n, struct stat *ret_st);
 
+void chandle_free(struct chandle *h);
 bool chandle_append(struct chandle *h, const void *p, size_t n); /* false: no memory */
 
 /* control_text.c: the text of a file, malloc'd through open_memstream. */
@@ -81,6 +85,14 @@ void stream_open(struct chandle *h);
 void stream_read(struct chandle *h, fuse_req_t req, size_t size);
 void stream_close(struct chandle *h);
 void stream_poll(struct chandle *h, fuse_req_t req, struct fuse_pollhandle *ph);
+
+void stream_event(struct chandle *h, const struct key_event *ev); /* the line of one event, for this reader */
+void stream_gap(struct chandle *h, int64_t from_rev, int64_t to_rev);
+
+/* control_history.c: events@REV */
+void history_open(struct chandle *h, fuse_req_t req, const struct fuse_file_info *fi); /* answers */
+void history_read(struct chandle *h); /* the reader has taken something */
+void history_close(struct chandle *h);
 
 /* control_keys.c */
 bool keys_lookup(fuse_req_t req, struct control *c, const char *name);

@@ -41,6 +41,8 @@ static void give(struct chandle *h, fuse_req_t req, size_t size)
     h->taken += n;
     if (h->taken == h->len)
         h->taken = h->len = 0;
+    if (h->history)
+        history_read(h);
 }
 
 static void wake(struct chandle *h)
@@ -96,6 +98,7 @@ void stream_close(struct chandle *h)
 {
     fuse_req_t req = reader_take(h);
 
+    history_close(h);
     if (req)
         (void)fuse_reply_err(req, EINTR);
     if (h->poll)
@@ -132,6 +135,46 @@ void stream_poll(struct chandle *h, fuse_req_t req, struct fuse_pollhandle *ph)
         fuse_pollhandle_destroy(h->poll);
     h->poll = ph;
     (void)fuse_reply_poll(req, h->len > h->taken || h->woken ? POLLIN : 0);
+}
+
+static char *event_line(const struct key_event *ev, size_t *ret_len)
+{
+    char *line = NULL;
+    FILE *f = open_memstream(&line, ret_len);
+
+    if (f == NULL)
+        return NULL;
+    fprintf(f, "{\"revision\":%ld,\"type\":\"%s\",", ev->meta.mod_rev, ev->is_delete ? "DELETE" : "PUT");
+    json_field(f, "key", ev->key);
+    if (!ev->is_delete) {
+        fprintf(f, ",\"create_revision\":%ld,\"version\":%ld,\"lease\":\"%lx\",", ev->meta.create_rev,
+                ev->meta.version, (unsigned long)ev->meta.lease);
+        json_field(f, "value", ev->value);
+    }
+    fputs("}\n", f);
+    return fclose(f) == 0 ? line : NULL;
+}
+
+void stream_event(struct chandle *h, const struct key_event *ev)
+{
+    size_t len = 0;
+    char *line = event_line(ev, &len);
+
+    if (line)
+        add_line(h, line, len);
+    free(line);
+    wake(h);
+}
+
+void stream_gap(struct chandle *h, int64_t from_rev, int64_t to_rev)
+{
+    char line[128];
+    int n =
+        snprintf(line, sizeof line, "{\"type\":\"GAP\",\"from\":%ld,\"to\":%ld,\"reason\":\"compacted\"}\n",
+                 from_rev, to_rev);
+
+    add_line(h, line, (size_t)n);
+    wake(h);
 }
 
 /* Does the stream of this path (from the mount's root, encoded) want that key? */
@@ -173,24 +216,6 @@ static char *path_of_key(const struct tree *t, struct slice key)
     return path;
 }
 
-static char *event_line(const struct key_event *ev, size_t *ret_len)
-{
-    char *line = NULL;
-    FILE *f = open_memstream(&line, ret_len);
-
-    if (f == NULL)
-        return NULL;
-    fprintf(f, "{\"revision\":%ld,\"type\":\"%s\",", ev->meta.mod_rev, ev->is_delete ? "DELETE" : "PUT");
-    json_field(f, "key", ev->key);
-    if (!ev->is_delete) {
-        fprintf(f, ",\"create_revision\":%ld,\"version\":%ld,\"lease\":\"%lx\",", ev->meta.create_rev,
-                ev->meta.version, (unsigned long)ev->meta.lease);
-        json_field(f, "value", ev->value);
-    }
-    fputs("}\n", f);
-    return fclose(f) == 0 ? line : NULL;
-}
-
 void control_key_event(struct control *c, const struct key_event *ev)
 {
     char *path, *line;
@@ -201,7 +226,7 @@ void control_key_event(struct control *c, const struct key_event *ev)
     path = path_of_key(c->fs->tree, ev->key);
     line = path ? event_line(ev, &len) : NULL;
     for (struct chandle *h = line ? c->streams : NULL; h; h = h->next) {
-        if (!wants(h, path) || h->woken)
+        if (h->history || !wants(h, path) || h->woken)
             continue;
         if (h->lost) {
             static const char gap[] = "{\"type\":\"GAP\",\"reason\":\"the reader was too slow\"}\n";
@@ -219,15 +244,9 @@ void control_key_event(struct control *c, const struct key_event *ev)
 
 void control_gap(struct control *c, int64_t from_rev, int64_t to_rev)
 {
-    char line[128];
-    int n =
-        snprintf(line, sizeof line, "{\"type\":\"GAP\",\"from\":%ld,\"to\":%ld,\"reason\":\"compacted\"}\n",
-                 from_rev, to_rev);
-
-    for (struct chandle *h = c->streams; h; h = h->next) {
-        add_line(h, line, (size_t)n);
-        wake(h);
-    }
+    for (struct chandle *h = c->streams; h; h = h->next)
+        if (h->history == NULL) /* those see to it themselves */
+            stream_gap(h, from_rev, to_rev);
 }
 
 void control_stop(struct control *c)

@@ -76,3 +76,4 @@
 
 /* ---- control ------------------------------------------------------------------- */
 #define STREAM_BACKLOG_BYTES (64u << 20)    /* of one reader of .etcd/events; beyond it a gap line */
+#define HISTORY_AHEAD_BYTES (4u << 20)      /* read ahead for a reader of .etcd/events@REV */

@@ -26,11 +26,11 @@ config_lists() {
 }
 config_overlay() { echo overlay=off >"$M/.etcd/config" && echo t >"$M/t~" && same "$(value t~)" t && echo overlay=on >"$M/.etcd/config"; }
 
-quota() { stat -f -c '%b %S' "$M" | awk '{ printf "%d", $1 * $2 }'; }
+quota() { stat -f -c '%b %S' "$M" | awk '{ printf "%.0f", $1 * $2 }'; }
 free() { stat -f -c '%a' "$M"; }
 df_quota() {
     local want=67108864 before
-    [ "$B" = etcd ] && want=2147483648 # 3.4 does not tell its quota
+    [ "$B" = etcd ] && want=2147483648 # 3.4 does not tell its own
     before=$(free) && same "$(quota)" $want && head -c 1000000 /dev/urandom >"$M/big" && await 5 less_free "$before" && timeout 5 df "$M"
 }
 less_free() { [ "$(free)" -lt "$1" ]; }
