@@ -511,7 +511,8 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
     mailbox_init(&a->flush_box, -1);
     mailbox_init(&a->defrag_box, -1);
     mailbox_init(&a->flusher, -1);
-    arena_init(&a->work, SIZE_MAX / 2, NULL, 0); /* bounded by the size of an entry, or of what it deletes */
+    /* Bounded by the size of an entry, or of what it deletes. */
+    arena_init(&a->work, SIZE_MAX / 2, a->work_first, sizeof a->work_first);
     txn_run_init(&a->run);
     a->run.leases = o->leases;
     a->waits_min = UINT64_MAX;

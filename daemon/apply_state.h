@@ -65,6 +65,7 @@ struct apply {
     struct delta *scratch;
     struct txn_run run;
     struct arena work;                 /* of one entry */
+    alignas(max_align_t) uint8_t work_first[4096];
 
     /* Who waits. */
     struct apply_wait *waits;

@@ -48,6 +48,8 @@ void *call_state(struct call *c);            /* CALL_STATE_BYTES zeroed, max-ali
 #define CALL_STATE_BYTES 512
 void *call_service(struct call *c);          /* the service context given to rpc_new */
 struct arena *call_arena(struct call *c);
+/* The request as it came, within start (unary and server stream) only: what req was decoded from. */
+struct slice call_request(struct call *c);
 const struct rpc_method *call_method(struct call *c);
 struct slot *call_slot(struct call *c);      /* the rpc thread's reading slot */
 unsigned call_thread(const struct call *c);  /* the number of its rpc thread, from 0 */

@@ -514,25 +514,29 @@ void call_end(struct call *c)
 
 /* ---- receiving ------------------------------------------------------------------------ */
 
-/* One decoded message out of a gRPC buffer. Consumes it. */
-static int decode(struct call *c, struct arena *a, grpc_byte_buffer *payload, ProtobufCMessage **ret_msg)
+/* The message's bytes: mostly gRPC's own piece of memory, else put together in t->request. */
+static bool request_bytes(struct rpc_thread *t, grpc_byte_buffer *payload)
 {
+    grpc_slice *s = &payload->data.raw.slice_buffer.slices[0];
     grpc_byte_buffer_reader reader;
-    grpc_slice *first = NULL, all;
-    int err;
 
-    if (!grpc_byte_buffer_reader_init(&reader, payload))
-        return ERR_BAD_REQUEST;
-    if (payload->data.raw.slice_buffer.count == 1 && grpc_byte_buffer_reader_peek(&reader, &first)) {
-        err = pb_unpack(c->method->request, a, slice_of(GRPC_SLICE_START_PTR(*first), GRPC_SLICE_LENGTH(*first)),
-                        ret_msg);
-    } else {
-        all = grpc_byte_buffer_reader_readall(&reader);
-        err = pb_unpack(c->method->request, a, slice_of(GRPC_SLICE_START_PTR(all), GRPC_SLICE_LENGTH(all)), ret_msg);
-        grpc_slice_unref(all);
+    if (payload->data.raw.slice_buffer.count != 1) {
+        if (!grpc_byte_buffer_reader_init(&reader, payload))
+            return false;
+        t->joined = grpc_byte_buffer_reader_readall(&reader);
+        grpc_byte_buffer_reader_destroy(&reader);
+        s = &t->joined;
     }
-    grpc_byte_buffer_reader_destroy(&reader);
-    return err;
+    t->request = slice_of(GRPC_SLICE_START_PTR(*s), GRPC_SLICE_LENGTH(*s));
+    return true;
+}
+
+static void request_over(struct rpc_thread *t, grpc_byte_buffer *payload)
+{
+    grpc_slice_unref(t->joined);
+    t->joined = (grpc_slice){0}; /* the empty one: nothing to unref */
+    t->request = SLICE_NONE;
+    grpc_byte_buffer_destroy(payload);
 }
 
 /* Checks and decodes what came; answers the call itself, and returns false, when it will not do. */
@@ -555,7 +559,8 @@ static bool receive(struct call *c, struct arena *a, grpc_byte_buffer *payload, 
         call_fail_text(c, STATUS_UNIMPLEMENTED, "cairn: compressed messages are not supported");
         return false;
     }
-    err = decode(c, a, payload, ret_msg);
+    err = request_bytes(c->thread, payload) ? pb_unpack(c->method->request, a, c->thread->request, ret_msg)
+                                            : ERR_BAD_REQUEST;
     if (err)
         call_fail(c, err);
     else
@@ -585,7 +590,7 @@ static void recv_done(struct op *op, bool ok)
         c->method->message(c, m);
     }
     if (payload) {
-        grpc_byte_buffer_destroy(payload);
+        request_over(t, payload);
         arena_fini(&t->scratch);
         if (!c->answered && !c->gone)
             receive_next(c);
@@ -698,7 +703,7 @@ void call_arrived(struct rpc_thread *t, const struct rpc_method *m, grpc_call *g
         serve(c, payload);
     }
     if (payload)
-        grpc_byte_buffer_destroy(payload);
+        request_over(t, payload);
 }
 
 void call_stop(struct call *c)
@@ -768,6 +773,11 @@ void *call_service(struct call *c)
 struct arena *call_arena(struct call *c)
 {
     return &c->arena;
+}
+
+struct slice call_request(struct call *c)
+{
+    return c->thread->request;
 }
 
 const struct rpc_method *call_method(struct call *c)

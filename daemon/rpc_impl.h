@@ -103,6 +103,8 @@ struct rpc_thread {
     size_t n_posts;
     struct call *calls;      /* all alive, doubly linked */
     unsigned n_gathered;     /* call_gathered since the last hand_on */
+    struct slice request;    /* the bytes being served, */
+    grpc_slice joined;       /* here if gRPC had them in pieces */
     struct call *free_calls; /* unary ones */
     unsigned n_free_calls;
     struct call *dirty;

@@ -94,7 +94,7 @@ static void put_start(struct call *c, const ProtobufCMessage *m)
     if (err)
         call_fail(c, err);
     else
-        svc_propose_message(c, ENTRY_PUT, m, put_answer);
+        svc_propose(c, ENTRY_PUT, call_request(c), put_answer);
 }
 
 static void delete_answer(struct call *c, struct proposal *p)
@@ -112,7 +112,7 @@ static void delete_start(struct call *c, const ProtobufCMessage *m)
     if (err)
         call_fail(c, err);
     else
-        svc_propose_message(c, ENTRY_DELETE_RANGE, m, delete_answer);
+        svc_propose(c, ENTRY_DELETE_RANGE, call_request(c), delete_answer);
 }
 
 /* ---- Txn ---------------------------------------------------------------------------------------------- */
@@ -169,7 +169,7 @@ static void txn_start(struct call *c, const ProtobufCMessage *m)
     if (err)
         call_fail(c, err);
     else if (!txn_read_only(req))
-        svc_propose_message(c, ENTRY_TXN, m, txn_answer);
+        svc_propose(c, ENTRY_TXN, call_request(c), txn_answer);
     else if (txn_serializable(req))
         txn_now(c);
     else
@@ -188,7 +188,8 @@ static void compact_answer(struct call *c, struct proposal *p)
 
 static void compact_start(struct call *c, const ProtobufCMessage *m)
 {
-    svc_propose_message(c, ENTRY_COMPACT, m, compact_answer);
+    (void)m;
+    svc_propose(c, ENTRY_COMPACT, call_request(c), compact_answer);
 }
 
 /* ---- the table ------------------------------------------------------------------------------------------------ */
