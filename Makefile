@@ -79,7 +79,7 @@ check-pure: $(call obj,raftcore) raftcore/allowed-symbols
 check-doors:
 	@tests/doors.sh
 
-test-programs: $(units) $(fuzzers) $(helpers)
+test-programs: $(units) $(fuzzers) $(helpers) $O/tests/bench/load
 
 deps:
 	@contrib/deps.sh
