@@ -187,7 +187,7 @@ static struct flush {
     struct base *copy;   /* protected by mu; a compacted copy, for the writer to swap in; then NULL again */
     _Atomic int flushed; /* told and not yet taken note of */
     _Atomic uint64_t removed;
-    int n_copies;
+    _Atomic int n_copies;
 } flush = {.mu = PTHREAD_MUTEX_INITIALIZER, .go = PTHREAD_COND_INITIALIZER};
 
 static struct base *base_now; /* the flush thread's: what it writes into */
@@ -241,7 +241,7 @@ static void *flush_main(void *arg)
                 break;
         }
         if (n % 250 == 0)
-            copy_base(++flush.n_copies);
+            copy_base(atomic_fetch_add(&flush.n_copies, 1) + 1);
     }
 }
 
@@ -585,7 +585,7 @@ static void readers_see_one_store(void)
     check_leases(r);
     printf("# %lld revisions, %d freezes, %llu records swept, %d copies, %ld views, %ld gets, %ld scans, %ld "
            "log scans\n",
-           (long long)r, n_freezes, (unsigned long long)atomic_load(&flush.removed), flush.n_copies,
+           (long long)r, n_freezes, (unsigned long long)atomic_load(&flush.removed), atomic_load(&flush.n_copies),
            atomic_load(&n_views), atomic_load(&n_gets), atomic_load(&n_scans), atomic_load(&n_logs));
     CHECK(atomic_load(&n_bad) == 0);
     CHECK(atomic_load(&n_views) > 100);
