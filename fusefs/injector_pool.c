@@ -166,7 +166,8 @@ static void slot_next(struct slot *s)
 {
     static char buf[INJECT_ORDER_BYTES]; /* the core thread's */
 
-    while (s->pid && s->current == NULL && s->queue.n > 0 && inject_order_ready(s->queue.first)) {
+    while (s->pool->running && s->pid && s->current == NULL && s->queue.n > 0 &&
+           inject_order_ready(s->queue.first)) {
         size_t len;
 
         s->current = queue_pop(&s->queue);

@@ -72,6 +72,8 @@ struct notify {
     /* The core's from here. */
     struct change_event *unsure, **unsure_last; /* wait for the look that is to come */
     struct change_event *looking;               /* wait for the look under way */
+    struct change_event *parked;                /* for watchers that may come back, one for a node */
+    struct timer parked_timer;
     bool scan_running;
     uint64_t scan_started_ms;
     struct timer scan_timer;
@@ -339,6 +341,69 @@ static void scan_timer_fire(struct timer *t)
     scan_start((struct notify *)((char *)t - offsetof(struct notify, scan_timer)));
 }
 
+/* Is there later news of the same node behind ev? */
+static bool newer_waits(const struct change_event *ev, const struct change_event *later)
+{
+    for (; later; later = later->next)
+        if (later->node == ev->node)
+            return true;
+    return false;
+}
+
+/* A new value that nobody watches just now, of a file read a moment ago: whoever runs
+ * `while inotifywait f; do cat f; done` is between the two, and would never hear of it. Not if the read
+ * showed this value already. */
+static bool may_return(const struct change_event *ev)
+{
+    return ev->kind == CHANGE_MODIFY && ev->node->read_rev && ev->node->read_rev < ev->rev &&
+           client_now_ms() - ev->node->read_ms < WATCHERS_RETURN_MS;
+}
+
+static void park(struct notify *n, struct change_event *ev)
+{
+    bool freed = inject_order_leave(ev); /* nothing waits for it */
+
+    if (n->parked == NULL)
+        session_timer_set(n->cfg.session, &n->parked_timer, WATCHERS_RETURN_LOOK_MS);
+    ev->next = n->parked;
+    n->parked = ev;
+    if (freed)
+        injector_pool_advance(n->cfg.injectors);
+}
+
+/* Newer news of the node: what nobody saw is past. */
+static void parked_drop(struct notify *n, const struct node *node)
+{
+    for (struct change_event **p = &n->parked, *ev; (ev = *p) != NULL;)
+        if (ev->node == node) {
+            *p = ev->next;
+            forget(n, ev);
+        } else {
+            p = &ev->next;
+        }
+}
+
+static void look_later(struct notify *n, struct change_event *ev)
+{
+    ev->next = NULL;
+    *n->unsure_last = ev;
+    n->unsure_last = &ev->next;
+}
+
+static void parked_timer_fire(struct timer *t)
+{
+    struct notify *n = (struct notify *)((char *)t - offsetof(struct notify, parked_timer));
+    struct change_event *ev = n->parked;
+
+    n->parked = NULL;
+    for (struct change_event *next; ev; ev = next) {
+        next = ev->next;
+        inject_order_enter(ev);
+        look_later(n, ev);
+    }
+    scan_start(n);
+}
+
 static void scan_finish(struct notify *n)
 {
     struct watched w = {0};
@@ -358,6 +423,8 @@ static void scan_finish(struct notify *n)
         next = ev->next;
         if (event_watched(&w, ev))
             injector_pool_push(n->cfg.injectors, ev);
+        else if (may_return(ev) && !newer_waits(ev, next) && !newer_waits(ev, n->unsure))
+            park(n, ev);
         else {
             n->stats.skipped_unwatched++;
             forget(n, ev);
@@ -383,17 +450,16 @@ static bool may_go_blind(struct notify *n)
 
 static void inject(struct notify *n, struct change_event *ev)
 {
+    parked_drop(n, ev->node);
     if (!(ev->flags & CHANGE_INJECT)) {
         forget(n, ev);
     } else if (!known(ev->dir) && !known(ev->node) && !known(ev->from_dir) && !known(ev->from_node)) {
         n->stats.skipped_unknown++;
         forget(n, ev);
-    } else if (may_go_blind(n)) {
+    } else if (!may_return(ev) && may_go_blind(n)) {
         injector_pool_push(n->cfg.injectors, ev);
     } else {
-        ev->next = NULL;
-        *n->unsure_last = ev;
-        n->unsure_last = &ev->next;
+        look_later(n, ev);
         scan_start(n);
     }
 }
@@ -440,6 +506,7 @@ int notify_open(const struct notify_config *cfg, struct notify **ret_notify)
     n->cfg = *cfg;
     n->unsure_last = &n->unsure;
     n->scan_timer.fire = scan_timer_fire;
+    n->parked_timer.fire = parked_timer_fire;
     queue_init(&n->done);
     pthread_mutex_init(&n->done_mu, NULL);
     n->done_source = (struct source){eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), done_ready};
@@ -499,6 +566,7 @@ void notify_close(struct notify *n)
     }
     drop_list(n, n->unsure);
     drop_list(n, n->looking);
+    drop_list(n, n->parked);
     watched_fini(&n->scanner.result);
     session_unwatch(n->cfg.session, &n->done_source);
     (void)close(n->done_source.fd);

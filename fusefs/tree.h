@@ -98,6 +98,7 @@ struct node {
     uint64_t seen;           /* serial of the last listing that found it */
     struct dir *dir;         /* NODE_DIR */
     uint64_t notified_rev;   /* free for the notify layer */
+    int64_t read_ms, read_rev; /* when an open last took a value, and which (0: never) */
     void *ext;               /* free for ops.c (its handles of this node); must be NULL when the node dies */
     uint32_t name_len;
     char name[];             /* encoded, terminated; "" for the root */

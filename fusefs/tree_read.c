@@ -342,6 +342,8 @@ void tree_lookup(struct tree *t, struct node *dir, struct slice name, struct wai
 
 static void answer_open(struct wait *w, struct value *v, bool moved, bool stale)
 {
+    w->node->read_ms = client_now_ms();
+    w->node->read_rev = v->meta.mod_rev;
     w->value = value_ref(v);
     w->moved = moved;
     w->stale = stale;
