@@ -40,7 +40,7 @@ struct config {
     uint64_t progress_interval_ms;
     const char *compaction_mode;      /* periodic or revision */
     int64_t compaction_retention;     /* ms, or revisions; 0: off */
-    const char *log_level, *metrics, *config_file;
+    const char *log_level, *config_file;
 };
 
 enum config_result {

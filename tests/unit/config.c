@@ -78,6 +78,8 @@ static void refusals(void)
     SAID("TLS");
     CHECK(READ("--cert-file=x.pem") == CONFIG_BAD);
     SAID("--cert-file=x.pem: this version of cairnd does not have this setting");
+    CHECK(READ("--metrics=extensive") == CONFIG_BAD);
+    SAID("--metrics=extensive: this version of cairnd does not have this setting");
     CHECK(READ("--auto-compaction-retention=abc") == CONFIG_BAD);
     SAID("invalid duration");
     CHECK(READ("--heartbeat-interval=99999999999") == CONFIG_USAGE);
