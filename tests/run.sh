@@ -39,7 +39,9 @@ run_one() { # name command...
         echo "ok    $name ($ok, $((SECONDS - start)) s)"
     else
         echo "FAIL  $name (status $rc, $bad failed, $((SECONDS - start)) s), from $log:"
-        tail -n 60 "$log" | sed 's/^/      /'
+        # What failed comes first, with what it said: the rest of a log may be long.
+        grep -A 25 '^not ok ' "$log" | grep -v '^ok ' | head -n 60 | sed 's/^/      /'
+        [ "$(grep -c '^not ok ' "$log")" != 0 ] && [ $rc -lt 124 ] || tail -n 40 "$log" | sed 's/^/      /'
     fi
 }
 
