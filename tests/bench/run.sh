@@ -121,4 +121,4 @@ for row in "${rows[@]}"; do
     echo
 done
 echo "etcd: $("$etcd" --version | head -1); memory is anonymous (heap, deltas), the store's map apart"
-[ -n "${ONLY:-}" ] || tests/bench/mount.sh
+[ -n "${ONLY:-}" ] || { tests/bench/mount.sh; tests/bench/cluster.sh; }
