@@ -37,6 +37,16 @@ enum {
     LIMIT_ENTRY_CACHE_BYTES = 64 << 20,   /* older entries are read again from the WAL */
     LIMIT_WAL_SEGMENT_BYTES = 64 << 20,
 
+    /* between members. */
+    LIMIT_PEER_INBOX = 4096,              /* messages that came and were not yet stepped: dropped beyond */
+    LIMIT_PEER_INBOX_BYTES = 64 << 20,    /* the same, their entries' bytes */
+    LIMIT_PEER_ENTRIES = 4096,            /* in one message; more is not decoded */
+    LIMIT_PROPOSE_ENTRIES = 512,          /* forwarded in one message, */
+    LIMIT_PROPOSE_BYTES = 1 << 20,        /* or when they are so many bytes; the rest is the next one's */
+    LIMIT_FOREIGN_PROPOSALS = 20000,      /* of other members that wait on a leader: refused, they try again */
+    LIMIT_FOREIGN_BYTES = 64 << 20,       /* the same, in bytes */
+    LIMIT_LEASE_ASKS = 65536,             /* asked of a leader elsewhere: `too many requests` */
+
     /* apply to flush: the live delta. At FREEZE it is sealed; at STALL apply waits for flush. */
     LIMIT_DELTA_FREEZE_BYTES = 32 << 20,
     LIMIT_DELTA_FREEZE_HOT_BYTES = 16 << 20, /* the same few keys again and again: waiting saves no page */

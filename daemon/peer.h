@@ -21,9 +21,10 @@
 enum peer_kind {
     PEER_RAFT = 1,              /* raft; APPEND: entries */
     PEER_PROPOSE = 2,           /* entries: payloads that the sender wants this leader to propose; index, term 0 */
-    PEER_REFUSED = 3,           /* ids: request ids of a PROPOSE that were not appended, and will not be */
+    PEER_REFUSED = 3,           /* ids: request ids of a PROPOSE that were not appended, and will not be; err: 0, try
+                                 * again, or the ERR_x to answer them with */
     PEER_LEASE_RENEW = 4,       /* id: the asker's; lease: renew it, or (ttl -1) only tell what is left */
-    PEER_LEASE_RENEWED = 5,     /* id echoed; err (0 or ERR_x), ttl: granted s, left: remaining ms */
+    PEER_LEASE_RENEWED = 5,     /* id echoed, lease; err (0, ERR_x or LEASE_PAST), ttl: granted s, left: remaining ms */
     PEER_STATE_HASH = 6,        /* index, hash: the state after that entry is applied (corruption check) */
     PEER_KINDS
 };
@@ -41,13 +42,20 @@ struct peer_msg {
     uint64_t *ids;              /* heap, the message's */
     uint32_t n_entries;
     struct entry **entries;     /* heap array, the message's, with a reference each */
+    struct peer_msg *rest;      /* what peer_msg_fill cut off: an APPEND to be filled and sent next; the message's */
+    /* A SNAPSHOT that has come in: what was received, for turn_options.snapshot_install. Never on this wire. */
+    void *snapshot;
+    void (*snapshot_free)(void *snapshot); /* by peer_msg_free, unless snapshot is NULL by then */
 };
 
 struct peer_msg *peer_msg_new(enum peer_kind kind, uint64_t from, uint64_t to); /* zeroed; NULL: no memory */
-void peer_msg_free(struct peer_msg *m);                                         /* takes NULL */
+void peer_msg_free(struct peer_msg *m);                                         /* takes NULL; frees rest too */
+/* A message for what raft_step has put out: copies m, and its configuration. NULL: no memory. */
+struct peer_msg *peer_msg_of(const struct raft_msg *m);
 
 /* Attaches the entries of an APPEND, (raft.index, raft.last], of the terms its runs say, at most max_bytes of them but
- * at least one: what does not fit is cut off the message (last and runs say so). The core probes or is asked again.
+ * at least one: what does not fit is cut off the message (last and runs say so) and is m->rest then, which should be
+ * sent behind it (without memory for it there is none: the core probes).
  * 0; -EAGAIN: some are only in the log, and wal is NULL (with a log it is read, which may wait for the disk: not on a
  * thread that heartbeats need); -ENOENT: they are gone, or replaced by others: drop the message. -ENOMEM. */
 int peer_msg_fill(struct peer_msg *m, struct entry_cache *cache, struct wal *wal, size_t max_bytes);
@@ -56,7 +64,8 @@ int peer_msg_fill(struct peer_msg *m, struct entry_cache *cache, struct wal *wal
  * One message of a stream is one peer_msg; the bytes are drawn at the top of peer.c. */
 size_t peer_msg_size(const struct peer_msg *m);
 void peer_msg_encode(const struct peer_msg *m, uint8_t *dst); /* dst has peer_msg_size(m) bytes */
-/* From the network: 0, or -EBADMSG with nothing kept. Copies what it needs. */
+/* From the network: 0; -EBADMSG or -ENOMEM with nothing kept. Copies what it needs: an entry's bytes once, into the
+ * entry that the log will hold. */
 int peer_msg_decode(struct slice bytes, struct peer_msg **ret_msg);
 
 /* ---- the seam ----------------------------------------------------------------------------------- */

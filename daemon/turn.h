@@ -13,6 +13,7 @@
 #include "histogram.h"
 #include "lease.h"
 #include "mailbox.h"
+#include "peer.h"
 #include "proposal.h"
 #include "raft.h"
 #include "seam.h"
@@ -42,6 +43,18 @@ struct turn_options {
      * does again. Nothing was lost, proposals wait. NULL: nobody asks. */
     void (*nospace)(void *ctx, bool full);
     void *fatal_ctx;              /* of both */
+
+    struct transport *transport;  /* to the other members; NULL: there are none */
+    /* Snapshots (turn_snap.c, snap.c). Each may be NULL: this member then sends or takes none.
+     * The turn thread: m is a SNAPSHOT the core wants sent, of at least m->raft.index; it is the callee's. It ends with
+     * turn_snapshot_sent. */
+    void (*snapshot_send)(void *ctx, struct peer_msg *m);
+    /* The WAL thread: all jobs before are durable. Installs m->snapshot, whose index and term are m->raft.index and
+     * log_term, as one step that a crash finds done or not done, with the hard state given; afterwards *ret_wal is the
+     * log (empty after that index), opened, and apply stands at that index. 0, or what it failed with: then the member
+     * stops. */
+    int (*snapshot_install)(void *ctx, struct peer_msg *m, const struct wal_state *hard, struct wal **ret_wal);
+    void *snapshot_ctx;
 };
 
 /* -ENOMEM; -EUCLEAN: base, log and configuration contradict each other. */
@@ -72,6 +85,52 @@ struct read_wait {
 /* Any thread. 0: go now, w is not kept (a sole voter that has applied an entry of its term: every
  * acknowledged write is already published). 1: done will be called, later. */
 int turn_read(struct turn *t, struct read_wait *w);
+
+/* ---- other members --------------------------------------------------------------------------------
+ * All of these on any thread, but not on one that holds a lock the transport's send takes. */
+
+/* A message has come from its sender (m->from is checked by the transport, m->to is this member). m is the turn's.
+ * Beyond LIMIT_PEER_INBOX messages or bytes it is dropped, as if the network had lost it. A SNAPSHOT comes when all of
+ * its bytes have arrived, with m->snapshot set. */
+void turn_receive(struct turn *t, struct peer_msg *m);
+/* The member's process is gone: its connection ended and its port refuses. */
+void turn_suspect(struct turn *t, uint64_t member);
+/* Messages to it were lost. */
+void turn_unreachable(struct turn *t, uint64_t member);
+/* The transfer that snapshot_send began has ended; index: of what was sent, when ok. */
+void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index);
+
+/* Hands leadership to a voter. */
+struct transfer_wait {
+    struct mail mail;
+    uint64_t member;      /* 0: whoever is best */
+    uint64_t deadline_ms; /* the turn's: an election timeout from when it begins */
+    int err;              /* 0: another leads now; ERR_NOT_LEADER, ERR_BAD_TRANSFEREE, ERR_TIMEOUT, ERR_STOPPED */
+    void (*done)(struct transfer_wait *w); /* on the turn thread; must not block */
+};
+/* Any thread. done will be called, once. */
+void turn_transfer(struct turn *t, struct transfer_wait *w);
+
+/* Any thread. Stand for election now (force-new-cluster, tests). */
+void turn_campaign(struct turn *t);
+
+/* Asks the leader, wherever it is, of a lease. */
+struct lease_ask {
+    struct mail mail;
+    int64_t lease;
+    bool renew;           /* a keep-alive; else only what is left of it */
+    uint64_t deadline_ms;
+    uint64_t id;          /* the turn's */
+    int err;              /* 0, ERR_LEASE_NOT_FOUND, LEASE_PAST (renew: not yet revoked, ask again), ERR_NO_LEADER,
+                           * ERR_TIMEOUT, ERR_STOPPED, ERR_TOO_MANY_REQUESTS */
+    int64_t ttl_s, left_ms; /* granted; remaining, may be negative */
+    void (*done)(struct lease_ask *a); /* on the turn thread; must not block */
+};
+/* Any thread. done will be called, once. A leader that is asked while it is not yet confirmed is waited for. */
+void turn_lease_ask(struct turn *t, struct lease_ask *a);
+
+/* Any thread: how far a follower is, as this leader last knew; false: not the leader, or no such member. */
+bool turn_peer(const struct turn *t, uint64_t member, struct raft_peer *ret_peer);
 
 /* Any thread; what was last published (atomics). */
 struct turn_status {
