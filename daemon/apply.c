@@ -506,6 +506,7 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
     a->o = *o;
     pthread_mutex_init(&a->mu, NULL);
     pthread_mutex_init(&a->hash_mu, NULL);
+    pthread_mutex_init(&a->sweep_mu, NULL);
     mailbox_init(&a->box, -1);
     mailbox_init(&a->wait_box, -1);
     mailbox_init(&a->flush_box, -1);
@@ -582,5 +583,6 @@ void apply_free(struct apply *a)
     arena_fini(&a->work);
     pthread_mutex_destroy(&a->mu);
     pthread_mutex_destroy(&a->hash_mu);
+    pthread_mutex_destroy(&a->sweep_mu);
     free(a);
 }

@@ -97,6 +97,12 @@ bool apply_quota_admits(struct apply *a, int64_t cost);
 /* Any thread: the disk is full: proposes the NOSPACE alarm of this member, unless it is set or on its way. */
 void apply_raise_nospace(struct apply *a);
 
+/* Any thread: the sweep stands still until as many releases have come; a batch of it under way is waited for (some
+ * milliseconds). Returns the epoch: it moves whenever another state takes the place of all there is. */
+uint64_t apply_hold_sweep(struct apply *a);
+void apply_release_sweep(struct apply *a);
+uint64_t apply_epoch(const struct apply *a);
+
 /* Any thread: freeze and flush now; done when base holds everything applied before the call (stop, defrag, Hash). */
 struct flush_wait {
     struct mail mail;

@@ -211,6 +211,40 @@ static uint64_t flush(struct apply *a, struct delta *d, uint64_t now_ms)
     return 0;
 }
 
+uint64_t apply_hold_sweep(struct apply *a)
+{
+    pthread_mutex_lock(&a->sweep_mu);
+    a->sweep_holds++;
+    pthread_mutex_unlock(&a->sweep_mu);
+    return apply_epoch(a);
+}
+
+void apply_release_sweep(struct apply *a)
+{
+    pthread_mutex_lock(&a->sweep_mu);
+    assert(a->sweep_holds > 0);
+    a->sweep_holds--;
+    pthread_mutex_unlock(&a->sweep_mu);
+    mailbox_nudge(&a->flusher);
+}
+
+uint64_t apply_epoch(const struct apply *a)
+{
+    return atomic_load(&a->epoch);
+}
+
+#define SWEEP_HELD 2 /* besides what base_sweep says */
+
+static int sweep_batch(struct apply *a, uint64_t *removed)
+{
+    int more;
+
+    pthread_mutex_lock(&a->sweep_mu);
+    more = a->sweep_holds ? SWEEP_HELD : base_sweep(store_base(a->o.store), removed);
+    pthread_mutex_unlock(&a->sweep_mu);
+    return more;
+}
+
 /* One batch. Returns when to come again. */
 static uint64_t sweep(struct apply *a, uint64_t now_ms)
 {
@@ -223,7 +257,9 @@ static uint64_t sweep(struct apply *a, uint64_t now_ms)
     if (now_ms < a->sweep_at_ms)
         return a->sweep_at_ms;
     hashed = hash_step(a);
-    more = hashed ? hashed : base_sweep(store_base(a->o.store), &removed);
+    more = hashed ? hashed : sweep_batch(a, &removed);
+    if (more == SWEEP_HELD)
+        return UINT64_MAX; /* who releases it nudges */
     atomic_fetch_add_explicit(&a->compacted_records, removed, memory_order_relaxed);
     took_ms = clock->now_ms(clock) - now_ms;
     if (more == -ENOSPC) {

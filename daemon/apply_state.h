@@ -108,6 +108,9 @@ struct apply {
     bool tidied;                       /* the flush thread's: what a crash has left is removed */
     _Atomic unsigned remove_dir;       /* a directory for flush to remove; 0: none */
     int defrag_err;
+    pthread_mutex_t sweep_mu;          /* held for a batch of the sweep: who holds it back must know that none is under way */
+    unsigned sweep_holds;              /* under sweep_mu */
+    _Atomic uint64_t epoch;            /* of the state: moved before another one takes its place */
     int64_t sweep_goal;                /* the flush thread's: C of the newest flush */
     uint64_t sweep_at_ms, retry_at_ms; /* the flush thread's */
     struct slot *flush_slot;           /* the flush thread's */

@@ -257,6 +257,8 @@ int base_meta_read(const struct base *b, MDB_txn *txn, struct base_meta *ret_met
                  .state_hash = get_u64le(seal.ptr + 40),
                  .conf = slice_of(seal.ptr + SEAL_BYTES, seal.len - SEAL_BYTES)},
         .swept = ret_mark->from.main,
+        .swept_sub = ret_mark->from.sub,
+        .swept_upto = ret_mark->upto,
     };
     return 0;
 }
@@ -580,6 +582,23 @@ int base_copy(struct base *b, const char *path)
     o.map_bytes = info.me_mapsize;
     copy_warm(path);
     err = copy_finish(&o);
+    return err ? err : sync_dir(path);
+}
+
+int base_import_end(struct base *b, const char *path, struct rev swept, int64_t swept_upto)
+{
+    MDB_txn *txn;
+    int err = base_error(mdb_txn_begin(b->env, NULL, 0, &txn));
+
+    if (err)
+        return err;
+    err = base_mark_write(b, txn, (struct sweep_mark){swept, swept_upto});
+    if (err)
+        mdb_txn_abort(txn);
+    else
+        err = base_commit(b, txn, b->child_next);
+    if (err == 0)
+        err = base_error(mdb_env_sync(b->env, 1));
     return err ? err : sync_dir(path);
 }
 

@@ -24,7 +24,9 @@ struct base_options {
 struct base_meta {
     uint64_t cluster_id, member_id;
     struct seal seal;        /* as of the applied index; conf lives as long as the reader's txn */
-    int64_t swept;           /* S: the sweep goes on from this revision, inclusive */
+    int64_t swept;           /* S: the sweep goes on from this revision, inclusive ... */
+    uint32_t swept_sub;
+    int64_t swept_upto;      /* ... and what is before S was swept as of this compaction */
 };
 
 /* A fresh base has revision 1, compact revision -1, applied index 0. */
@@ -88,6 +90,9 @@ int base_check_readers(struct base *b); /* clears slots of dead processes; never
 int base_copy(struct base *b, const char *path);
 /* Any thread: the copy under way, and any later one, ends soon with -ECANCELED; what it has written stays. */
 void base_copy_give_up(struct base *b);
+/* A base that base_flush has filled, with no_sync, from another member's records is whole: it also takes over how far
+ * that member's sweep was, and all of it is on disk when this returns 0. path: its directory. */
+int base_import_end(struct base *b, const char *path, struct rev swept, int64_t swept_upto);
 /* Reads every row of every table and checks them against each other; time grows with the store. 0, or -EUCLEAN with
  * a word on the first damage in ret_what (may be NULL; a literal). Not while flush or sweep run. */
 int base_check(struct base *b, const char **ret_what);

@@ -77,6 +77,12 @@ enum {
     LIMIT_CALLS = 200000,                 /* alive in all: ResourceExhausted */
     LIMIT_DECODE_SLACK_BYTES = 32 << 20,  /* a request decodes into twice its limit and this: ERR_ARENA_FULL */
 
+    /* snapshots to members that lag */
+    LIMIT_SNAP_CHUNK_BYTES = 256 << 10,   /* rows or records in one chunk, or a single one that is larger */
+    LIMIT_SNAP_RECORD_BYTES = 256 << 20,  /* one record read for a chunk: above any that base takes */
+    LIMIT_SNAP_DELTA_BYTES = 16 << 20,    /* what a receiver gathers before it writes */
+    LIMIT_SNAP_HOLD_MS = 600 * 1000,      /* a sender holds the sweep back so long; then its transfer fails */
+
     LIMIT_SERVER_REQUEST_MS = 5000,       /* + 2 x election timeout: etcd's request timeout */
     LIMIT_STOP_MS = 1000,
 };
