@@ -265,7 +265,7 @@ int apply_conf(struct apply *a, struct applying *x)
 {
     struct raft_conf_change change;
     struct raft_conf old, new;
-    int err = turn_conf_decode(x->head.body, &change);
+    int err = turn_conf_decode(x->head.body, &change, NULL);
 
     if (!err)
         err = raftconf_decode(a->conf, &old);

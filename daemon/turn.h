@@ -148,9 +148,11 @@ void turn_flushed(struct turn *t, uint64_t index);
  *      0  u8     transition (enum raft_transition)
  *      1  u8     n, the number of changes; 0 leaves the joint configuration
  *      2  n x    u8 op (enum raft_change_op), u64le member id
+ *         ...    what apply makes of it besides: the packed etcdserverpb.Member; may be absent
  */
 #define TURN_CONF_BYTES_MAX (2 + 9 * RAFT_MEMBERS_MAX)
 size_t turn_conf_encode(const struct raft_conf_change *c, uint8_t dst[TURN_CONF_BYTES_MAX]); /* bytes used */
-int turn_conf_decode(struct slice body, struct raft_conf_change *ret_change);                /* -EBADMSG */
+/* ret_rest: what follows the change, in body; may be NULL. 0, or -EBADMSG. */
+int turn_conf_decode(struct slice body, struct raft_conf_change *ret_change, struct slice *ret_rest);
 /* apply's thread, for each ENTRY_CONF, before it publishes the entry. -ENOMEM: the member must stop. */
 int turn_conf_applied(struct turn *t, uint64_t index, const struct raft_conf_change *c);

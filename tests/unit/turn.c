@@ -543,6 +543,7 @@ static void conf_entries_survive_their_bytes(void)
 {
     struct raft_conf_change c = {.transition = RAFT_TRANSITION_EXPLICIT, .n = 2}, d;
     uint8_t bytes[TURN_CONF_BYTES_MAX];
+    struct slice rest;
     size_t n;
 
     c.changes[0].op = RAFT_ADD_LEARNER;
@@ -551,13 +552,14 @@ static void conf_entries_survive_their_bytes(void)
     c.changes[1].id = 3;
     n = turn_conf_encode(&c, bytes);
     CHECK(n == 20);
-    CHECK(turn_conf_decode(slice_of(bytes, n), &d) == 0);
+    CHECK(turn_conf_decode(slice_of(bytes, n), &d, NULL) == 0);
     CHECK(d.transition == c.transition && d.n == 2 && d.changes[0].id == c.changes[0].id &&
           d.changes[0].op == RAFT_ADD_LEARNER && d.changes[1].op == RAFT_REMOVE);
+    CHECK(turn_conf_decode(slice_of(bytes, n + 3), &d, &rest) == 0 && rest.ptr == bytes + n && rest.len == 3);
     for (size_t i = 0; i < n; i++)
-        CHECK(turn_conf_decode(slice_of(bytes, i), &d) == -EBADMSG);
+        CHECK(turn_conf_decode(slice_of(bytes, i), &d, NULL) == -EBADMSG);
     bytes[0] = 9;
-    CHECK(turn_conf_decode(slice_of(bytes, n), &d) == -EBADMSG);
+    CHECK(turn_conf_decode(slice_of(bytes, n), &d, NULL) == -EBADMSG);
 }
 
 /* ---- real threads ------------------------------------------------------------------------------- */
