@@ -62,6 +62,7 @@ static int hand_to_wal(struct turn *t, const struct raft_out *out)
     j->has_hard = out->flags & RAFT_OUT_STATE;
     j->term = out->term;
     j->vote = out->vote;
+    turn_snap_job(t, out, j);
     for (uint32_t i = 0; i < n; i++) {
         struct entry *e = j->entries[i];
 
@@ -111,6 +112,8 @@ int turn_raft(struct turn *t, struct raft_in in)
     if (err)
         return err;
     t->raft_deadline_ms = out.deadline_ms;
+    if (in.type == RAFT_IN_MSG)
+        turn_snap_stepped(t, in.msg, &out);
     /* The log first: its thread works while we go on. */
     if (out.store_seq && (err = hand_to_wal(t, &out)) != 0) {
         fatal(t, err, "handing entries to the log");

@@ -43,6 +43,13 @@ struct turn_options {
      * does again. Nothing was lost, proposals wait. NULL: nobody asks. */
     void (*nospace)(void *ctx, bool full);
     void *fatal_ctx;              /* of both */
+    /* Snapshots (snap.h); NULL: none are taken. stepped: the turn thread, for each SNAPSHOT message, once the core has
+     * seen it: it is taken, and install will be called, or it is not wanted. install: the WAL thread; the state that
+     * the message named takes the place of base and log, with this hard state, and is on disk when it returns 0.
+     * -ENOSPC: tried again each second; all else stops the member. */
+    void (*snap_stepped)(void *ctx, uint64_t index, bool taken);
+    int (*snap_install)(void *ctx, uint64_t index, uint64_t term, const struct wal_state *hard);
+    void *snap_ctx;
 
     struct transport *transport;  /* to the other members; NULL: there are none */
     /* Snapshots (turn_snap.c, snap.c). Each may be NULL: this member then sends or takes none.

@@ -3,6 +3,7 @@
  *
  * turn.c       the turn thread: steps the core, hands out what follows
  * turn_wal.c   the WAL thread: append, sync once, answer
+ * turn_snap.c  a snapshot on its way through turn and WAL thread
  * turn_read.c  linearizable reads
  */
 #pragma once
@@ -17,6 +18,7 @@ struct store_job {
     uint64_t seq, commit;
     bool has_hard;
     uint64_t term, vote;
+    uint64_t snap_index, snap_term; /* a snapshot takes the place of the log before these entries; 0: none */
     size_t bytes;
     uint32_t n;
     struct entry *entries[]; /* n references */
@@ -68,6 +70,7 @@ struct turn {
         bool any, has_hard;
         struct wal_state hard;
         uint64_t commit, seq, released;
+        uint64_t snap_index, snap_term; /* to be installed before the entries are written; 0: none */
         bool full;             /* the last append found no room */
         bool failed;           /* fatal was called */
     } batch;
@@ -106,6 +109,12 @@ bool turn_help(struct turn *t, bool by_wal);
 struct store_job *store_job_new(uint32_t n);
 void store_job_free(struct store_job *j); /* takes NULL */
 void turn_wal_fini(struct turn *t);
+
+/* turn_snap.c */
+void turn_snap_stepped(struct turn *t, const struct raft_msg *m, const struct raft_out *out); /* after the step */
+void turn_snap_job(struct turn *t, const struct raft_out *out, struct store_job *j);          /* the turn */
+void turn_snap_merge(struct turn *t, const struct store_job *j);                              /* the WAL thread, as next */
+int turn_snap_install(struct turn *t); /* 0, also when there is none; -ENOSPC: try again; -errno */
 
 /* turn_read.c */
 void turn_reads_step(struct turn *t);

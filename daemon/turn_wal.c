@@ -59,12 +59,13 @@ static int merge(struct turn *t, struct store_job *j)
 
     if (err)
         return err;
+    turn_snap_merge(t, j);
     while (j->n && t->batch.n && t->batch.entries[t->batch.n - 1]->index >= j->entries[0]->index)
         entry_unref(t->batch.entries[--t->batch.n]);
     for (uint32_t i = 0; i < j->n; i++)
         t->batch.entries[t->batch.n++] = j->entries[i];
     j->n = 0; /* the references are the batch's now */
-    if (j->has_hard) {
+    if (j->has_hard || j->snap_index) { /* a new log needs it */
         t->batch.has_hard = true;
         t->batch.hard = (struct wal_state){.term = j->term, .vote = j->vote, .commit = j->commit};
     }
@@ -92,7 +93,10 @@ static void tell_nospace(struct turn *t, bool full)
 static bool write_batch(struct turn *t)
 {
     uint64_t start_us = t->o.clock->now_us(t->o.clock), written_us;
-    int err = wal_append(t->o.wal, t->batch.entries, t->batch.n, t->batch.has_hard ? &t->batch.hard : NULL,
+    int err = turn_snap_install(t);
+
+    if (err == 0)
+        err = wal_append(t->o.wal, t->batch.entries, t->batch.n, t->batch.has_hard ? &t->batch.hard : NULL,
                          t->batch.commit);
 
     if (err == -ENOSPC) {

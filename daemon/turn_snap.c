@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* turn_snap.c - a snapshot on its way through turn and WAL thread.
+ *
+ *     message stepped   the core empties its log after the snapshot's index and asks for it to be stored: a job like any
+ *                       other, in the order of store_seq
+ *     job merged        entries gathered before it are void, they leave the batch; those behind it follow it
+ *     batch written     first the snapshot is installed (base, a new log with the hard state, CURRENT), then the
+ *                       entries are appended to the new log; then STORED, for all of it at once
+ *
+ * Not here: receiving it and what installing means (snap.c).
+ */
+#include "turn_impl.h"
+
+void turn_snap_stepped(struct turn *t, const struct raft_msg *m, const struct raft_out *out)
+{
+    if (m->type == RAFT_SNAPSHOT && t->o.snap_stepped)
+        t->o.snap_stepped(t->o.snap_ctx, m->index, out->flags & RAFT_OUT_SNAPSHOT);
+}
+
+void turn_snap_job(struct turn *t, const struct raft_out *out, struct store_job *j)
+{
+    if (!(out->flags & RAFT_OUT_SNAPSHOT))
+        return;
+    assert(out->first > 1);
+    j->snap_index = out->first - 1;
+    j->snap_term = raft_term_of(t->raft, j->snap_index);
+}
+
+void turn_snap_merge(struct turn *t, const struct store_job *j)
+{
+    if (j->snap_index == 0)
+        return;
+    while (t->batch.n)
+        entry_unref(t->batch.entries[--t->batch.n]);
+    t->batch.snap_index = j->snap_index;
+    t->batch.snap_term = j->snap_term;
+}
+
+int turn_snap_install(struct turn *t)
+{
+    struct wal_state hard = t->batch.hard;
+    int err;
+
+    if (t->batch.snap_index == 0)
+        return 0;
+    hard.commit = t->batch.snap_index;
+    err = t->o.snap_install(t->o.snap_ctx, t->batch.snap_index, t->batch.snap_term, &hard);
+    if (err == 0)
+        t->batch.snap_index = t->batch.released = 0;
+    return err;
+}
