@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bootstrap.c - from a configuration to an open store and log.
  *
- * Ids are etcd's: a member's is the first 8 bytes of SHA-1 over its sorted peer URLs and the cluster token, a cluster's the same
- * over its members' ids, big endian, ascending. Source: reference 02-semantics 2.5, seen on etcd 3.4.23. */
+ * Not here: what the flags name (roster.c), how others are asked (join.c), --force-new-cluster (bootstrap_force.c). */
 #include "bootstrap.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <unistd.h>
 #include "limits.h"
+#include "member_row.h"
 #include "raftconf.h"
-#include "sha1.h"
 
-enum { URL_TEXT_BYTES = 8192 };
 #define MAP_BYTES (UINT64_C(1) << 40)
-enum { READERS_MAX = 256 };
+enum { READERS_MAX = 256, FOUNDING_INDEX = 1, FOUNDING_TERM = 1 };
 
-static int fail(struct bootstrap *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static int fail(struct bootstrap *b, const char *format, ...)
+#define fail bootstrap_fail
+
+int bootstrap_fail(struct bootstrap *b, const char *format, ...)
 {
     va_list ap;
 
@@ -28,94 +28,69 @@ static int fail(struct bootstrap *b, const char *format, ...)
 
 /* ---- who we are --------------------------------------------------------------------- */
 
-static const char *say(struct config *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static const char *say(struct config *c, const char *format, ...)
+static bool joins(const struct config *c)
 {
-    char *text = arena_alloc(&c->arena, DATADIR_ERROR_BYTES);
-    va_list ap;
-
-    if (text == NULL)
-        return "out of memory";
-    va_start(ap, format);
-    (void)vsnprintf(text, DATADIR_ERROR_BYTES, format, ap);
-    va_end(ap);
-    return text;
+    return strcmp(c->initial_cluster_state, "existing") == 0;
 }
 
-/* The URLs of our name in "a=url,b=url,a=url", as a comma list in dst; others counts the rest. */
-static const char *own_urls(struct config *c, char *dst, size_t size, unsigned *ret_others)
+static const char *read_roster(struct config *c, struct roster *ret_roster)
 {
-    size_t used = 0, name_len = strlen(c->name);
+    const char *bad = roster_read(c, ret_roster);
 
-    *ret_others = 0;
-    dst[0] = '\0';
-    for (const char *p = c->initial_cluster, *end; *p; p = end + (*end == ',')) {
-        const char *equals = strchr(p, '=');
-
-        end = p + strcspn(p, ",");
-        if (equals == NULL || equals >= end)
-            return say(c, "--initial-cluster: \"%.*s\" is not NAME=URL", (int)(end - p), p);
-        if ((size_t)(equals - p) != name_len || memcmp(p, c->name, name_len) != 0) {
-            ++*ret_others;
-            continue;
-        }
-        used += (size_t)snprintf(dst + used, size - used, "%s%.*s", used ? "," : "", (int)(end - equals - 1), equals + 1);
-        if (used >= size)
-            return "--initial-cluster is too long";
-    }
-    return NULL;
+    return bad ? bad : joins(c) ? roster_check_existing(c, ret_roster) : roster_check_new(c, ret_roster);
 }
 
-static const char *check_initial_cluster(struct config *c)
+const char *bootstrap_check(struct config *c)
 {
-    char text[URL_TEXT_BYTES];
-    struct url_list urls;
-    unsigned others;
-    const char *bad;
+    char path[DATADIR_PATH_BYTES];
+    struct roster r;
 
-    if (*c->initial_cluster == '\0')
-        return NULL;
-    bad = own_urls(c, text, sizeof text, &others);
-    if (bad)
-        return bad;
-    if (*text == '\0')
-        return say(c, "couldn't find local name \"%s\" in the initial cluster configuration", c->name);
-    if (others)
-        return say(c, "--initial-cluster names %u other members: this version of cairnd runs clusters of one member only", others);
-    bad = config_parse_urls(&c->arena, text, &urls);
-    if (bad)
-        return say(c, "--initial-cluster: %s", bad);
-    for (size_t i = 0; i < urls.n || i < c->advertise_peer.n; i++) {
-        if (i >= c->advertise_peer.n || (i < urls.n && strcmp(urls.urls[i].text, c->advertise_peer.urls[i].text) != 0))
-            return say(c, "--initial-cluster has %s=%s but missing from --initial-advertise-peer-urls=%s", c->name,
-                       i < urls.n ? urls.urls[i].text : "", c->advertise_peer.n ? c->advertise_peer.urls[0].text : "");
-        if (i >= urls.n)
-            return say(c, "--initial-advertise-peer-urls has %s but missing from --initial-cluster=%s",
-                       c->advertise_peer.urls[i].text, c->initial_cluster);
-    }
-    return NULL;
+    (void)snprintf(path, sizeof path, "%s/CURRENT", c->data_dir);
+    return access(path, F_OK) == 0 ? NULL : read_roster(c, &r);
 }
 
-const char *bootstrap_check(struct config *c, uint64_t *ret_cluster_id, uint64_t *ret_member_id)
+/* A founder whose data was lost would vote a second time: the others know that it has started before. */
+static int check_not_started(struct bootstrap *b, struct config *c, const struct roster *r)
 {
-    char text[URL_TEXT_BYTES];
-    uint8_t id[8];
-    size_t used = 0;
-    const char *bad = check_initial_cluster(c);
+    struct bootstrap_cluster running;
+
+    if (r->n == 1 || b->ask == NULL || b->ask(b->ask_ctx, c, r, &running) != NULL)
+        return 0; /* nobody is there yet */
+    for (size_t i = 0; i < running.n; i++)
+        if (running.members[i].id == r->self->id && running.started[i])
+            return fail(b, "member %llx has already been bootstrapped; if its data is lost, remove it from the cluster, add it "
+                           "again, and start it with --initial-cluster-state existing",
+                        (unsigned long long)r->self->id);
+    return 0;
+}
+
+static int join(struct bootstrap *b, struct config *c, struct roster *r)
+{
+    struct bootstrap_cluster running;
+    const char *bad = b->ask ? b->ask(b->ask_ctx, c, r, &running) : "this member has no peer port";
 
     if (bad)
-        return bad;
-    if (strcmp(c->initial_cluster_state, "existing") == 0)
-        return "--initial-cluster-state=existing: this version of cairnd runs clusters of one member only; use new";
-    for (size_t i = 0; i < c->advertise_peer.n; i++)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s", c->advertise_peer.urls[i].text);
-    used += (size_t)snprintf(text + used, sizeof text - used, "%s", c->initial_cluster_token);
-    if (used >= sizeof text)
-        return "--initial-advertise-peer-urls is too long";
-    *ret_member_id = sha1_head(slice_of(text, used));
-    put_u64be(id, *ret_member_id);
-    *ret_cluster_id = sha1_head(slice_of(id, sizeof id));
-    return NULL;
+        return fail(b, "cannot fetch cluster info from peer urls: %s", bad);
+    bad = roster_match(c, r, running.members, running.n);
+    if (bad)
+        return fail(b, "error validating peerURLs of cluster %llx: %s", (unsigned long long)running.id, bad);
+    b->cluster_id = running.id;
+    b->member_id = r->self->id;
+    b->joining = true;
+    return 0;
+}
+
+static int meet(struct bootstrap *b, struct config *c, struct roster *r)
+{
+    const char *bad = read_roster(c, r);
+
+    if (bad)
+        return fail(b, "%s", bad);
+    if (joins(c))
+        return join(b, c, r);
+    b->cluster_id = r->cluster_id;
+    b->member_id = r->self->id;
+    return check_not_started(b, c, r);
 }
 
 /* ---- the parts ------------------------------------------------------------------------ */
@@ -134,36 +109,153 @@ static struct wal_options wal_options_of(struct bootstrap *b, const char *dir)
                                 .member_id = b->member_id};
 }
 
-static int create(struct bootstrap *b, const char *wal_dir)
+/* ---- making ----------------------------------------------------------------------------- */
+
+static int founder_row(struct delta *d, const struct roster_member *from)
 {
-    /* The founding configuration counts as decided in term 1, as in etcd: the first election is for term 2. */
-    struct wal_state hard = {.term = 1};
-    uint8_t conf_bytes[RAFTCONF_BYTES_MAX];
-    char path[DATADIR_PATH_BYTES];
-    struct raft_conf conf = {.voters = {.n = 1, .ids = {b->member_id}}};
+    Etcdserverpb__Member m = ETCDSERVERPB__MEMBER__INIT;
+    char **urls = calloc(from->urls.n + 1, sizeof *urls);
+    uint8_t key[8], *packed = NULL;
+    int rc = -ENOMEM;
+
+    if (urls == NULL)
+        return rc;
+    m.id = from->id;
+    m.name = (char *)from->name;
+    m.peerurls = urls;
+    for (; m.n_peerurls < from->urls.n; m.n_peerurls++)
+        urls[m.n_peerurls] = (char *)from->urls.urls[m.n_peerurls].text;
+    packed = malloc(etcdserverpb__member__get_packed_size(&m));
+    if (packed)
+        rc = delta_row(d, TABLE_MEMBER, member_row_key(m.id, key), slice_of(packed, etcdserverpb__member__pack(&m, packed)));
+    free(packed);
+    free(urls);
+    return rc;
+}
+
+static int by_id(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Every founder votes. */
+static struct raft_conf founding_conf(const struct roster *r)
+{
+    struct raft_conf conf = {.voters = {.n = (uint32_t)r->n}};
+
+    for (size_t i = 0; i < r->n; i++)
+        conf.voters.ids[i] = r->members[i].id;
+    qsort(conf.voters.ids, r->n, sizeof *conf.voters.ids, by_id);
+    return conf;
+}
+
+/* Names are the flags' and may be written differently at each member, so no hash has these rows in it: each member tells its
+ * own name once it has started. */
+static int fill_founder(const struct base_options *bo, const struct roster *r, struct slice conf)
+{
+    struct seal seal = {.applied_index = FOUNDING_INDEX,
+                        .applied_term = FOUNDING_TERM,
+                        .revision = 1,
+                        .compact_revision = -1,
+                        .conf = conf};
+    struct delta *d = delta_new();
+    struct base *base = NULL;
+    int rc = d ? base_open(bo, &base) : -ENOMEM;
+
+    for (size_t i = 0; i < r->n && rc == 0; i++)
+        rc = founder_row(d, &r->members[i]);
+    if (rc == 0) {
+        delta_seal(d, &seal);
+        rc = base_flush(base, d);
+    }
+    if (base)
+        base_close(base);
+    if (d)
+        delta_free(d);
+    return rc;
+}
+
+static int make_base(struct bootstrap *b, const struct roster *r, char path[DATADIR_PATH_BYTES])
+{
+    uint8_t bytes[RAFTCONF_BYTES_MAX];
+    struct raft_conf conf = b->joining ? (struct raft_conf){0} : founding_conf(r);
+    struct slice encoded = raftconf_encode(&conf, bytes);
     struct base_options bo = bootstrap_base_options();
-    struct wal_options wo = wal_options_of(b, wal_dir);
     int rc = datadir_make_base(&b->dir, 1, path);
 
     bo.path = path;
-    if (rc == 0)
-        rc = base_create(&bo, b->cluster_id, b->member_id, raftconf_encode(&conf, conf_bytes));
+    rc = rc ? rc : base_create(&bo, b->cluster_id, b->member_id, encoded);
+    return rc || b->joining ? rc : fill_founder(&bo, r, encoded);
+}
+
+static int create(struct bootstrap *b, struct config *c, const char *wal_dir)
+{
+    static const struct wal_state founding = {.term = FOUNDING_TERM, .commit = FOUNDING_INDEX}, joining;
+    char path[DATADIR_PATH_BYTES];
+    struct wal_options wo;
+    struct roster r;
+    int rc;
+
+    if (meet(b, c, &r) < 0)
+        return -1;
+    rc = make_base(b, &r, path);
     if (rc)
         return fail(b, "%s: the store cannot be made: %s", b->dir.path, strerror(-rc));
-    rc = wal_create(&wo, 0, 0, &hard);
+    wo = wal_options_of(b, wal_dir);
+    rc = b->joining ? wal_create(&wo, 0, 0, &joining) : wal_create(&wo, FOUNDING_INDEX, FOUNDING_TERM, &founding);
     if (rc)
         return fail(b, "%s/%s: the log cannot be made: %s", b->dir.wal_root, wal_dir, strerror(-rc));
-    rc = datadir_commit(&b->dir);
+    rc = b->joining ? 0 : datadir_note_token(&b->dir, c->initial_cluster_token);
+    rc = rc ? rc : datadir_commit(&b->dir);
     return rc ? fail(b, "%s/CURRENT: cannot be written: %s", b->dir.path, strerror(-rc)) : 0;
 }
 
-static int open_base(struct bootstrap *b)
+/* ---- opening ---------------------------------------------------------------------------- */
+
+/* What the flags say against what this directory holds. etcd ignores them all; but a token of another cluster, or the name and
+ * the URLs of another member, are a wrong directory. */
+static int check_flags(struct bootstrap *b, struct config *c, struct base_reader *r)
+{
+    char noted[256];
+    uint8_t key[8];
+    struct slice row;
+    Etcdserverpb__Member *m;
+    bool same = false;
+
+    if (c->token_given && datadir_token_differs(&b->dir, c->initial_cluster_token, noted, sizeof noted))
+        return fail(b, "%s: this member has founded its cluster with --initial-cluster-token %s, not %s; leave the flag out, or "
+                       "give the new cluster a --data-dir of its own", b->dir.path, noted, c->initial_cluster_token);
+    if (base_row_get(r, TABLE_MEMBER, member_row_key(b->member_id, key), &row) != 0)
+        return 0; /* a joiner that has not yet been told */
+    if (member_row_is_gone(row))
+        return fail(b, "%s: member %llx has been permanently removed from its cluster; the data directory must be removed: then add "
+                       "the member again and start it with --initial-cluster-state existing",
+                    b->dir.path, (unsigned long long)b->member_id);
+    m = etcdserverpb__member__unpack(NULL, row.len, row.ptr);
+    if (m == NULL)
+        return fail(b, "%s: the row of this member cannot be read; restore the data directory from a backup", b->dir.path);
+    for (size_t i = 0; i < m->n_peerurls && !same; i++)
+        for (size_t k = 0; k < c->advertise_peer.n && !same; k++)
+            same = strcmp(m->peerurls[i], c->advertise_peer.urls[k].text) == 0;
+    same |= !c->name_given || *m->name == '\0' || strcmp(m->name, c->name) == 0;
+    if (!same)
+        (void)fail(b, "%s: belongs to member %llx, whose name is \"%s\" and whose peer URL is %s, but the flags are of \"%s\" at %s; "
+                      "give that member a --data-dir of its own",
+                   b->dir.path, (unsigned long long)m->id, m->name, m->n_peerurls ? m->peerurls[0] : "unknown", c->name,
+                   c->advertise_peer.n ? c->advertise_peer.urls[0].text : "");
+    etcdserverpb__member__free_unpacked(m, NULL);
+    return same ? 0 : -1;
+}
+
+static int open_base(struct bootstrap *b, struct config *c)
 {
     char path[DATADIR_PATH_BYTES];
     struct base_options bo = bootstrap_base_options();
     struct base_reader *r = NULL;
     struct base_meta meta = {0};
-    int rc;
+    int rc, flags = 0;
 
     datadir_base_path(&b->dir, b->dir.base, path);
     bo.path = path;
@@ -178,18 +270,25 @@ static int open_base(struct bootstrap *b)
     b->cluster_id = meta.cluster_id;
     b->member_id = meta.member_id;
     b->applied_index = meta.seal.applied_index;
+    if (rc)
+        (void)fail(b, "%s: the store's head cannot be read: %s; restore the data directory from a backup", path, strerror(-rc));
+    else
+        flags = check_flags(b, c, r);
     if (r)
         base_reader_free(r);
-    return rc ? fail(b, "%s: the store's head cannot be read: %s; restore the data directory from a backup", path, strerror(-rc))
-              : 0;
+    return rc ? -1 : flags;
 }
 
-static int open_wal(struct bootstrap *b, const char *wal_dir)
+int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir)
 {
     struct wal_options wo = wal_options_of(b, wal_dir);
     char why[DATADIR_ERROR_BYTES / 2] = "";
-    int rc = wal_open(&wo, &b->wal, &b->wal_state, why, sizeof why);
+    int rc;
 
+    if (b->wal)
+        wal_close(b->wal);
+    b->wal = NULL;
+    rc = wal_open(&wo, &b->wal, &b->wal_state, why, sizeof why);
     if (rc)
         return fail(b, "%s/%s: the log cannot be opened: %s", b->dir.wal_root, wal_dir, *why ? why : strerror(-rc));
     if (b->applied_index < b->wal_state.first_index || b->applied_index > b->wal_state.last_index)
@@ -204,23 +303,23 @@ static int open_wal(struct bootstrap *b, const char *wal_dir)
 int bootstrap_open(struct bootstrap *b, struct config *c)
 {
     char wal_dir[32];
-    const char *bad;
+    bool fresh;
     int rc;
 
-    *b = (struct bootstrap){.dir = {.fd = -1, .wal_fd = -1}};
-    bad = bootstrap_check(c, &b->cluster_id, &b->member_id);
-    if (bad)
-        return fail(b, "%s", bad);
+    b->dir = (struct datadir){.fd = -1, .wal_fd = -1};
     if (datadir_open(&b->dir, c->data_dir, c->wal_dir) < 0)
         return fail(b, "%s", b->dir.error);
     (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", b->dir.wal);
+    fresh = b->dir.fresh;
     rc = disk_real_new(b->dir.wal_root, &b->disk);
     if (rc)
         (void)fail(b, "%s: %s", b->dir.wal_root, strerror(-rc));
-    if (rc == 0 && b->dir.fresh)
-        rc = create(b, wal_dir);
-    rc = rc ? rc : open_base(b);
-    rc = rc ? rc : open_wal(b, wal_dir);
+    if (rc == 0 && fresh)
+        rc = create(b, c, wal_dir);
+    rc = rc ? rc : open_base(b, c);
+    rc = rc ? rc : bootstrap_open_wal(b, wal_dir);
+    if (rc == 0 && c->force_new_cluster && !fresh)
+        rc = bootstrap_force(b, wal_dir);
     if (rc)
         bootstrap_close(b);
     return rc ? -1 : 0;

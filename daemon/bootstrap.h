@@ -4,6 +4,10 @@
  * Order at a fresh start: base-1 made and synced, wal-1 made and synced, CURRENT renamed into place; a crash before that
  * rename leaves nothing that counts. At a restart the parts must fit each other (the log's range holds base's applied
  * index; cluster and member ids agree), else the member refuses and says why.
+ *
+ * A founding member starts as if the configuration of all founders had been entry 1, applied and gone from the log: so a log
+ * never begins before it, and who joins later is given a snapshot. A joiner starts with nothing at index 0, in no configuration.
+ *
  * Owner: the main thread.
  */
 #pragma once
@@ -11,7 +15,16 @@
 #include "config.h"
 #include "datadir.h"
 #include "raft.h"
+#include "roster.h"
 #include "wal.h"
+
+/* What a running cluster says of itself. */
+struct bootstrap_cluster {
+    uint64_t id;
+    struct roster_known *members;
+    bool *started;             /* of each: it has told its client URLs */
+    size_t n;
+};
 
 struct bootstrap {
     struct datadir dir;
@@ -21,16 +34,29 @@ struct bootstrap {
     struct wal_state wal_state;
     struct raft_conf conf;     /* as of applied_index */
     uint64_t cluster_id, member_id, applied_index;
+    bool joining;              /* fresh, and to be told everything by the others */
     char error[DATADIR_ERROR_BYTES];
+    /* Asks the other members of the roster, one after the other, until one answers; what it tells lies in c's arena. NULL, or why
+     * there is no answer. Set by the caller; NULL: nobody can be asked. */
+    const char *(*ask)(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
+    void *ask_ctx;
 };
 
-/* What the flags say of the cluster, without touching a disk. NULL, or what is wrong. */
-const char *bootstrap_check(struct config *c, uint64_t *ret_cluster_id, uint64_t *ret_member_id);
+/* What the flags of a member without data say of the cluster. NULL, or what is wrong. Touches no disk; of a directory that has
+ * data already the flags are not asked. */
+const char *bootstrap_check(struct config *c);
 
 /* How a base of this member is opened; the path is the caller's. */
 struct base_options bootstrap_base_options(void);
 
-/* 0, or -1 with b->error and nothing left open. */
+/* 0, or -1 with b->error and nothing left open. b: ask and ask_ctx are set, the rest is zero. */
 int bootstrap_open(struct bootstrap *b, struct config *c);
 /* Closes what is still set (base goes to the store: set it to NULL then). */
 void bootstrap_close(struct bootstrap *b);
+
+/* bootstrap_force.c: --force-new-cluster. Entries that remove every other member are appended to the log, committed. 0, or -1 with
+ * b->error. */
+int bootstrap_force(struct bootstrap *b, const char *wal_dir);
+/* (Re)opens b->wal and reads b->wal_state; 0, or -1 with b->error. */
+int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir);
+int bootstrap_fail(struct bootstrap *b, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -19,7 +19,7 @@
 
 enum { ARENA_LIMIT = 4 << 20, FILE_LIMIT = 1 << 20, ERROR_BYTES = 768 };
 
-enum kind { STRING, UINT, INT, DURATION, URLS, ENUM, LATER, LATER_BOOL, IGNORED, ACTION_HELP, ACTION_VERSION };
+enum kind { STRING, UINT, INT, DURATION, URLS, ENUM, BOOL, LATER, LATER_BOOL, IGNORED, ACTION_HELP, ACTION_VERSION };
 
 struct flag {
     const char *name;
@@ -49,6 +49,11 @@ static const struct flag flags[] = {
     {"initial-cluster", STRING, AT(initial_cluster), "", NULL, "name=peerURL of each founding member."},
     {"initial-cluster-state", ENUM, AT(initial_cluster_state), "new", "new|existing", "new or existing."},
     {"initial-cluster-token", STRING, AT(initial_cluster_token), "etcd-cluster", NULL, "Makes the cluster's ids its own."},
+    {"strict-reconfig-check", BOOL, AT(strict_reconfig), "true", NULL,
+     "Refuse changes of members that would risk the quorum."},
+    {"max-learners", UINT, AT(max_learners), "1", NULL, "Learners the cluster may have."},
+    {"force-new-cluster", BOOL, AT(force_new_cluster), "false", NULL,
+     "Disaster recovery: go on alone with this member's data; the other members are removed."},
     {"snapshot-count", UINT, AT(snapshot_count), "10000", NULL,
      "Accepted for etcd's sake: the store is flushed by size and age, not by count."},
     {"snapshot-catchup-entries", UINT, AT(catchup_entries), "5000", NULL, "Entries kept for slow followers."},
@@ -73,14 +78,14 @@ static const struct flag flags[] = {
     {"h", ACTION_HELP, 0, NULL, NULL, NULL},
 
     LATER_SWITCH("initial-election-tick-advance", "true"), LATER_SWITCH("pre-vote", "true"),
-    LATER_SWITCH("strict-reconfig-check", "true"), LATER_SWITCH("enable-grpc-gateway", "true"),
+    LATER_SWITCH("enable-grpc-gateway", "true"),
     LATER_SWITCH("socket-reuse-port", "false"), LATER_SWITCH("socket-reuse-address", "false"),
     LATER_SWITCH("memory-mlock", "false"), LATER_SWITCH("enable-pprof", "false"),
     LATER_SWITCH("client-cert-auth", "false"), LATER_SWITCH("peer-client-cert-auth", "false"),
     LATER_SWITCH("auto-tls", "false"), LATER_SWITCH("peer-auto-tls", "false"),
-    LATER_SWITCH("peer-skip-client-san-verification", "false"), LATER_SWITCH("force-new-cluster", "false"),
-    LATER_SWITCH("enable-log-rotation", "false"), LATER_SWITCH("enable-distributed-tracing", "false"),
-    LATER_SWITCH("discovery-insecure-transport", "true"), LATER_SWITCH("discovery-insecure-skip-tls-verify", "false"),
+    LATER_SWITCH("peer-skip-client-san-verification", "false"), LATER_SWITCH("enable-log-rotation", "false"),
+    LATER_SWITCH("enable-distributed-tracing", "false"), LATER_SWITCH("discovery-insecure-transport", "true"),
+    LATER_SWITCH("discovery-insecure-skip-tls-verify", "false"),
     LATER_SWITCH("enable-v2", "false"), LATER_SWITCH("debug", "false"), LATER_SWITCH("unsafe-no-fsync", "false"),
     LATER_FLAG("listen-client-http-urls", ""), LATER_FLAG("listen-metrics-urls", ""), LATER_FLAG("metrics", "basic"),
     LATER_FLAG("feature-gates", ""),
@@ -102,8 +107,7 @@ static const struct flag flags[] = {
     LATER_FLAG("bcrypt-cost", "10"), LATER_FLAG("auth-token-ttl", "300"), LATER_FLAG("corrupt-check-time", "0s"),
     LATER_FLAG("compact-hash-check-time", "1m"), LATER_FLAG("compaction-batch-limit", "0"),
     LATER_FLAG("compaction-sleep-interval", "0s"), LATER_FLAG("bootstrap-defrag-threshold-megabytes", "0"),
-    LATER_FLAG("downgrade-check-time", "5s"), LATER_FLAG("max-learners", "1"),
-    LATER_FLAG("v2-deprecation", "write-only"), LATER_FLAG("discovery-fallback", "exit"),
+    LATER_FLAG("downgrade-check-time", "5s"), LATER_FLAG("v2-deprecation", "write-only"), LATER_FLAG("discovery-fallback", "exit"),
     LATER_FLAG("discovery-srv", ""), LATER_FLAG("discovery-srv-name", ""), LATER_FLAG("discovery-token", ""),
     LATER_FLAG("discovery-endpoints", ""), LATER_FLAG("discovery-dial-timeout", "2s"),
     LATER_FLAG("discovery-request-timeout", "5s"), LATER_FLAG("discovery-keepalive-time", "2s"),
@@ -114,7 +118,7 @@ static const struct flag flags[] = {
     IGNORED_FLAG("config"), IGNORED_FLAG("force"), IGNORED_FLAG("max-result-buffer"), IGNORED_FLAG("max-retry-attempts"),
     IGNORED_FLAG("peer-heartbeat-interval"), IGNORED_FLAG("peer-election-timeout"), IGNORED_FLAG("retry-interval"),
     IGNORED_FLAG("snapshot"), IGNORED_FLAG("v"), IGNORED_FLAG("vv"),
-    /* Compares with the other members at start; a single member has none. */
+    /* Compares with the other members at start: here members compare at each step, always. */
     IGNORED_FLAG("experimental-initial-corrupt-check"),
 };
 enum { N_FLAGS = sizeof flags / sizeof *flags };
@@ -154,7 +158,7 @@ static int flag_find(const char *name, size_t len)
 
 static bool is_switch(const struct flag *f)
 {
-    return f->kind == LATER_BOOL || f->kind == IGNORED || f->kind == ACTION_HELP ||
+    return f->kind == BOOL || f->kind == LATER_BOOL || f->kind == IGNORED || f->kind == ACTION_HELP ||
            f->kind == ACTION_VERSION;
 }
 
@@ -233,6 +237,11 @@ static const char *flag_store(struct reading *r, const struct flag *f, const cha
         v = (uint64_t)t / 1000000;
         memcpy(at, &v, sizeof v);
         return bad;
+    case BOOL:
+        if (parse_bool(text) < 0)
+            return "parse error";
+        *(bool *)at = parse_bool(text);
+        return NULL;
     case URLS:
         return config_parse_urls(&r->c->arena, *text ? text : f->initial, (struct url_list *)at);
     default:
@@ -261,7 +270,7 @@ static int take(struct reading *r, int i, const char *text, const char *where, i
 
     if (f->kind == IGNORED)
         return 0;
-    if (f->kind == LATER_BOOL && parse_bool(text) < 0)
+    if ((f->kind == LATER_BOOL || f->kind == BOOL) && parse_bool(text) < 0)
         return fail(r, result, "invalid boolean value \"%s\" for %s: parse error", text, where);
     if (f->kind == LATER || f->kind == LATER_BOOL)
         return check_later(r, f, text, CONFIG_BAD);
@@ -412,7 +421,7 @@ static int read_file(struct reading *r, const char *path)
 static bool is_set(const struct reading *r, size_t offset)
 {
     for (int i = 0; i < N_FLAGS; i++)
-        if (flags[i].offset == offset && flags[i].kind <= ENUM)
+        if (flags[i].offset == offset && flags[i].kind <= BOOL)
             return r->set[i] != NULL;
     return false;
 }
@@ -495,6 +504,8 @@ static int finish_defaults(struct reading *r)
         c->quota_bytes = INT64_C(2) << 30;
     if (c->progress_interval_ms < 100)
         c->progress_interval_ms = 100;
+    c->token_given = is_set(r, AT(initial_cluster_token));
+    c->name_given = is_set(r, AT(name));
     return 0;
 }
 
@@ -549,7 +560,7 @@ enum config_result config_read(struct config *c, int argc, char **argv, char **e
     *c = (struct config){0};
     arena_init(&c->arena, ARENA_LIMIT, NULL, 0);
     for (size_t i = 0; i < N_FLAGS; i++)
-        if (flags[i].initial && flags[i].kind <= ENUM)
+        if (flags[i].initial && flags[i].kind <= BOOL)
             (void)flag_store(&r, &flags[i], flags[i].initial, false);
     rc = read_args(&r, argc, argv);
     for (size_t i = 0; rc == 0 && i < N_FLAGS; i++) {
@@ -572,7 +583,7 @@ enum config_result config_read(struct config *c, int argc, char **argv, char **e
         arena_init(&c->arena, ARENA_LIMIT, NULL, 0);
         memset(r.set, 0, sizeof r.set);
         for (size_t i = 0; i < N_FLAGS; i++)
-            if (flags[i].initial && flags[i].kind <= ENUM && flags[i].offset != AT(config_file))
+            if (flags[i].initial && flags[i].kind <= BOOL && flags[i].offset != AT(config_file))
                 (void)flag_store(&r, &flags[i], flags[i].initial, false);
         rc = read_file(&r, path);
     } else if (rc == 0) {

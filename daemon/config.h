@@ -30,6 +30,9 @@ struct config {
     const char *name, *data_dir, *wal_dir;
     struct url_list listen_client, advertise_client, listen_peer, advertise_peer;
     const char *initial_cluster, *initial_cluster_state, *initial_cluster_token;
+    bool token_given, name_given; /* the flag was set, not left at its default */
+    bool force_new_cluster, strict_reconfig;
+    uint64_t max_learners;
     uint64_t snapshot_count, catchup_entries;
     uint32_t heartbeat_ms, election_ms;
     int64_t quota_bytes; /* 0 on the command line became 2 GiB; < 0: none */

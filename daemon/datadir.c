@@ -120,7 +120,7 @@ static int list_names(struct datadir *d, struct names *ret)
         const char *n = e->d_name;
 
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
-            strcmp(n, "lost+found") == 0)
+            strcmp(n, "FOUNDED") == 0 || strcmp(n, "lost+found") == 0)
             continue;
         if (strcmp(n, "CREATING") == 0)
             ret->creating = true;
@@ -236,6 +236,35 @@ int datadir_commit(struct datadir *d)
         return -errno;
     d->fresh = false;
     return 0;
+}
+
+/* ---- what it was founded with ---- */
+
+int datadir_note_token(struct datadir *d, const char *token)
+{
+    size_t n = strlen(token);
+    int fd = openat(d->fd, "FOUNDED", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc = 0;
+
+    if (fd < 0)
+        return -errno;
+    if (write(fd, token, n) != (ssize_t)n || fsync(fd) < 0)
+        rc = errno ? -errno : -EIO;
+    if (close(fd) < 0 && rc == 0)
+        rc = -errno;
+    return rc;
+}
+
+bool datadir_token_differs(const struct datadir *d, const char *token, char *ret_noted, size_t size)
+{
+    int fd = openat(d->fd, "FOUNDED", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, ret_noted, size - 1);
+
+    if (fd >= 0)
+        (void)close(fd); /* only read */
+    if (n < 0)
+        return false;
+    ret_noted[n] = '\0';
+    return strncmp(ret_noted, token, size - 1) != 0;
 }
 
 void datadir_base_path(const struct datadir *d, unsigned base, char *ret_path)

@@ -4,6 +4,7 @@
  *     DIR/CURRENT     names base and log; renaming it is the commit point of a switch
  *     DIR/base-N/     the store (base.c)
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
+ *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake
  *
  * Owner: the main thread at start; apply switches base through datadir_switch.
  */
@@ -35,4 +36,8 @@ int datadir_remove_others(struct datadir *d);
 /* Makes base-N; path of it in ret_path (DATADIR_PATH_BYTES). -errno. */
 int datadir_make_base(struct datadir *d, unsigned base, char *ret_path);
 void datadir_base_path(const struct datadir *d, unsigned base, char *ret_path);
+/* Before the first commit: the token with which this member founds a cluster. -errno. */
+int datadir_note_token(struct datadir *d, const char *token);
+/* One was noted, and it is another: then it is in ret_noted, cut to size. */
+bool datadir_token_differs(const struct datadir *d, const char *token, char *ret_noted, size_t size);
 void datadir_close(struct datadir *d);

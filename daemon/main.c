@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* main.c - cairnd: read the configuration, run one member until a signal. */
+#include <errno.h>
 #include <malloc.h>
 #include <signal.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "log.h"
@@ -24,10 +26,10 @@ static void set_level(const char *name)
 
 int main(int argc, char **argv)
 {
-    struct member_process *m;
     struct config c;
     sigset_t set;
-    int sig;
+    int signal_fd, sig = 0;
+    enum member_event end;
 
     switch (config_read(&c, argc, argv, environ)) {
     case CONFIG_RUN:
@@ -48,16 +50,18 @@ int main(int argc, char **argv)
     (void)sigprocmask(SIG_BLOCK, &set, NULL);
     /* One arena per core is plenty, and what they hold back is bounded. */
     (void)mallopt(M_ARENA_MAX, 4);
-    if (member_start(&c, &m) < 0) {
+    signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
+    if (signal_fd < 0) {
+        log_error("cannot start", LOG_STR("error", strerror(errno)));
         config_fini(&c);
         return 1;
     }
-    (void)sigwait(&set, &sig); /* fails only for a set that is none */
-    log_info("received signal; shutting down", LOG_STR("signal", sig == SIGTERM ? "terminated" : "interrupt"));
-    member_stop(m);
+    end = member_run(&c, signal_fd, &sig);
     config_fini(&c);
+    if (end == MEMBER_FAILED)
+        return 1;
     /* As etcd does: the status says by which signal. */
-    if (getpid() != 1) {
+    if (end == MEMBER_SIGNAL && getpid() != 1) {
         (void)signal(sig, SIG_DFL);
         (void)sigprocmask(SIG_UNBLOCK, &set, NULL);
         (void)raise(sig);

@@ -4,32 +4,14 @@
  * Order of start: flags agree; ports bound; data directory opened; threads from the log upwards; the log applied; the member
  * published; only then the first byte of a client is read. Order of stop: the same backwards, so that nothing answers
  * after what it stands on has gone. */
-#include "member.h"
 #include <errno.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
-#include "bootstrap.h"
-#include "compactor.h"
-#include "front.h"
 #include "limits.h"
 #include "log.h"
-#include "metrics.h"
-#include "svc.h"
-
-enum { SCAN_THREADS = 1, RPC_THREADS = 1, READY_LIMIT_MS = 600000 };
-
-struct member_process {
-    struct config *config;
-    struct bootstrap boot;
-    struct metrics_histograms histograms;
-    struct entry_cache *cache;
-    struct compactor *compactor;
-    struct front *front;
-    struct slot *slots[RPC_THREADS];
-    struct svc svc; /* holds the other modules */
-    struct metrics metrics;
-};
+#include "member_impl.h"
 
 /* A promise that can no longer be kept: nothing may be acknowledged after this, so nothing may run. What was acknowledged is
  * on disk; the next start recovers it, or says what is wrong. */
@@ -295,46 +277,6 @@ static int start_threads(struct member_process *m)
     return rc || m->compactor == NULL ? rc : compactor_start(m->compactor);
 }
 
-/* Until this member leads and has applied its log to the end: before that, even a serializable read could go back in time. */
-static int await_applied(struct member_process *m)
-{
-    const struct timespec pause = {.tv_nsec = 200000};
-    uint64_t deadline = m->svc.clock->now_ms(m->svc.clock) + READY_LIMIT_MS;
-    struct turn_status t;
-
-    for (;;) {
-        turn_status(m->svc.turn, &t);
-        if (t.sole_leader && t.applied >= m->boot.wal_state.last_index)
-            return 0;
-        if (m->svc.clock->now_ms(m->svc.clock) > deadline)
-            return -ETIMEDOUT;
-        (void)nanosleep(&pause, NULL);
-    }
-}
-
-/* Tells the cluster this member's name and URLs, if they are not what it already knows. */
-static int publish_member(struct member_process *m)
-{
-    const struct config *c = m->config;
-    char *urls[64], *peers[64];
-    uint8_t body[16384];
-    Etcdserverpb__Member row = ETCDSERVERPB__MEMBER__INIT;
-
-    row.id = m->svc.member_id;
-    row.name = (char *)c->name;
-    for (size_t i = 0; i < c->advertise_client.n && i < 64; i++)
-        urls[i] = (char *)c->advertise_client.urls[i].text;
-    for (size_t i = 0; i < c->advertise_peer.n && i < 64; i++)
-        peers[i] = (char *)c->advertise_peer.urls[i].text;
-    row.clienturls = urls;
-    row.n_clienturls = c->advertise_client.n;
-    row.peerurls = peers;
-    row.n_peerurls = c->advertise_peer.n;
-    if (etcdserverpb__member__get_packed_size(&row) > sizeof body)
-        return -ENAMETOOLONG;
-    return apply_propose(m->svc.apply, ENTRY_MEMBER_ATTR, slice_of(body, etcdserverpb__member__pack(&row, body)));
-}
-
 static int open_store(struct member_process *m)
 {
     int rc;
@@ -354,35 +296,44 @@ static int open_store(struct member_process *m)
     return rc ? -1 : 0;
 }
 
-static int run(struct member_process *m)
+/* 0; -1 after logging why; or what ended the waiting. */
+static enum member_event start_serving(struct member_process *m)
 {
     int rc = start_threads(m);
+    enum member_event e = rc ? MEMBER_FAILED : member_publish(m);
 
-    rc = rc ? rc : await_applied(m);
-    rc = rc ? rc : publish_member(m);
-    if (rc == 0) {
-        log_info("published local member to cluster through raft", LOG_HEX("local-member-id", m->svc.member_id),
-                 LOG_STR("name", m->config->name), LOG_HEX("cluster-id", m->svc.cluster_id));
-        fill_metrics(m);
-        rc = front_start(m->front);
+    if (e != MEMBER_NOTHING) {
+        if (e == MEMBER_FAILED)
+            log_error("cannot start", LOG_STR("error", rc ? strerror(-rc) : "this member cannot be published"));
+        return e;
     }
+    log_info("published local member to cluster through raft", LOG_HEX("local-member-id", m->svc.member_id),
+             LOG_STR("name", m->config->name), LOG_HEX("cluster-id", m->svc.cluster_id));
+    fill_metrics(m);
+    rc = front_start(m->front);
     if (rc)
         log_error("cannot start", LOG_STR("error", strerror(-rc)));
-    return rc ? -1 : 0;
+    return rc ? MEMBER_FAILED : MEMBER_NOTHING;
 }
 
-int member_start(struct config *c, struct member_process **ret_member)
+static void log_serving(const struct config *c)
+{
+    log_info("enabled capabilities for version", LOG_STR("cluster-version", "3.7"));
+    log_info("ready to serve client requests");
+    for (size_t i = 0; i < c->listen_client.n; i++)
+        log_info("serving client traffic insecurely; this is strongly discouraged!", LOG_STR("traffic", "grpc+http"),
+                 LOG_STR("address", c->listen_client.urls[i].text));
+}
+
+static struct member_process *member_new(struct config *c, int signal_fd)
 {
     struct member_process *m = calloc(1, sizeof *m);
-    uint64_t cluster_id, member_id;
-    const char *bad = bootstrap_check(c, &cluster_id, &member_id);
 
-    if (m == NULL || bad) {
-        log_error("cannot start", LOG_STR("error", bad ? bad : "out of memory"));
-        free(m);
-        return -1;
-    }
+    if (m == NULL)
+        return NULL;
     m->config = c;
+    m->signal_fd = signal_fd;
+    m->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     m->boot.dir.fd = m->boot.dir.wal_fd = -1;
     metrics_histograms_init(&m->histograms);
     m->svc = (struct svc){.clock = clock_real(),
@@ -392,24 +343,46 @@ int member_start(struct config *c, struct member_process **ret_member)
                           .request_timeout_ms = LIMIT_SERVER_REQUEST_MS + 2 * c->election_ms,
                           .quota_bytes = c->quota_bytes,
                           .version = CAIRN_ETCD_VERSION};
+    if (m->event_fd >= 0)
+        return m;
+    free(m);
+    return NULL;
+}
+
+static void member_stop(struct member_process *m);
+
+enum member_event member_run(struct config *c, int signal_fd, int *ret_signal)
+{
+    struct member_process *m = member_new(c, signal_fd);
+    const char *bad = bootstrap_check(c);
+    enum member_event e = MEMBER_FAILED;
+
+    if (m == NULL || bad) {
+        log_error("cannot start", LOG_STR("error", bad ? bad : strerror(errno)));
+        if (m)
+            member_stop(m);
+        return MEMBER_FAILED;
+    }
     log_info("starting an etcd-compatible server", LOG_STR("version", CAIRN_ETCD_VERSION), LOG_STR("name", c->name),
              LOG_STR("data-dir", c->data_dir), LOG_UINT("snapshot-count", c->snapshot_count),
              LOG_UINT("snapshot-catchup-entries", c->catchup_entries));
-    if (make_front(m) < 0 || open_store(m) < 0 || run(m) < 0) {
-        member_stop(m);
-        return -1;
+    if (make_front(m) == 0 && open_store(m) == 0)
+        e = start_serving(m);
+    if (e == MEMBER_NOTHING) {
+        log_serving(c);
+        while (e == MEMBER_NOTHING)
+            e = member_wait(m, UINT64_MAX);
     }
-    log_info("enabled capabilities for version", LOG_STR("cluster-version", "3.7"));
-    log_info("ready to serve client requests");
-    for (size_t i = 0; i < c->listen_client.n; i++)
-        log_info("serving client traffic insecurely; this is strongly discouraged!", LOG_STR("traffic", "grpc+http"),
-                 LOG_STR("address", c->listen_client.urls[i].text));
-    *ret_member = m;
-    return 0;
+    if (e == MEMBER_SIGNAL)
+        *ret_signal = m->signal;
+    if (e == MEMBER_REMOVED)
+        e = member_leave(m);
+    member_stop(m);
+    return e;
 }
 
 /* Also stops what a failed start has made so far. */
-void member_stop(struct member_process *m)
+static void member_stop(struct member_process *m)
 {
     struct svc *s = &m->svc;
 
@@ -429,6 +402,7 @@ void member_stop(struct member_process *m)
     hub_free(s->hub);
     compactor_free(m->compactor);
     scan_pool_free(s->scan);
+    member_publish_end(m);
     turn_free(s->turn);
     apply_free(s->apply);
     for (int i = 0; i < RPC_THREADS; i++)
@@ -439,6 +413,7 @@ void member_stop(struct member_process *m)
     account_free(s->account);
     entry_cache_free(m->cache);
     bootstrap_close(&m->boot);
+    (void)close(m->event_fd); /* an eventfd */
     log_info("closed etcd-compatible server", LOG_STR("name", m->config->name));
     free(m);
 }

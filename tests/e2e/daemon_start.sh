@@ -61,7 +61,7 @@ refused "an unknown flag" 2 "flag provided but not defined: -foo" --foo
 refused "a bad value" 2 'invalid value "x" for flag -max-txn-ops: parse error' --max-txn-ops x
 refused "a setting that is not there yet" 1 "--cert-file=x: this version of cairnd does not have this setting" --cert-file x
 # shellcheck disable=SC2086
-refused "a cluster of several" 1 "clusters of one member only" $here --data-dir "$work/none" --name a \
+refused "a name that is not in the cluster" 1 "couldn't find local name" $here --data-dir "$work/none" --name c \
     --initial-cluster a=http://localhost:2380,b=http://localhost:2381
 python3 - "$port" "$work/bound" <<'PY' &
 import os, socket, sys, time
