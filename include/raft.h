@@ -34,6 +34,7 @@ enum {
     RAFT_STORES_MAX = 4096,  /* outputs not yet STORED; past it proposals and appends are refused */
     RAFT_READS_MAX = 256,    /* read rounds that wait, our own and those of followers */
     RAFT_MSGS_MAX = 256,     /* messages of one output */
+    RAFT_FENCE_TERMS = 1 << 20, /* see raft_params.fence_term */
 };
 
 /* ---- configurations ---------------------------------------------------------------------------- */
@@ -157,7 +158,7 @@ enum raft_entries {
 
 enum raft_out_flags {
     RAFT_OUT_STATE = 1u << 0,      /* term or vote changed: store them with store_seq */
-    RAFT_OUT_ROLE = 1u << 1,       /* role, term or leader changed */
+    RAFT_OUT_ROLE = 1u << 1,       /* role, term, leader or faulty changed */
     RAFT_OUT_CONF = 1u << 2,       /* the configuration changed: raft_conf_of() */
     RAFT_OUT_READS_LOST = 1u << 3, /* every round that waited will not be answered: ask anew */
     RAFT_OUT_SNAPSHOT = 1u << 4,   /* install the snapshot of this step's message under store_seq: the
@@ -209,6 +210,26 @@ struct raft_params {
     uint32_t n_runs;
     uint64_t applied;                   /* first_index <= applied <= last_index */
     struct raft_conf conf;              /* as of applied */
+    /* Not 0: this member is FAULTY, it may have lost what it promised (a record or a row failed its check). It follows
+     * and takes entries and snapshots, but never votes nor stands, until it has stored the log or a snapshot up to
+     * something committed in a term after fence_term: raft_status.faulty is false from then on.
+     *
+     * How to make one: keep what is sound from the beginning (a base without a log, or nothing at all: every index 0);
+     * choose fence_term = the highest term found anywhere (records, rows), + 1 when all of the hard state is known for
+     * certain, + RAFT_FENCE_TERMS when some of it may be lost; store fence_term and, as hard state, term = fence_term,
+     * vote = 0, before the core starts (term < fence_term is refused); give the same fence_term at every start until
+     * faulty is false. A running member becomes faulty by another raft_init.
+     *
+     * Why that is enough: no promise of before, a vote or an acknowledgement, is of a term after the fence. Leaders of
+     * earlier terms are refused and step down. Those of later ones are elected without this member, by a quorum that
+     * saw every committed entry (T 3.6.3), and what this member acknowledges to them it has; so its acknowledgements
+     * count at once. It may vote when its own log is that of such a leader up to something committed in its term,
+     * for then it holds all that it could ever have helped to commit. */
+    uint64_t fence_term;
+    /* Reads without a round of messages while a quorum has promised, by its clocks, not to elect another leader (T 6.4.1).
+     * Wrong when a clock is off by more than a tenth, or a thread sleeps between reading the clock and the step: off
+     * by default. The same for all members. With it SUSPECT and FORGET do nothing, for they would break the promise. */
+    bool lease_reads;
 };
 
 /* Bytes and alignment (max_align_t) of the storage that raft_init wants. */
@@ -246,6 +267,7 @@ struct raft_status {
     bool is_voter, is_learner;
     bool sole_voter;    /* and that is this member */
     bool confirmed;     /* leads, and has committed an entry of its term: a quorum follows it */
+    bool faulty;        /* see raft_params.fence_term */
     uint64_t transferee;
     uint32_t n_runs;    /* past RAFT_RUNS_MAX / 2 the host should compact, whatever its floor says */
     uint64_t dropped;   /* messages that made no sense or came at a bad time */

@@ -41,6 +41,8 @@ enum campaign { CAMPAIGN_NONE, CAMPAIGN_PRE, CAMPAIGN_REAL, CAMPAIGN_TRANSFER };
 struct raft {
     uint64_t id;
     uint32_t heartbeat_ms, election_ms, uncommitted_max;
+    bool lease_reads;
+    uint64_t fence; /* not 0: faulty until something of a later term is committed and stored here */
     uint64_t rng;
     uint64_t now; /* the newest now_ms; never goes back */
 
@@ -76,6 +78,7 @@ struct raft {
     uint64_t verified;    /* the log up to here is the leader's of this term; <= last */
     bool reply_owed;      /* an APPEND waits for its reply, until what it says is stored */
     uint64_t heard_at;    /* the leader, last; valid while leader is not 0 */
+    uint64_t deny_until;  /* lease_reads: no votes before, whatever else happens */
 
     /* Candidate. */
     enum campaign wanted; /* to stand once everything committed is applied */
@@ -89,6 +92,9 @@ struct raft {
     uint32_t reads_head, reads_n;
     uint64_t read_seq; /* of rounds; grows as long as this struct lives */
     uint64_t read_ctx; /* of our own rounds, likewise; starts anywhere */
+    uint64_t lease_seq, lease_at; /* lease_reads: the round that will extend the lease, and when it left; 0: none */
+    uint64_t lease_until;         /* 0: no lease */
+    bool lease_over;              /* for the rest of this term: we told somebody to campaign */
 
     /* Deadlines; UINT64_MAX: none. */
     uint64_t election_at, heartbeat_at, quorum_at, transfer_at;
@@ -134,6 +140,7 @@ void election_refuse(struct raft *r, enum raft_msg_type answer, uint64_t to);
 void election_learn_commit(struct raft *r, const struct raft_msg *m);
 void election_on_vote_reply(struct raft *r, const struct raft_msg *m);
 bool election_in_lease(const struct raft *r); /* a leader lives: who asks for votes disturbs */
+bool election_promised(const struct raft *r); /* lease_reads: a leader counts on our waiting */
 void election_on_timeout_now(struct raft *r, const struct raft_msg *m);
 void election_suspect(struct raft *r, uint64_t id);
 
@@ -167,3 +174,5 @@ void read_on_ack(struct raft *r, struct progress *p, uint64_t seq);
 void read_committed(struct raft *r); /* the first commit of our term: rounds that waited begin */
 void read_check(struct raft *r);     /* the quorum may be reached now */
 void read_lose(struct raft *r);
+void read_lease_probe(struct raft *r);    /* a heartbeat is about to leave */
+void read_lease_give_up(struct raft *r);

@@ -14,9 +14,9 @@
 
 static bool may_stand(const struct raft *r)
 {
-    /* A learner, a removed member and one without a log of its own cannot lead; a new leader needs room
-     * for the first entry of its term. */
-    return r->role != RAFT_LEADER && raft_is_voter(r, r->id) && r->snapshot_index == 0 &&
+    /* A learner, a removed member, a faulty one and one without a log of its own cannot lead; a new leader
+     * needs room for the first entry of its term. */
+    return r->role != RAFT_LEADER && raft_is_voter(r, r->id) && r->fence == 0 && r->snapshot_index == 0 &&
            r->stores_n < RAFT_STORES_MAX - STORES_RESERVED && r->log.n_runs < RAFT_RUNS_MAX;
 }
 
@@ -144,7 +144,12 @@ bool election_in_lease(const struct raft *r)
 {
     if (r->role == RAFT_LEADER)
         return true; /* it would have stepped down had it lost its quorum */
-    return r->leader && r->now < r->heard_at + r->election_ms;
+    return (r->leader && r->now < r->heard_at + r->election_ms) || election_promised(r);
+}
+
+bool election_promised(const struct raft *r)
+{
+    return r->lease_reads && r->now < r->deny_until && !raft_is_sole_voter(r);
 }
 
 /* A refusal says what is committed. Without it a cluster could stand still for ever: a removed member, which has
@@ -179,7 +184,7 @@ void election_on_vote(struct raft *r, const struct raft_msg *m)
     /* T 3.6.1: the log with the later last term, then the longer one, is the more up-to-date. */
     bool up_to_date = m->log_term > last_term || (m->log_term == last_term && m->index >= r->log.last);
 
-    if (!free_to || !up_to_date) {
+    if (!free_to || !up_to_date || r->fence) {
         election_refuse(r, answer, m->from);
         return;
     }
@@ -221,7 +226,7 @@ void election_suspect(struct raft *r, uint64_t id)
 {
     uint64_t rank = 0;
 
-    if (r->role != RAFT_FOLLOWER || id == 0 || r->leader != id)
+    if (r->role != RAFT_FOLLOWER || id == 0 || r->leader != id || r->lease_reads)
         return;
     for (uint32_t i = 0; i < r->conf.voters.n; i++)
         rank += r->conf.voters.ids[i] < r->id && r->conf.voters.ids[i] != id;

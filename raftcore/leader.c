@@ -63,6 +63,7 @@ static void broadcast(struct raft *r, bool even_empty)
 
 void leader_heartbeat(struct raft *r)
 {
+    read_lease_probe(r);
     for (uint32_t i = 0; i < r->n_prs; i++) {
         const struct progress *p = &r->prs[i];
         struct raft_msg *m;
@@ -143,6 +144,8 @@ void leader_begin(struct raft *r)
     for (uint32_t i = 0; i < r->n_prs; i++)
         progress_init(&r->prs[i], r->prs[i].id, r->log.last + 1);
     raft_progress_of(r, r->id)->recent_active = true;
+    r->lease_seq = r->lease_until = 0;
+    r->lease_over = false;
     count_own(r);
     r->election_at = UINT64_MAX;
     r->quorum_at = r->now + r->election_ms;
@@ -206,8 +209,10 @@ void leader_applied(struct raft *r)
 
 static void transfer_if_caught_up(struct raft *r, const struct progress *p)
 {
-    if (p->id == r->transferee && p->match == r->log.last)
-        raft_send(r, RAFT_TIMEOUT_NOW, p->id);
+    if (p->id != r->transferee || p->match != r->log.last)
+        return;
+    read_lease_give_up(r); /* T 6.4.1: who campaigns by our leave waits for no lease */
+    raft_send(r, RAFT_TIMEOUT_NOW, p->id);
 }
 
 static void give_up_transfer(struct raft *r)

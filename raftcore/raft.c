@@ -423,6 +423,7 @@ static void on_leaders_msg(struct raft *r, const struct raft_msg *m)
         raft_become_follower(r, r->term, m->from);
     r->append_from = m->from;
     r->heard_at = r->now;
+    r->deny_until = r->now + r->election_ms;
     r->wanted = CAMPAIGN_NONE;
     raft_reset_election(r);
     switch (m->type) {
@@ -543,13 +544,14 @@ static int dispatch(struct raft *r, const struct raft_in *in)
     case RAFT_IN_TRANSFER:
         return leader_transfer(r, in->member);
     case RAFT_IN_CAMPAIGN:
-        election_want(r, CAMPAIGN_PRE);
+        if (!election_promised(r))
+            election_want(r, CAMPAIGN_PRE);
         return 0;
     case RAFT_IN_SUSPECT:
         election_suspect(r, in->member);
         return 0;
     case RAFT_IN_FORGET:
-        if (r->role == RAFT_FOLLOWER && r->leader) {
+        if (r->role == RAFT_FOLLOWER && r->leader && !r->lease_reads) {
             read_lose(r);
             r->leader = 0;
             r->out.flags |= RAFT_OUT_ROLE;
@@ -586,6 +588,11 @@ static void finish_output(struct raft *r)
      * snapshot is being installed there is nothing to apply from. */
     if (r->snapshot_index == 0 && can_apply > r->apply_to)
         r->apply_to = can_apply;
+    /* Faulty no more: see raft_params.fence_term. */
+    if (r->fence && r->snapshot_index == 0 && termlog_term(&r->log, r->apply_to) > r->fence) {
+        r->fence = 0;
+        r->out.flags |= RAFT_OUT_ROLE;
+    }
     assert(r->applied <= r->apply_to);
     assert(r->apply_to <= r->commit);
     assert(r->commit <= r->log.last);
@@ -626,7 +633,7 @@ static bool params_valid(const struct raft_params *p)
 {
     return p->id && p->heartbeat_ms && p->election_ms > p->heartbeat_ms && raft_conf_valid(&p->conf) &&
            p->first_index <= p->applied && p->applied <= p->last_index && p->commit <= p->last_index &&
-           p->last_index < UINT64_MAX / 2;
+           p->last_index < UINT64_MAX / 2 && p->term < UINT64_MAX / 2 && p->term >= p->fence_term;
 }
 
 int raft_init(void *mem, const struct raft_params *p, struct raft **ret_raft)
@@ -644,6 +651,9 @@ int raft_init(void *mem, const struct raft_params *p, struct raft **ret_raft)
     r->heartbeat_ms = p->heartbeat_ms;
     r->election_ms = p->election_ms;
     r->uncommitted_max = p->uncommitted_max;
+    r->fence = p->fence_term;
+    r->lease_reads = p->lease_reads;
+    r->deny_until = p->now_ms + p->election_ms; /* what it promised before it started is forgotten */
     r->rng = (p->seed ^ p->id * 0x9e3779b97f4a7c15u) | 1;
     r->read_ctx = p->seed * 0x2545f4914f6cdd1du;
     r->now = p->now_ms;
@@ -682,6 +692,7 @@ void raft_status(const struct raft *r, struct raft_status *ret_status)
         .is_learner = raft_set_has(&r->conf.learners, r->id),
         .sole_voter = raft_is_sole_voter(r),
         .confirmed = leader_confirmed(r),
+        .faulty = r->fence != 0,
         .transferee = r->transferee,
         .n_runs = r->log.n_runs,
         .dropped = r->dropped,

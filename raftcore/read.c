@@ -8,6 +8,10 @@
  * when a read was tried again, and an old reply answered the new read (etcd issue 20418).
  *
  * A leader without a commit in its term does not know what its predecessors committed: rounds wait.
+ *
+ * With lease_reads every heartbeat is a round of that kind, and extends a lease: who confirmed it will not help to elect
+ * another leader for an election timeout after it got it, so for a little less than one after it left nobody else leads,
+ * and a read needs no round. That trusts the clocks of all members: see raft.h.
  */
 #include "core.h"
 #include "err.h"
@@ -35,9 +39,57 @@ static void finish_round(struct raft *r, uint64_t ctx, uint64_t index)
     r->done_reads[r->out.n_reads++] = (struct raft_read){ctx, index};
 }
 
+/* ---- the lease ----------------------------------------------------------------------------------- */
+
+void read_lease_probe(struct raft *r)
+{
+    if (!r->lease_reads || r->lease_seq)
+        return; /* one on its way is confirmed by any later heartbeat's reply too */
+    r->lease_seq = ++r->read_seq;
+    r->lease_at = r->now;
+}
+
+static void lease_extend(struct raft *r, uint64_t reached)
+{
+    if (r->lease_seq == 0 || r->lease_seq > reached)
+        return;
+    r->lease_until = r->lease_at + r->election_ms - r->election_ms / 10; /* clocks may differ by a tenth */
+    r->lease_seq = 0;
+}
+
+void read_lease_give_up(struct raft *r)
+{
+    r->lease_over = true;
+}
+
+static bool lease_holds(const struct raft *r)
+{
+    return r->lease_reads && !r->lease_over && r->now < r->lease_until;
+}
+
+/* ---- rounds -------------------------------------------------------------------------------------- */
+
 static uint64_t read_ack_of(const struct progress *p)
 {
     return p->read_ack;
+}
+
+/* The oldest round is done. */
+static void answer_round(struct raft *r)
+{
+    const struct read_round *d = round_at(r, 0);
+
+    if (d->from == r->id) {
+        finish_round(r, d->ctx, d->index);
+    } else {
+        struct raft_msg *m = raft_send(r, RAFT_READ_REPLY, d->from);
+
+        if (m) {
+            m->ctx = d->ctx;
+            m->index = d->index;
+        }
+    }
+    pop_round(r);
 }
 
 void read_check(struct raft *r)
@@ -46,23 +98,9 @@ void read_check(struct raft *r)
 
     raft_progress_of(r, r->id)->read_ack = r->read_seq;
     reached = raft_quorum_reached(r, read_ack_of);
-    while (r->reads_n) {
-        const struct read_round *d = round_at(r, 0);
-
-        if (d->seq == 0 || d->seq > reached)
-            return;
-        if (d->from == r->id) {
-            finish_round(r, d->ctx, d->index);
-        } else {
-            struct raft_msg *m = raft_send(r, RAFT_READ_REPLY, d->from);
-
-            if (m) {
-                m->ctx = d->ctx;
-                m->index = d->index;
-            }
-        }
-        pop_round(r);
-    }
+    lease_extend(r, reached);
+    while (r->reads_n && round_at(r, 0)->seq && round_at(r, 0)->seq <= reached)
+        answer_round(r);
 }
 
 /* Rounds that have not begun begin now, all with one heartbeat. */
@@ -81,7 +119,9 @@ static void begin_rounds(struct raft *r)
         d->index = r->commit;
         any = true;
     }
-    if (!any)
+    while (r->reads_n && lease_holds(r))
+        answer_round(r);
+    if (!any || r->reads_n == 0)
         return;
     leader_heartbeat(r);
     read_check(r);

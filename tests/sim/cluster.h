@@ -65,6 +65,7 @@ struct node {
     void *mem;
     uint64_t deadline;
     struct disk_state disk;
+    uint64_t fence; /* beside the disk: it was lost, see raft_params.fence_term */
     struct write writes[WRITES_MAX]; /* a ring: what the disk has not done yet */
     uint32_t writes_head, writes_n;
     uint64_t disk_at; /* when the first of them is done */
@@ -101,6 +102,7 @@ struct cluster {
     uint64_t next_value;
     FILE *trace; /* what every step said, a line each; NULL: nobody reads it */
     bool hold;  /* packets wait for cluster_deliver by hand */
+    bool lease_reads;
     const char *failed;
 
     /* What everybody agrees on. */
@@ -113,7 +115,7 @@ struct cluster {
 
     /* Did anything happen at all? */
     uint64_t steps, elections, leader_changes, commits, reads_done, reads_lost, snapshots, crashes, lost_writes,
-        dropped, cuts, conf_changes, transfers, compactions;
+        dropped, cuts, conf_changes, transfers, compactions, losses, repaired;
     uint64_t last_leader;
 };
 
@@ -181,6 +183,12 @@ static bool on_disk(const struct node *n, uint64_t index, const struct value *v)
     return index <= n->disk.last && n->disk.log[index].term == v->term && n->disk.log[index].id == v->id;
 }
 
+/* A disk that was lost since had what it acknowledged; to a leader of after the fence it has to be there again. */
+static bool had(const struct node *n, uint64_t leaders_term)
+{
+    return n->fence && leaders_term < n->fence;
+}
+
 /* AckImpliesQuorumFsync: what becomes known as committed is on a majority's platters, in both halves. */
 static void check_durable(struct cluster *c, const struct node *n, uint64_t index, const struct value *v)
 {
@@ -191,7 +199,7 @@ static void check_durable(struct cluster *c, const struct node *n, uint64_t inde
         uint32_t have = 0;
 
         for (uint32_t i = 0; i < halves[h]->n; i++)
-            have += on_disk(&c->nodes[halves[h]->ids[i]], index, v);
+            have += on_disk(&c->nodes[halves[h]->ids[i]], index, v) || had(&c->nodes[halves[h]->ids[i]], n->st.term);
         if (halves[h]->n && have < halves[h]->n / 2 + 1)
             cluster_fail(c, "AckImpliesQuorumFsync", "node %llu commits %llu/%llu with %u of %u stored", U(n->id),
                          U(index), U(v->term), have, halves[h]->n);
@@ -526,6 +534,8 @@ static void trace_out(FILE *f, const struct node *n, const struct raft_status *w
 {
     if (was->role != n->st.role || was->term != n->st.term)
         fprintf(f, "%llu: %s, term %llu\n", U(n->id), role_names[n->st.role], U(n->st.term));
+    if (was->faulty && !n->st.faulty)
+        fprintf(f, "%llu: faulty no more\n", U(n->id));
     if (out->flags & RAFT_OUT_SNAPSHOT)
         fprintf(f, "%llu: store snapshot %llu\n", U(n->id), U(out->first - 1));
     if (out->flags & RAFT_OUT_STATE)
@@ -553,6 +563,12 @@ static void node_out(struct cluster *c, struct node *n, const struct raft_out *o
     uint64_t floor = c->committed;
 
     raft_status(n->raft, &n->st);
+    if (n->fence && !n->st.faulty) {
+        n->fence = 0;
+        c->repaired++;
+    }
+    if (n->st.faulty && n->st.role != RAFT_FOLLOWER)
+        cluster_fail(c, "NoSelfElectionWhileFaulty", "node %llu", U(n->id));
     if (c->trace)
         trace_out(c->trace, n, &was, out);
     if (out->term < n->term_seen)
@@ -714,6 +730,8 @@ static void node_start(struct cluster *c, struct node *n)
         .runs = runs,
         .applied = n->disk.applied,
         .conf = n->disk.conf,
+        .fence_term = n->fence,
+        .lease_reads = c->lease_reads,
     };
 
     for (uint64_t i = n->disk.base + 1; i <= n->disk.last; i++)
@@ -752,11 +770,24 @@ static void node_crash(struct cluster *c, struct node *n)
     n->st = (struct raft_status){0};
 }
 
+/* A crash after which nothing of the disk can be trusted but that no term above `seen` was promised. */
+static inline void node_lose(struct cluster *c, struct node *n)
+{
+    uint64_t seen = n->disk.term > n->fence ? n->disk.term : n->fence;
+
+    node_crash(c, n);
+    if (n->disk.term > seen)
+        seen = n->disk.term; /* a write that was under way */
+    c->losses++;
+    n->fence = seen + 1 + cluster_random(c, 3);
+    n->disk = (struct disk_state){.log = n->disk.log, .term = n->fence};
+}
+
 /* ---- the cluster ------------------------------------------------------------------------------- */
 
 /* n nodes, of which the first `voters` are the configuration, with an empty state machine as of entry 1. An election
  * timeout is ten heartbeats. */
-static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, uint32_t heartbeat_ms)
+static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, uint32_t heartbeat_ms, bool lease_reads)
 {
     struct raft_conf conf = {0};
 
@@ -767,6 +798,7 @@ static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, ui
         (void)cluster_random(c, 2); /* small seeds begin alike */
     c->now = 1000;
     c->heartbeat_ms = heartbeat_ms;
+    c->lease_reads = lease_reads;
     c->n = n;
     c->delay_min = 1;
     c->delay_max = 5;

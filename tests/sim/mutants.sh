@@ -40,5 +40,10 @@ mutant '13 two configuration changes at once'  leader.c   's/    if (r->conf_pen
 mutant 'joint: outgoing half ignored'          raft.c     's/    return a < b ? a : b;/    return a;/'
 mutant 'two votes in one term'                 election.c 's/bool free_to = r->vote == m->from ||/r->vote = 0; bool free_to = true ||/'
 mutant 'a shorter log wins votes'              election.c 's/    bool up_to_date = .*/    bool up_to_date = true;/'
+mutant 'a faulty member votes'                 election.c 's/ || r->fence) {/) {/'
+mutant 'a faulty member stands'                election.c 's/ && r->fence == 0 && / \&\& /'
+mutant 'repaired by what is older than the fence' raft.c  's/termlog_term(&r->log, r->apply_to) > r->fence)/r->apply_to)/'
+mutant '8 lease read without a look at the clock' read.c 's/return r->lease_reads && !r->lease_over && r->now < r->lease_until;/return r->lease_reads \&\& r->lease_until;/'
+mutant 'T1 a write that was cut away counts (ABA)' raft.c 's/            s->last = first - 1;/            (void)0;/'
 mutant 'heartbeats carry the full commit'      leader.c   's/m->commit = p->match < r->commit ? p->match : r->commit;/m->commit = r->commit;/'
 exit $missed

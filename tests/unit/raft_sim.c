@@ -5,7 +5,8 @@
  * TermMonotone, VoteOncePerTermDurable, AckImpliesQuorumFsync, NoReadOfUndurable, ReadIndexFresh (all checked in
  * tests/sim/cluster.h at every step), and LeaderWithin, Progress, EveryMemberCatchesUp after the network heals.
  * Faults: lost, doubled, late packets, partitions (also one-way), crashes that lose unsynced writes, slow disks,
- * pauses, compaction, membership changes (single and joint), transfers, forgotten and suspected leaders.
+ * pauses, compaction, membership changes (single and joint), transfers, forgotten and suspected leaders, and disks that
+ * lose everything (one at a time: NoSelfElectionWhileFaulty). Every fifth run reads by leases.
  *
  *     SEED=7 build/tests/unit/raft_sim       one run      RUNS=1000 SEED=1 ...      many      VERBOSE=1
  */
@@ -18,7 +19,7 @@
 static struct cluster c; /* large: not for the stack */
 static struct {
     uint64_t commits, leader_changes, crashes, lost_writes, reads, reads_lost, snapshots, cuts, confs, transfers, steps,
-        compactions, dropped;
+        compactions, dropped, losses, repaired;
 } total;
 
 static struct node *any_node(void)
@@ -68,6 +69,17 @@ static void change_members(struct node *n)
 static void heal(void)
 {
     memset(c.cut, 0, sizeof c.cut);
+}
+
+/* Its disk is gone. Only one at a time and of three voters or more: the others must be able to elect without it. */
+static void lose_disk(struct node *n)
+{
+    if (!n->up || n->writes_n > WRITES_MAX / 2)
+        return;
+    for (int i = 1; i <= c.n; i++)
+        if (c.nodes[i].fence)
+            return;
+    node_lose(&c, n);
 }
 
 static void partition(void)
@@ -167,6 +179,10 @@ static void disturb(bool members)
         return;
     if (cluster_chance(&c, 15)) {
         heal();
+        return;
+    }
+    if (!members && c.n >= 3 && cluster_chance(&c, 10)) {
+        lose_disk(n);
         return;
     }
     switch (cluster_random(&c, 15)) {
@@ -311,7 +327,7 @@ static const char *run(uint64_t seed)
     size_t shape = seed % (sizeof shapes / sizeof shapes[0]);
     bool members;
 
-    cluster_init(&c, seed, shapes[shape].n, shapes[shape].voters, 20 + (uint32_t)(seed / 7 % 3) * 30);
+    cluster_init(&c, seed, shapes[shape].n, shapes[shape].voters, 20 + (uint32_t)(seed / 7 % 3) * 30, seed % 5 == 4);
     members = (uint32_t)c.n != c.nodes[1].disk.conf.voters.n || cluster_chance(&c, 30);
     c.drop_pct = cluster_random(&c, 10);
     c.compact_pct = cluster_chance(&c, 70) ? 20 : 0;
@@ -334,6 +350,8 @@ static const char *run(uint64_t seed)
     total.steps += c.steps;
     total.compactions += c.compactions;
     total.dropped += c.dropped;
+    total.losses += c.losses;
+    total.repaired += c.repaired;
     cluster_fini(&c);
     return c.failed;
 }
@@ -355,6 +373,7 @@ static void properties_hold(void)
            U(total.reads), U(total.reads_lost));
     printf("# snapshots %llu compactions %llu conflicts cut %llu conf changes %llu packets lost %llu\n",
            U(total.snapshots), U(total.compactions), U(total.cuts), U(total.confs), U(total.dropped));
+    printf("# disks lost %llu, members repaired %llu\n", U(total.losses), U(total.repaired));
     if (runs < 300)
         return;
     /* Vacuity: a run in which nothing happened proves nothing. */
@@ -369,6 +388,8 @@ static void properties_hold(void)
     CHECK(total.confs > runs / 2);
     CHECK(total.transfers > 0);
     CHECK(total.dropped > 0);
+    CHECK(total.losses > runs / 3);
+    CHECK(total.repaired > runs / 4);
 }
 
 int main(void)

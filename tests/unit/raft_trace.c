@@ -4,7 +4,7 @@
  * Proves that what is sent, stored, refused and allowed to be applied, and in which step, is as the traces say.
  * Nothing moves but by a command; each prints what the steps it caused said. The commands:
  *
- *     cluster N [voters V]       N nodes, of which the first V (all) vote; log and state begin after entry 1
+ *     cluster N [voters V] [lease-reads]   N nodes, of which the first V (all) vote; log and state begin after entry 1
  *     wait NODE [MS]             MS (2000: past any election timeout) pass, and the node looks at its deadlines
  *     stored NODE                its disk has done everything
  *     applied NODE               its state machine has applied all it may
@@ -16,6 +16,7 @@
  *     split                      from now on ranges travel one entry a message, as a host may send them
  *     settle                     disks, state machines and packets until nothing moves; prints nothing
  *     crash NODE                 loses what is not stored           restart NODE
+ *     lose NODE                  loses all of its disk but the highest term, and will be faulty
  *     status [NODE]
  *
  * UPDATE=1 rewrites the traces: then read the diff.
@@ -64,7 +65,7 @@ static void status(const struct node *n)
     fprintf(c.trace, "%llu: %s term=%llu vote=%llu leader=%llu commit=%llu applied=%llu stable=%llu log=(%llu, %llu]%s\n",
             U(n->id), role_names[n->st.role], U(n->st.term), U(n->st.vote), U(n->st.leader), U(n->st.commit),
             U(n->applied), U(n->st.stable), U(n->st.first_index), U(n->st.last_index),
-            n->st.confirmed ? " confirmed" : "");
+            n->st.faulty ? " faulty" : n->st.confirmed ? " confirmed" : "");
     for (uint64_t i = 1; i <= (uint64_t)c.n; i++)
         if (i != n->id && raft_peer(n->raft, i, &p))
             fprintf(c.trace, "   %llu: %s match=%llu next=%llu%s\n", U(i), states[p.state], U(p.match), U(p.next),
@@ -154,9 +155,12 @@ static void conf(char *w, int n, char **words)
 
 static void new_cluster(int n, char **w)
 {
+    bool lease_reads = strcmp(w[n - 1], "lease-reads") == 0;
+    int voters = n > 3 && strcmp(w[2], "voters") == 0 ? atoi(w[3]) : atoi(w[1]);
+
     if (live)
         cluster_fini(&c);
-    cluster_init(&c, 1, atoi(w[1]), n > 3 ? atoi(w[3]) : atoi(w[1]), 100);
+    cluster_init(&c, 1, atoi(w[1]), voters, 100, lease_reads);
     c.hold = live = true;
     c.delay_min = c.delay_max = 0;
 }
@@ -210,6 +214,8 @@ static void command(void *ctx, FILE *to, int n, char **w)
         settle();
     else if (strcmp(w[0], "crash") == 0)
         node_crash(&c, node(w[1]));
+    else if (strcmp(w[0], "lose") == 0)
+        node_lose(&c, node(w[1]));
     else if (strcmp(w[0], "restart") == 0)
         node_start(&c, node(w[1]));
     else if (strcmp(w[0], "status") == 0) {
