@@ -5,9 +5,15 @@
  * their queue, do them, and hand them back through one list and an eventfd; the core then decides about the
  * injection.
  *
+ * A name is expired: the kernel asks again before it uses it, and what it asks is answered as the tree then
+ * is, so a directory that is somebody's working directory, or has something mounted on it, stays where it is.
+ * inval_entry would cut it off whatever it stands for by then (getcwd: ENOENT; mounts on it detached), and a
+ * change of a name may be told when the next is made already: a mkdir whose event comes before its answer,
+ * rmdir and mkdir. It is only for files that are gone, so that the kernel forgets them at once.
+ *
  * inval_inode saying ENOENT for an inode that the kernel had been told of means that this reply is still on
- * its way and would install the old size for good: then inval_entry, which waits for that lookup, and
- * inval_inode again.
+ * its way and would install the old size for good: then the name is expired, which waits for that lookup, and
+ * inval_inode sent again.
  */
 #include "notify.h"
 
@@ -27,6 +33,7 @@ struct target {
     uint64_t dir_id;  /* 0: no name to invalidate */
     uint64_t node_id; /* 0: no inode */
     const char *name; /* in the job's change, or in the job */
+    bool gone;        /* the name stands for nothing any more, as far as this change knows */
     int64_t offset;   /* of inval_inode: -1 attributes, 0 pages too */
 };
 
@@ -105,6 +112,14 @@ static struct job *queue_take(struct queue *q)
 
 /* ---- the threads --------------------------------------------------------------------- */
 
+static void name_do(struct session *s, uint64_t dir_id, const char *name, bool gone)
+{
+    if (gone)
+        (void)session_inval_entry(s, dir_id, name, strlen(name)); /* ENOENT: not cached */
+    else
+        (void)session_expire_entry(s, dir_id, name, strlen(name));
+}
+
 static void job_do(struct notify *n, struct job *j)
 {
     for (int i = 0; i < 2; i++) {
@@ -112,8 +127,7 @@ static void job_do(struct notify *n, struct job *j)
         int rc = 0;
 
         if (t->dir_id && t->name) {
-            (void)session_inval_entry(n->cfg.session, t->dir_id, t->name,
-                                      strlen(t->name));              /* ENOENT: not cached */
+            name_do(n->cfg.session, t->dir_id, t->name, t->gone);
             (void)session_inval_inode(n->cfg.session, t->dir_id, 0); /* its listing, its times */
         }
         if (t->node_id)
@@ -121,7 +135,7 @@ static void job_do(struct notify *n, struct job *j)
         if (rc == -ENOENT && t->dir_id == 0 && j->ev) {
             const struct change_event *ev = j->ev;
 
-            (void)session_inval_entry(n->cfg.session, ev->dir_id, ev->name, strlen(ev->name));
+            name_do(n->cfg.session, ev->dir_id, ev->name, false);
             (void)session_inval_inode(n->cfg.session, t->node_id, t->offset);
             pthread_mutex_lock(&n->done_mu);
             n->raced++;
@@ -218,6 +232,12 @@ static struct target target_name(const struct node *dir, const char *name, const
         .dir_id = known(dir) ? dir->nodeid : 0, .name = name, .node_id = known(node) ? node->nodeid : 0};
 }
 
+/* Of a directory never: it is somebody's working directory, perhaps made again while the thread waits. */
+static bool is_gone_file(const struct change_event *ev, const struct node *node)
+{
+    return !(ev->flags & (CHANGE_DIR | CHANGE_OWN)) && node && !node->present;
+}
+
 static void plan(struct job *j)
 {
     struct change_event *ev = j->ev;
@@ -231,10 +251,12 @@ static void plan(struct job *j)
         break;
     case CHANGE_DELETE:
         j->targets[0] = target_name(ev->dir, ev->name, ev->node);
+        j->targets[0].gone = is_gone_file(ev, ev->node);
         break;
     case CHANGE_MOVE:
         j->targets[0] = target_name(ev->dir, ev->name, ev->node);
         j->targets[1] = target_name(ev->from_dir, ev->from_name, ev->from_node);
+        j->targets[1].gone = is_gone_file(ev, ev->from_node);
         break;
     case CHANGE_MODIFY:
     case CHANGE_ATTRIB:
@@ -448,6 +470,13 @@ static bool may_go_blind(struct notify *n)
     return n->unsure == NULL && n->looking == NULL && n->blind_n++ < INJECT_BLIND_PER_S;
 }
 
+/* To make the directory once more the injector has it absent for a moment, and whoever is in it cut off: only
+ * where somebody is sure to be watching. */
+static bool in_use(const struct change_event *ev)
+{
+    return ev->kind == CHANGE_CREATE && ev->flags & CHANGE_DIR && known(ev->node);
+}
+
 static void inject(struct notify *n, struct change_event *ev)
 {
     parked_drop(n, ev->node);
@@ -456,7 +485,7 @@ static void inject(struct notify *n, struct change_event *ev)
     } else if (!known(ev->dir) && !known(ev->node) && !known(ev->from_dir) && !known(ev->from_node)) {
         n->stats.skipped_unknown++;
         forget(n, ev);
-    } else if (!may_return(ev) && may_go_blind(n)) {
+    } else if (!may_return(ev) && !in_use(ev) && may_go_blind(n)) {
         injector_pool_push(n->cfg.injectors, ev);
     } else {
         look_later(n, ev);

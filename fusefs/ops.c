@@ -188,7 +188,7 @@ struct node *req_dir(fuse_req_t req, fuse_ino_t ino)
         (void)fuse_reply_err(req, n || control_owns(ino) ? (n ? ENOTDIR : EPERM) : ESTALE);
         return NULL;
     }
-    if (n->retired) { /* renamed away: the kernel looks the path up afresh */
+    if (n->dir->moved) { /* renamed away: the kernel looks the path up afresh */
         (void)fuse_reply_err(req, ESTALE);
         return NULL;
     }

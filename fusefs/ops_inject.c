@@ -32,6 +32,21 @@ static struct node *on_the_way(const struct node *dir, const char *name, struct 
     return NULL;
 }
 
+/* What an injected unlink or rmdir finds. The latter marks the inode dead, so it never gets one that is, or may
+ * come to be, a directory in use. */
+static struct node *removed_node(struct fs *fs, struct change_event *ev)
+{
+    struct node *twin = NULL;
+
+    if (ev->node->kind != NODE_DIR)
+        return ev->node;
+    if (ev->node->present)
+        twin = tree_twin(fs->tree, ev->node);
+    else
+        tree_retire(ev->node);
+    return twin ? twin : ev->node;
+}
+
 bool inject_lookup(fuse_req_t req, struct node *dir, const char *name)
 {
     struct change_event *ev = announced(req);
@@ -55,7 +70,7 @@ bool inject_lookup(fuse_req_t req, struct node *dir, const char *name)
     if (ev->kind == CHANGE_CREATE || ev->kind == CHANGE_MOVE)
         (void)fuse_reply_err(req, ENOENT);
     else if (ev->kind == CHANGE_DELETE)
-        (void)reply_entry(req, ev->node, 0);
+        (void)reply_entry(req, removed_node(req_fs(req), ev), 0);
     else
         return false; /* the file as it is */
     return true;

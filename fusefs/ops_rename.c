@@ -36,6 +36,7 @@ struct renaming {
     struct value *other;      /* EXCHANGE: of the target */
     int64_t expected_rev;     /* conflict=fail: of the target, as the caller read it; 0: it did not */
     bool guessed_present;     /* the target was thought to exist */
+    bool onto_dir;            /* a directory, whose inode dies with it */
     struct client_call range; /* a directory's keys */
     Etcdserverpb__RangeResponse *keys;
 };
@@ -302,10 +303,14 @@ static void move_resume(struct op *op)
 static void dir_moved(struct txn *t, void *arg, int err)
 {
     struct renaming *r = arg;
+    struct node *n;
 
     if (err == 0) {
         tree_rmdir(r->op->fs->tree, r->op->node, txn_rev(t));
-        tree_retire(r->op->node);
+        r->op->node->dir->moved = true;
+        n = r->onto_dir ? target(r->op) : NULL;
+        if (n && n->kind == NODE_DIR)
+            tree_dir_renew(r->op->fs->tree, n);
     }
     /* Somebody works in it, or it is more than the server takes at once: mv copies instead. */
     renaming_end(r, err == -1 || err == EFBIG ? EXDEV : err);
@@ -410,6 +415,7 @@ static void rename_dir(struct renaming *r)
     req.key = (ProtobufCBinaryData){len, key};
     req.range_end = (ProtobufCBinaryData){codec_prefix_end(slice_of(key, len), end), end};
     req.limit = TXN_OPS_MAX;
+    r->onto_dir = there != NULL;
     r->range = (struct client_call){.done = dir_read};
     client_start(op->fs->client, &r->range, CLIENT_RANGE, &req.base, 0);
     free(key);

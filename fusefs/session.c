@@ -397,6 +397,13 @@ int session_inval_entry(struct session *s, uint64_t parent, const char *name, si
     return fuse_lowlevel_notify_inval_entry(s->se, parent, name, name_len);
 }
 
+int session_expire_entry(struct session *s, uint64_t parent, const char *name, size_t name_len)
+{
+    int rc = fuse_lowlevel_notify_expire_entry(s->se, parent, name, name_len, FUSE_LL_EXPIRE_ONLY);
+
+    return rc == -ENOSYS ? session_inval_entry(s, parent, name, name_len) : rc; /* before Linux 6.2 */
+}
+
 int session_detach_dead(const char *mountpoint)
 {
     struct stat st;

@@ -82,6 +82,8 @@ void session_turn(struct session *s, int wait_ms);
  * only, takes no lock and may be called by the core thread. Any other waits: notify threads only. */
 int session_inval_inode(struct session *s, uint64_t nodeid, int64_t offset);
 int session_inval_entry(struct session *s, uint64_t parent, const char *name, size_t name_len);
+/* The kernel asks again before it uses the name; what the name stands for stays attached until then. */
+int session_expire_entry(struct session *s, uint64_t parent, const char *name, size_t name_len);
 
 /* Detaches a dead mount (stat says ENOTCONN) from mountpoint. 0: nothing there or done; else -errno. */
 int session_detach_dead(const char *mountpoint);

@@ -17,10 +17,10 @@
 
 #include "tree_private.h"
 
-#define FNV_BASIS 0xcbf29ce484222325ull
-#define FNV_PRIME 0x100000001b3ull
+#define FNV_BASIS   0xcbf29ce484222325ull
+#define FNV_PRIME   0x100000001b3ull
 #define BLOCK_BYTES (1u << 20) /* st_blksize: one WRITE for most values */
-#define NS_PER_S 1000000000ll
+#define NS_PER_S    1000000000ll
 #define TABLE_FIRST 1024
 
 static uint64_t hash_bytes(uint64_t h, struct slice s)
@@ -301,16 +301,42 @@ void tree_bury(struct tree *t)
     }
 }
 
+/* What a retired node knew: older news must not bring back the name by way of its new node. */
+static int64_t absent_rev(const struct tree *t, const struct node *n)
+{
+    int64_t rev = 0;
+
+    for (const struct node *o = t->by_name[name_slot(t, n->parent->nodeid, node_name(n), n->kind)]; o;
+         o = o->hash_name)
+        if (o->parent == n->parent && o->kind == n->kind && o->retired &&
+            slice_eq(node_name(o), node_name(n)) && o->meta.mod_rev > rev)
+            rev = o->meta.mod_rev;
+    return rev;
+}
+
 struct node *node_get(struct tree *t, struct node *dir, struct slice name, enum node_kind kind)
 {
     struct node *n = node_find(t, dir, name, kind);
 
     if (n == NULL) {
         n = node_new(t, dir, name, kind);
-        if (n)
+        if (n) {
+            n->meta.mod_rev = absent_rev(t, n);
             bury_later(t, n);
+        }
     }
     return n;
+}
+
+struct node *tree_twin(struct tree *t, const struct node *n)
+{
+    struct node *twin = node_new(t, n->parent, node_name(n), n->kind);
+
+    if (twin) {
+        twin->retired = true;
+        bury_later(t, twin);
+    }
+    return twin;
 }
 
 void tree_retire(struct node *n)

@@ -62,6 +62,7 @@ struct dir {
     enum dir_state state;
     /* emptied by this mount itself, or made with dirmarkers=off: stays until rmdir or forgotten */
     bool lingers;
+    bool moved;              /* renamed by this mount: it is elsewhere now */
     int64_t rev;             /* LOADED: complete at least up to here */
     int64_t n_keys;          /* UNLOADED: how many keys lie below, -1 unknown */
     /* learned ahead of the watch, from an answer of this revision: CREATE is still to be told */
@@ -81,7 +82,7 @@ struct node {
     uint32_t generation;
     enum node_kind kind;
     bool present;
-    bool retired;            /* its key was renamed: a key made there again gets another node (tree_retire) */
+    bool retired;            /* a key made there again gets another node (tree_retire) */
     uint64_t nlookup;        /* the kernel's count (A.10: 0 proves that nobody watches it) */
     uint32_t refs;           /* node_ref; children count too */
     struct node *parent;     /* NULL: the root */
@@ -149,9 +150,15 @@ struct node *tree_child(struct tree *t, const struct node *dir, struct slice nam
  * core thread returns to its loop, unless ref'd or looked up. */
 struct node *tree_ghost(struct tree *t, struct node *dir, struct slice name, enum node_kind kind);
 
-/* A ghost whose key has just been renamed: the kernel has its inode under the new name until that is invalidated, so it must
- * never come to stand for a new key of the old name. */
+/* A ghost that must never come to stand for a new key of its name, because of what the kernel did to its inode: a
+ * file that was renamed has it under the new name until that is invalidated; a directory that was removed is
+ * marked dead for good, and nothing can be made in it. Present nodes stay as they are. */
 void tree_retire(struct node *n);
+/* A ghost of its own that only looks like n: for an injector that removes what is there again. NULL: no memory. */
+struct node *tree_twin(struct tree *t, const struct node *n);
+/* The kernel marked the directory's inode dead, but the directory exists: another node stands for it from here,
+ * to be listed when it is entered. The directory's part of a rename onto it. */
+void tree_dir_renew(struct tree *t, struct node *n);
 
 /* The node that holds `key` (with the prefix) if the tree knows it: file, value, or NULL. */
 struct node *tree_find_key(struct tree *t, struct slice key);
@@ -199,7 +206,7 @@ void tree_learn_delete(struct tree *t, struct slice key, int64_t rev, bool own);
 
 /* mkdir with dirmarkers=off: present until rmdir, or forgotten while empty. NULL: no memory. */
 struct node *tree_mkdir_local(struct tree *t, struct node *dir, struct slice name);
-/* rmdir done (the range compare held): the directory is gone as of rev. */
+/* rmdir done (the range compare held): the directory is gone as of rev, unless made again since. */
 void tree_rmdir(struct tree *t, struct node *dir, int64_t rev);
 
 /* ---- numbers for .etcd/status ------------------------------------------------------- */

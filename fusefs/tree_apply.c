@@ -497,9 +497,47 @@ struct node *tree_mkdir_local(struct tree *t, struct node *dir, struct slice nam
     return n;
 }
 
+void tree_dir_renew(struct tree *t, struct node *n)
+{
+    const struct key_meta marker = n->dir->marker;
+    struct node *value = node_find(t, n, VALUE_NAME, NODE_VALUE), *made, *made_value;
+
+    if (n->dir->load)
+        load_cancel(t, n->dir->load);
+    vanish_children(t, n, 0, FROM_LOAD, false);
+    node_vanish(t, n, 0);
+    dir_reset(n->dir);
+    tree_retire(n);
+    made = node_get(t, n->parent, slice_of(n->name, n->name_len), NODE_DIR);
+    if (made == NULL)
+        return; /* the next listing brings it back */
+    made->dir->marker = marker;
+    node_appear(t, made);
+    dir_touch(t, made);
+    made_value = value && value->present ? node_get(t, made, VALUE_NAME, NODE_VALUE) : NULL;
+    if (made_value)
+        move_leaf(t, value, made_value, value->meta.mod_rev);
+}
+
+/* Is there a key in it that came after rev? Directories alone say nothing: they may linger. */
+static bool made_since(const struct node *n, int64_t rev)
+{
+    if (n->dir->marker.mod_rev > rev)
+        return true;
+    for (const struct node *c = n->dir->children; c; c = c->next)
+        if (c->present && c->kind != NODE_VALUE && (c->dir ? made_since(c, rev) : c->meta.mod_rev > rev))
+            return true;
+    return false;
+}
+
 void tree_rmdir(struct tree *t, struct node *n, int64_t rev)
 {
     tree_tomb(t, n);
     n->dir->lingers = false;
+    if (n->present && made_since(n, rev)) {
+        tree_dir_renew(t, n);
+        return;
+    }
     dir_vanish(t, n, rev, FROM_OWN);
+    tree_retire(n);
 }
