@@ -227,8 +227,11 @@ static int fake_pwrite(struct disk *disk, struct disk_file *f, const void *buf, 
     if (err == 0 && d->capacity && offset + n > i->view_size &&
         fake_total(d) + (offset + n - i->view_size) > d->capacity)
         return -ENOSPC;
-    if (err) /* some of it got through */
+    if (err) { /* some of it got through */
         n = fake_random(d) % (n + 1);
+        if (!d->tear && n && (offset + n) % FAKE_SECTOR)
+            n -= n < (offset + n) % FAKE_SECTOR ? n : (offset + n) % FAKE_SECTOR;
+    }
     if (n)
         fake_write(i, buf, n, offset);
     return err;

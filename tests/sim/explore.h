@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* explore.h - all that a power cut may leave of a fakedisk.
+ *
+ * What is not synced is a set of units: each sector of each waiting write, each directory operation (both names of a
+ * rename are one). A crash state is what is durable plus any subset of the units, the writes of one sector in their
+ * order. With few units every subset is made; with many: none, all, every prefix and suffix, each one alone, all but
+ * each one, and some at random. States that are byte for byte the same are made once.
+ */
+#pragma once
+#include "fakedisk.h"
+
+enum { EXPLORE_UNITS_MAX = 512, EXPLORE_ALL_UP_TO = 6, EXPLORE_RANDOM = 12, EXPLORE_SEEN = 1 << 20 };
+
+struct explore_units {
+    struct {
+        uint32_t op;             /* a directory operation, or 0: */
+        size_t name;             /* of this file */
+        struct fake_write *write;
+        size_t from, n;          /* these bytes of it */
+    } u[EXPLORE_UNITS_MAX];
+    size_t n;
+    bool too_many;
+};
+
+struct explorer {
+    void (*check)(void *ctx, struct fakedisk *crashed); /* the disk is the callee's to change, not to keep */
+    void *ctx;
+    uint64_t states, points, seed;
+    uint64_t *seen; /* [EXPLORE_SEEN] */
+};
+
+static inline uint64_t explore_random(struct explorer *x)
+{
+    uint64_t z = x->seed += 0x9e3779b97f4a7c15u;
+
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline void explore_add_op(struct explore_units *us, uint32_t op)
+{
+    for (size_t i = 0; i < us->n; i++)
+        if (us->u[i].op == op)
+            return;
+    if (us->n < EXPLORE_UNITS_MAX)
+        us->u[us->n++].op = op;
+    else
+        us->too_many = true;
+}
+
+static inline void explore_collect(const struct fakedisk *d, struct explore_units *us)
+{
+    memset(us, 0, sizeof *us);
+    for (size_t k = 0; k < d->n_names; k++) {
+        const struct fake_name *n = &d->name[k];
+
+        if (n->now != n->durable || n->now_dir != n->durable_dir)
+            explore_add_op(us, n->op);
+        for (struct fake_write *w = n->now ? n->now->waiting : NULL; w; w = w->next)
+            for (size_t at = 0, part; at < w->n; at += part) {
+                part = FAKE_SECTOR - (w->offset + at) % FAKE_SECTOR;
+                if (part > w->n - at)
+                    part = w->n - at;
+                if (us->n == EXPLORE_UNITS_MAX) {
+                    us->too_many = true;
+                    return;
+                }
+                us->u[us->n].name = k;
+                us->u[us->n].write = w;
+                us->u[us->n].from = at;
+                us->u[us->n++].n = part;
+            }
+    }
+}
+
+static inline struct fake_inode *explore_inode(const struct fake_inode *from, const struct explore_units *us,
+                                               const bool *kept)
+{
+    struct fake_inode *i = calloc(1, sizeof *i);
+
+    assert(i);
+    i->refs = 1;
+    i->last = &i->waiting;
+    if (from->durable_size)
+        fake_bytes(&i->durable, &i->durable_size, 0, from->durable, from->durable_size);
+    for (struct fake_write *w = from->waiting; w; w = w->next)
+        for (size_t u = 0; u < us->n; u++)
+            if (kept[u] && us->u[u].op == 0 && us->u[u].write == w)
+                fake_bytes(&i->durable, &i->durable_size, w->offset + us->u[u].from, w->data + us->u[u].from, us->u[u].n);
+    i->view = malloc(i->durable_size + 1);
+    assert(i->view);
+    if (i->durable_size)
+        memcpy(i->view, i->durable, i->durable_size);
+    i->view_size = i->durable_size;
+    return i;
+}
+
+static inline bool explore_keeps_op(const struct explore_units *us, const bool *kept, uint32_t op)
+{
+    for (size_t u = 0; u < us->n; u++)
+        if (us->u[u].op == op)
+            return kept[u];
+    return false;
+}
+
+/* One crash state, as a disk of its own. */
+static inline void explore_make(const struct fakedisk *d, const struct explore_units *us, const bool *kept,
+                                struct fakedisk *ret)
+{
+    fakedisk_init(ret, d->seed);
+    ret->n_names = d->n_names;
+    for (size_t k = 0; k < d->n_names; k++) {
+        const struct fake_name *n = &d->name[k];
+        bool changed = n->now != n->durable || n->now_dir != n->durable_dir;
+        bool now = !changed || explore_keeps_op(us, kept, n->op);
+        const struct fake_inode *from = now ? n->now : n->durable;
+        struct fake_name *to = &ret->name[k];
+
+        *to = *n;
+        to->now_dir = to->durable_dir = now ? n->now_dir : n->durable_dir;
+        to->now = to->durable = from ? explore_inode(from, us, kept) : NULL;
+    }
+    fake_drop_orphans(ret);
+}
+
+static inline uint64_t explore_print(const struct fakedisk *d)
+{
+    uint64_t h = 14695981039346656037u;
+
+    for (size_t k = 0; k < d->n_names; k++) {
+        const struct fake_inode *i = d->name[k].now;
+
+        h = (h ^ k ^ (uint64_t)d->name[k].now_dir << 32) * 1099511628211u;
+        for (size_t at = 0; i && at + 8 <= i->durable_size; at += 8)
+            h = (h ^ get_u64le(i->durable + at) ^ h >> 29) * 1099511628211u;
+        h = (h ^ (i ? i->durable_size + 1 : 0)) * 1099511628211u;
+    }
+    return h | 1;
+}
+
+static inline bool explore_is_new(struct explorer *x, uint64_t print)
+{
+    for (uint64_t h = print * 0x9e3779b97f4a7c15u >> 40;; h++) {
+        uint64_t *slot = &x->seen[h % EXPLORE_SEEN];
+
+        if (*slot == print)
+            return false;
+        if (*slot == 0) {
+            *slot = print;
+            return true;
+        }
+    }
+}
+
+static inline void explore_one(struct explorer *x, const struct fakedisk *d, const struct explore_units *us, const bool *kept,
+                               uint64_t salt)
+{
+    struct fakedisk crashed;
+
+    explore_make(d, us, kept, &crashed);
+    if (x->states < EXPLORE_SEEN / 2 && explore_is_new(x, (explore_print(&crashed) ^ salt * 0x9e3779b97f4a7c15u) | 1)) {
+        x->states++;
+        x->check(x->ctx, &crashed);
+    }
+    fakedisk_fini(&crashed);
+}
+
+/* Every state, or the telling ones, that a power cut at this moment may leave. salt: what else tells moments apart. */
+static inline void explore(struct explorer *x, const struct fakedisk *d, uint64_t salt)
+{
+    struct explore_units *mine = malloc(sizeof *mine);
+    bool kept[EXPLORE_UNITS_MAX] = {false};
+    size_t n;
+
+    assert(mine);
+    explore_collect(d, mine);
+    x->points++;
+    n = mine->n;
+    if (n <= EXPLORE_ALL_UP_TO) {
+        for (uint32_t set = 0; set < 1u << n; set++) {
+            for (size_t i = 0; i < n; i++)
+                kept[i] = set >> i & 1;
+            explore_one(x, d, mine, kept, salt);
+        }
+        free(mine);
+        return;
+    }
+    for (size_t cut = 0; cut <= n; cut++) {
+        for (size_t i = 0; i < n; i++)
+            kept[i] = i < cut;
+        explore_one(x, d, mine, kept, salt); /* a prefix */
+        for (size_t i = 0; i < n; i++)
+            kept[i] = i >= cut;
+        explore_one(x, d, mine, kept, salt); /* a suffix */
+        for (size_t i = 0; i < n; i++)
+            kept[i] = i == cut;
+        explore_one(x, d, mine, kept, salt); /* one */
+        for (size_t i = 0; i < n; i++)
+            kept[i] = i != cut;
+        explore_one(x, d, mine, kept, salt); /* all but one */
+    }
+    for (int r = 0; r < EXPLORE_RANDOM; r++) {
+        for (size_t i = 0; i < n; i++)
+            kept[i] = explore_random(x) & 1;
+        explore_one(x, d, mine, kept, salt);
+    }
+    free(mine);
+}
