@@ -86,6 +86,7 @@ static int (*const appliers[ENTRY_KINDS])(struct apply *, struct applying *) = {
     [ENTRY_ALARM] = apply_alarm,
     [ENTRY_MEMBER_ATTR] = apply_member_attr,
     [ENTRY_CONF] = apply_conf,
+    [ENTRY_MEMBER_PEERS] = apply_member_peers,
 };
 
 /* 0, ERR_x or -errno, as of an applier. */

@@ -75,6 +75,11 @@ struct member {
     bool is_learner;
 };
 size_t apply_members(struct apply *a, struct arena *ar, struct member **ret_members);
+/* The ids that were members and are none any more. */
+size_t apply_removed(struct apply *a, struct arena *ar, uint64_t **ret_ids);
+/* fn is called on the apply thread whenever members (or what they tell of themselves) have changed, and must not wait. Set before
+ * start. */
+void apply_on_members(struct apply *a, void (*fn)(void *ctx), void *ctx);
 
 /* Any thread: compaction's sweep has finished up to this revision (for physical=true), and counters for metrics. */
 struct apply_stats {

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* apply_rows.c - the small tables: alarms and members, and what is read of them at start.
+/* apply_rows.c - the small tables: alarms, and what is read of all of them at start. Members are apply_member.c's.
  *
  *     alarm    key member id u64be, type u32be; value one byte, 1
- *     member   key id u64be; value etcdserverpb.Member
  *
  * Owner: the apply thread writes, under a->mu; other threads copy under it.
  */
@@ -154,130 +153,6 @@ size_t apply_alarms(struct apply *a, struct arena *ar, struct alarm **ret_alarms
     return n;
 }
 
-/* ---- members ------------------------------------------------------------------------------- */
-
-static void member_free(Etcdserverpb__Member *m)
-{
-    if (m)
-        etcdserverpb__member__free_unpacked(m, NULL);
-}
-
-static size_t member_find(const struct apply *a, uint64_t id, bool *ret_found)
-{
-    size_t i = 0;
-
-    while (i < a->n_members && a->members[i]->id < id)
-        i++;
-    *ret_found = i < a->n_members && a->members[i]->id == id;
-    return i;
-}
-
-/* Takes m. */
-static int member_keep(struct apply *a, Etcdserverpb__Member *m)
-{
-    bool found;
-    size_t at = member_find(a, m->id, &found);
-
-    if (!found && a->n_members == MEMBERS_MAX) {
-        member_free(m);
-        return -ENOSPC;
-    }
-    pthread_mutex_lock(&a->mu);
-    if (found) {
-        member_free(a->members[at]);
-    } else {
-        memmove(&a->members[at + 1], &a->members[at], (a->n_members - at) * sizeof *a->members);
-        a->n_members++;
-    }
-    a->members[at] = m;
-    pthread_mutex_unlock(&a->mu);
-    return 0;
-}
-
-/* A member tells its name and client URLs when it has started. Peer URLs only when it tells some: those of the first
- * members of a cluster come this way, later ones with their configuration change. */
-int apply_member_attr(struct apply *a, struct applying *x)
-{
-    Etcdserverpb__Member *req, *m, merged = ETCDSERVERPB__MEMBER__INIT;
-    uint8_t key[8], *packed;
-    bool found;
-    size_t at, n;
-    int err = apply_decode(a, x, &etcdserverpb__member__descriptor, &req);
-
-    if (err)
-        return err;
-    at = member_find(a, req->id, &found);
-    merged = *req;
-    if (found && req->n_peerurls == 0) {
-        merged.peerurls = a->members[at]->peerurls;
-        merged.n_peerurls = a->members[at]->n_peerurls;
-    }
-    if (found)
-        merged.islearner = a->members[at]->islearner;
-    n = etcdserverpb__member__get_packed_size(&merged);
-    packed = arena_alloc(&a->work, n + 1);
-    if (packed == NULL)
-        return -ENOMEM;
-    (void)etcdserverpb__member__pack(&merged, packed);
-    m = etcdserverpb__member__unpack(NULL, n, packed);
-    if (m == NULL)
-        return -ENOMEM;
-    err = member_keep(a, m);
-    put_u64be(key, req->id);
-    return err ? err : row_put(a, TABLE_MEMBER, slice_of(key, sizeof key), slice_of(packed, n));
-}
-
-static struct slice *copy_strings(struct arena *ar, char **from, size_t n)
-{
-    struct slice *to = arena_alloc(ar, (n + 1) * sizeof *to);
-
-    for (size_t i = 0; to && i < n; i++)
-        to[i] = arena_copy(ar, slice_str(from[i]));
-    return to;
-}
-
-size_t apply_members(struct apply *a, struct arena *ar, struct member **ret_members)
-{
-    struct member *out;
-    size_t n = 0;
-
-    pthread_mutex_lock(&a->mu);
-    out = arena_alloc(ar, (a->n_members + 1) * sizeof *out);
-    for (; out && n < a->n_members; n++) {
-        const Etcdserverpb__Member *m = a->members[n];
-
-        out[n].id = m->id;
-        out[n].name = arena_copy(ar, slice_str(m->name));
-        out[n].peer_urls = copy_strings(ar, m->peerurls, m->n_peerurls);
-        out[n].client_urls = copy_strings(ar, m->clienturls, m->n_clienturls);
-        out[n].n_peer_urls = out[n].peer_urls ? m->n_peerurls : 0;
-        out[n].n_client_urls = out[n].client_urls ? m->n_clienturls : 0;
-        out[n].is_learner = m->islearner;
-    }
-    pthread_mutex_unlock(&a->mu);
-    *ret_members = out;
-    return n;
-}
-
-/* A change of the raft configuration: kept for the seal, told to the core. One that cannot be made from here does
- * nothing: the core says so too. */
-int apply_conf(struct apply *a, struct applying *x)
-{
-    struct raft_conf_change change;
-    struct raft_conf old, new;
-    int err = turn_conf_decode(x->head.body, &change, NULL);
-
-    if (!err)
-        err = raftconf_decode(a->conf, &old);
-    if (err)
-        return err;
-    if (raft_conf_apply(&old, &change, &new) == 0) {
-        a->conf = raftconf_encode(&new, a->conf_bytes);
-        a->hash = state_hash_bytes(a->hash, 0x300, a->conf);
-    }
-    return a->turn ? turn_conf_applied(a->turn, x->entry->index, &change) : 0;
-}
-
 /* ---- at start --------------------------------------------------------------------------------- */
 
 static int load_alarm(void *ctx, struct slice id, struct slice value)
@@ -291,20 +166,6 @@ static int load_alarm(void *ctx, struct slice id, struct slice value)
     return 0;
 }
 
-static int load_member(void *ctx, struct slice id, struct slice value)
-{
-    struct apply *a = ctx;
-    Etcdserverpb__Member *m = etcdserverpb__member__unpack(NULL, value.len, value.ptr);
-
-    if (m == NULL)
-        return -EUCLEAN;
-    if (id.len != 8 || get_u64be(id.ptr) != m->id) {
-        member_free(m);
-        return -EUCLEAN;
-    }
-    return member_keep(a, m);
-}
-
 int rows_load(struct apply *a)
 {
     struct view *v;
@@ -313,7 +174,7 @@ int rows_load(struct apply *a)
     if (!err)
         err = view_row_scan(v, TABLE_ALARM, load_alarm, a);
     if (!err)
-        err = view_row_scan(v, TABLE_MEMBER, load_member, a);
+        err = members_load(a, v);
     if (!err)
         err = leases_load(a, v);
     alarms_count(a);
@@ -323,7 +184,8 @@ int rows_load(struct apply *a)
 
 void rows_free(struct apply *a)
 {
-    for (size_t i = 0; i < a->n_members; i++)
-        member_free(a->members[i]);
-    a->n_members = 0;
+    pthread_mutex_lock(&a->mu);
+    a->n_alarms = 0;
+    members_free(a);
+    pthread_mutex_unlock(&a->mu);
 }

@@ -4,7 +4,8 @@
  * apply.c      the loop: take an entry, dispatch, publish, answer; waits; what any thread may ask
  * apply_kv.c   put, delete, txn, compact
  * apply_lease.c  grant, revoke, expire, checkpoint
- * apply_rows.c alarms, members, loading the small tables
+ * apply_rows.c alarms, loading the small tables
+ * apply_member.c  members and the raft configuration
  * apply_flush.c  freezing, the flush thread, the sweep
  * apply_hash.c  the hashes of compactions
  * apply_defrag.c  a compacted copy of base in its place
@@ -23,6 +24,7 @@
 
 #define APPLY_ENTRIES_A_STEP 256  /* then messages are looked at again */
 #define MEMBERS_MAX 64
+#define MEMBER_IDS_MAX 4096       /* members there are and were: no more are added */
 #define ALARMS_MAX 256            /* of 64 members, and of ids that are none */
 #define HASHES_KEPT 10            /* of compactions, as etcd; older ones go */
 
@@ -45,6 +47,8 @@ struct apply {
     struct turn *turn;
     void (*on_publish)(void *ctx);
     void *on_publish_ctx;
+    void (*on_members)(void *ctx);
+    void *on_members_ctx;
 
     /* The state as of `applied`. */
     uint64_t applied, applied_term;
@@ -57,6 +61,8 @@ struct apply {
     bool nospace, corrupt;
     Etcdserverpb__Member *members[MEMBERS_MAX]; /* by id, ascending; heap; written under mu */
     size_t n_members;
+    uint64_t *removed;                 /* ids that were members; heap; written under mu */
+    size_t n_removed;
 
     /* Reading and executing. */
     struct slot *slot;
@@ -154,6 +160,7 @@ int apply_lease_expire(struct apply *a, struct applying *x);
 int apply_lease_checkpoint(struct apply *a, struct applying *x);
 int apply_alarm(struct apply *a, struct applying *x);
 int apply_member_attr(struct apply *a, struct applying *x);
+int apply_member_peers(struct apply *a, struct applying *x);
 int apply_conf(struct apply *a, struct applying *x);
 
 /* apply.c */
@@ -167,8 +174,12 @@ void apply_ran(struct apply *a);
 
 /* apply_rows.c */
 int row_put(struct apply *a, enum table t, struct slice id, struct slice value); /* value.ptr NULL: deleted */
-int rows_load(struct apply *a);
-void rows_free(struct apply *a);
+int rows_load(struct apply *a);  /* all small tables, from the store; after rows_free, when there were some */
+void rows_free(struct apply *a); /* alarms and members; leases are the lease table's */
+
+/* apply_member.c */
+int members_load(struct apply *a, struct view *v);
+void members_free(struct apply *a);
 
 /* apply_lease.c */
 int leases_load(struct apply *a, struct view *v);

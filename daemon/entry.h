@@ -35,7 +35,8 @@ enum entry_kind {
     ENTRY_LEASE_CHECKPOINT = 8, /* LeaseCheckpointRequest; only by a leader */
     ENTRY_ALARM = 9,          /* AlarmRequest */
     ENTRY_MEMBER_ATTR = 10,   /* etcdserverpb.Member: ID, name, clientURLs of a member that started */
-    ENTRY_CONF = 11,          /* a raft configuration change; encoding in turn.c */
+    ENTRY_CONF = 11,          /* a raft configuration change; drawn in turn.h */
+    ENTRY_MEMBER_PEERS = 12,  /* etcdserverpb.Member: ID, peerURLs of a member that has moved */
     ENTRY_KINDS
 };
 

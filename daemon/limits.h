@@ -98,7 +98,8 @@ enum {
  *     LEASES_MAX         lease.h        leases                      `too many requests`
  *     LEASE_EXPIRE_MAX   lease.h        leases in one expiry        the rest is the next one's
  *     ALARMS_MAX         apply_state.h  alarms                      one more is not taken
- *     MEMBERS_MAX        apply_state.h  members, past ones too      -ENOSPC
+ *     MEMBERS_MAX        apply_state.h  members                     -ENOSPC (Raft's 16 come first)
+ *     MEMBER_IDS_MAX     apply_state.h  members there are and were  no more are added
  *     HASHES_KEPT        apply_state.h  hashes of compactions       the oldest goes
  *     SAMPLES_MAX        compactor.c    an hour's revisions, tenfold  fewer are kept
  *     RAFT_*_MAX         raft.h         the core's arrays           ERR_TOO_MANY_REQUESTS, or messages in pieces

@@ -105,6 +105,7 @@ enum status {
     X(BAD_REQUEST,                 INTERNAL,            "grpc: error unmarshalling request: proto: cannot parse invalid wire-format data") \
     X(ARENA_FULL,                  RESOURCE_EXHAUSTED,  "cairn: the request needs more memory than one request may use; split it") \
     X(TOO_DEEP,                    INVALID_ARGUMENT,    "cairn: the transaction is nested too deeply; at most 32 levels") \
+    X(CONF_IMPOSSIBLE,             FAILED_PRECONDITION, "cairn: this change of members is not possible: a cluster has at least one voter, and at most 16 members") \
     X(DAMAGED,                     DATA_LOSS,           "cairn: the store on this member's disk is damaged at what was asked for; save what can still be read, then restore the member from a backup")
 /* clang-format on */
 

@@ -89,6 +89,7 @@ static const struct row others[] = {
     /* Ours. */
     {"cairn: the request needs more memory than one request may use; split it", 8},
     {"cairn: the transaction is nested too deeply; at most 32 levels", 3},
+    {"cairn: this change of members is not possible: a cluster has at least one voter, and at most 16 members", 9},
     {"cairn: the store on this member's disk is damaged at what was asked for; save what can still be read, then restore the "
      "member from a backup",
      15},
