@@ -149,6 +149,19 @@ void call_resume(struct call_resume *cr)
     thread_post(cr->call->thread, &cr->mail);
 }
 
+void rpc_post(struct rpc *r, unsigned thread, struct call_resume *task)
+{
+    assert(thread < r->n_threads);
+    task->call = NULL;
+    thread_post(r->threads[thread], &task->mail);
+}
+
+grpc_completion_queue *rpc_queue(const struct rpc *r, unsigned thread)
+{
+    assert(thread < r->n_threads);
+    return r->threads[thread]->cq;
+}
+
 static void stop_calls(struct rpc_thread *t)
 {
     struct call *c, *next;
@@ -286,6 +299,7 @@ static grpc_server *server_new(const struct rpc_options *o)
         arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1), /* ours is checked here, with grpc-go's words */
         arg_int(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
         arg_int(GRPC_ARG_HTTP2_BDP_PROBE, 0), /* else a stream's window grows to 4 MiB */
+        arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, o->lookahead_bytes ? int_of(o->lookahead_bytes) : 65535),
         arg_int(GRPC_ARG_MAX_METADATA_SIZE, LIMIT_HEADER_BLOCK_BYTES),
         arg_int(GRPC_ARG_MAX_CONCURRENT_STREAMS, streams && streams < INT_MAX ? (int)streams : LIMIT_OPEN_STREAMS),
         arg_int(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
@@ -347,6 +361,15 @@ static void say_nothing(gpr_log_func_args *args)
         log_debug("rpc: core says", LOG_STR("text", args->message));
 }
 
+void rpc_core_init(void)
+{
+    signal(SIGPIPE, SIG_IGN); /* core writes to sockets whose reader is gone */
+    unsetenv("GRPC_TRACE");
+    unsetenv("GRPC_VERBOSITY");
+    gpr_set_log_function(say_nothing);
+    grpc_init();
+}
+
 int rpc_new(const struct rpc_options *o, struct rpc **ret_rpc)
 {
     unsigned threads = o->threads ? o->threads : 1;
@@ -368,11 +391,7 @@ int rpc_new(const struct rpc_options *o, struct rpc **ret_rpc)
     pthread_cond_init(&r->cond, &attr);
     pthread_condattr_destroy(&attr);
 
-    signal(SIGPIPE, SIG_IGN); /* core writes to sockets whose reader is gone */
-    unsetenv("GRPC_TRACE");
-    unsetenv("GRPC_VERBOSITY");
-    gpr_set_log_function(say_nothing);
-    grpc_init();
+    rpc_core_init();
     r->server = server_new(o);
     r->nowhere = grpc_lame_client_channel_create("nowhere", GRPC_STATUS_UNAVAILABLE, "only wakes a thread");
     err = register_methods(r);
@@ -398,7 +417,7 @@ int rpc_start(struct rpc *r)
         t->slot = r->options.slots ? r->options.slots[i] : NULL;
         for (size_t k = 0; k < t->n_posts; k++)
             post_again(&t->posts[k]);
-        snprintf(name, sizeof name, "rpc-%u", i);
+        snprintf(name, sizeof name, "%s-%u", r->options.name ? r->options.name : "rpc", i);
         err = thread_start(&t->thread, name, thread_main, t);
         if (err)
             return err;

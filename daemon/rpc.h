@@ -25,7 +25,7 @@ struct rpc_method {
     const char *service, *name;        /* "etcdserverpb.KV", "Range" */
     enum rpc_kind kind;
     enum rpc_access access;
-    const ProtobufCMessageDescriptor *request;
+    const ProtobufCMessageDescriptor *request; /* NULL: req is NULL, the bytes are call_request()'s */
     /* UNARY, SERVER_STREAM: once, with the request decoded into the call's arena. BIDI: once at the start, req NULL. */
     void (*start)(struct call *c, const ProtobufCMessage *req);
     /* BIDI only: each message; next one is read when it returns. req lives until then. */
@@ -48,7 +48,7 @@ void *call_state(struct call *c);            /* CALL_STATE_BYTES zeroed, max-ali
 #define CALL_STATE_BYTES 512
 void *call_service(struct call *c);          /* the service context given to rpc_new */
 struct arena *call_arena(struct call *c);
-/* The request as it came, within start (unary and server stream) only: what req was decoded from. */
+/* The request as it came, within start (unary and server stream) and message only: what req was decoded from. */
 struct slice call_request(struct call *c);
 const struct rpc_method *call_method(struct call *c);
 struct slot *call_slot(struct call *c);      /* the rpc thread's reading slot */
@@ -56,6 +56,9 @@ unsigned call_thread(const struct call *c);  /* the number of its rpc thread, fr
 /* A handler has gathered something for another thread: options.hand_on is called here before this thread waits. */
 void call_gathered(struct call *c);
 bool call_gone(const struct call *c);
+/* BIDI, within message: the next one is not read (its sender waits) before call_go_on. */
+void call_hold(struct call *c);
+void call_go_on(struct call *c);
 uint64_t call_deadline_ms(const struct call *c);   /* monotonic; UINT64_MAX: none. min(client's, server's request timeout) for unary */
 /* First value of a metadata key, or SLICE_NONE. Borrowed until the call ends. */
 struct slice call_metadata(struct call *c, const char *key);
@@ -85,6 +88,8 @@ struct call_resume {
     void (*fn)(struct call *c, struct call_resume *r);
 };
 void call_resume(struct call_resume *r);
+/* The same for whoever has no call there: fn(NULL, r) on that rpc thread. */
+void rpc_post(struct rpc *r, unsigned thread, struct call_resume *task);
 void call_ref(struct call *c);   /* its own thread */
 void call_unref(struct call *c); /* its own thread */
 
@@ -94,12 +99,14 @@ struct rpc_options {
     const struct rpc_method *methods;
     size_t n_methods;
     void *service;                 /* call_service() */
+    const char *name;              /* the threads' is this and a number; NULL: "rpc" */
     unsigned threads;              /* 1 by default on two cores; at most RPC_THREADS_MAX */
     struct slot **slots;           /* call_slot(): one for each thread, the caller's, read by rpc_start; NULL: none */
     size_t max_request_bytes;      /* message limit is this + LIMIT_REQUEST_SLACK_BYTES */
     uint32_t max_concurrent_streams;
     uint32_t keepalive_min_ms, keepalive_interval_ms, keepalive_timeout_ms;
     uint32_t request_timeout_ms;
+    uint32_t lookahead_bytes;      /* a stream's window; 0: 64 KiB */
     /* What etcd's interceptors check before the handler: 0, or the error that answers the call. May be NULL. */
     int (*admit)(struct call *c, const ProtobufCMessage *req);
     /* On the rpc thread of that number, after call_gathered: nothing more is there at once, or enough has been

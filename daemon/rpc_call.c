@@ -559,8 +559,9 @@ static bool receive(struct call *c, struct arena *a, grpc_byte_buffer *payload, 
         call_fail_text(c, STATUS_UNIMPLEMENTED, "cairn: compressed messages are not supported");
         return false;
     }
-    err = request_bytes(c->thread, payload) ? pb_unpack(c->method->request, a, c->thread->request, ret_msg)
-                                            : ERR_BAD_REQUEST;
+    err = request_bytes(c->thread, payload) ? 0 : ERR_BAD_REQUEST;
+    if (err == 0 && c->method->request)
+        err = pb_unpack(c->method->request, a, c->thread->request, ret_msg);
     if (err)
         call_fail(c, err);
     else
@@ -573,6 +574,19 @@ static void receive_next(struct call *c)
     grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &c->receiving};
 
     call_batch(c, &op, 1, &c->op_recv);
+}
+
+void call_hold(struct call *c)
+{
+    c->held = true;
+}
+
+void call_go_on(struct call *c)
+{
+    assert(c->held);
+    c->held = false;
+    if (!c->answered && !c->gone)
+        receive_next(c);
 }
 
 static void recv_done(struct op *op, bool ok)
@@ -592,7 +606,7 @@ static void recv_done(struct op *op, bool ok)
     if (payload) {
         request_over(t, payload);
         arena_fini(&t->scratch);
-        if (!c->answered && !c->gone)
+        if (!c->answered && !c->gone && !c->held)
             receive_next(c);
     }
     op_back(c);

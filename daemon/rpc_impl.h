@@ -69,6 +69,7 @@ struct call {
     bool answered;        /* a status was sent, or is in the send queue's tail */
     bool ended;           /* the call's own reference is gone */
     bool gone;            /* the client is */
+    bool held;            /* the next message is not asked for */
     bool dirty;           /* in thread->dirty */
     bool listening;       /* RECV_CLOSE is in flight or done: it may be asked for once */
     int cancelled;        /* RECV_CLOSE writes it */
@@ -141,6 +142,9 @@ static inline void count_up(uint64_t *counter)
 }
 
 uint64_t rpc_now_ms(void);
+void rpc_core_init(void); /* grpc_init, and what has to be before; a grpc_shutdown for each */
+/* Of calls out whose tags shall come on that rpc thread (struct op's, like all of its tags). */
+grpc_completion_queue *rpc_queue(const struct rpc *r, unsigned thread);
 
 /* A call that core has delivered; takes over gcall, the metadata and the payload (NULL: none). */
 void call_arrived(struct rpc_thread *t, const struct rpc_method *m, grpc_call *gcall, gpr_timespec deadline,
