@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* peers_ask.c - calls to other members whose caller waits: the question of a member that is to join, and whatever another
+ * service sends on a connection of its own.
+ *
+ * Owner: the caller's thread; of the transport only what is constant or locked is touched.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include "peer.pb-c.h"
+#include "peers_impl.h"
+
+void peers_head(const struct peers *p, uint64_t to, const char *lane, struct peers_ids *ids, struct rpc_out_target *t)
+{
+    (void)snprintf(ids->cluster, sizeof ids->cluster, "%" PRIx64, p->options.cluster_id);
+    (void)snprintf(ids->from, sizeof ids->from, "%" PRIx64, p->options.member_id);
+    (void)snprintf(ids->to, sizeof ids->to, "%" PRIx64, to);
+    t->metadata[0] = (struct rpc_out_pair){"cairn-version", PEERS_VERSION};
+    t->metadata[1] = (struct rpc_out_pair){"cairn-cluster", ids->cluster};
+    t->metadata[2] = (struct rpc_out_pair){"cairn-from", ids->from};
+    t->metadata[3] = (struct rpc_out_pair){"cairn-to", ids->to};
+    t->metadata[4] = (struct rpc_out_pair){lane ? "cairn-lane" : NULL, lane};
+}
+
+/* The member's URLs, in the arena; none: not a member. */
+static int urls_of(struct peers *p, uint64_t member, struct arena *a, struct url_list *ret_urls)
+{
+    int err = -ENOENT;
+
+    pthread_mutex_lock(&p->roster_mu);
+    for (size_t i = 0; p->roster && i < p->roster->n; i++)
+        if (p->roster->members[i].id == member) {
+            char *text = peers_join_urls(&p->roster->members[i], a);
+
+            err = text && config_parse_urls(a, text, ret_urls) == NULL ? 0 : -EINVAL;
+        }
+    pthread_mutex_unlock(&p->roster_mu);
+    return err;
+}
+
+int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t timeout_ms, struct rpc_ask **ret_ask)
+{
+    uint64_t deadline = p->options.clock->now_ms(p->options.clock) + timeout_ms, now;
+    struct url_list urls = {0};
+    struct arena a;
+    int err;
+
+    arena_init(&a, 1 << 20, NULL, 0);
+    err = urls_of(p, member, &a, &urls);
+    for (size_t i = 0; i < urls.n && (i == 0 || err); i++) {
+        struct rpc_out_target t = {.path = path};
+        struct peers_ids ids;
+        char authority[300];
+
+        now = p->options.clock->now_ms(p->options.clock);
+        t.fd = now < deadline ? dial_blocking(&urls.urls[i], (uint32_t)(deadline - now)) : -ETIMEDOUT;
+        err = t.fd < 0 ? t.fd : 0;
+        if (err)
+            continue;
+        dial_authority(&urls.urls[i], authority, sizeof authority);
+        t.authority = authority;
+        peers_head(p, member, NULL, &ids, &t);
+        err = rpc_ask_open(&t, ret_ask);
+    }
+    arena_fini(&a);
+    return err;
+}
+
+int peers_ask_members(const struct url *u, uint32_t timeout_ms, struct Cairn__MembersResponse **ret_members)
+{
+    char authority[300];
+    struct rpc_out_target t = {.authority = authority, .path = "/cairn.Peer/Members"};
+    struct rpc_ask *ask;
+    struct slice bytes;
+    int err;
+
+    t.fd = dial_blocking(u, timeout_ms);
+    if (t.fd < 0)
+        return t.fd;
+    dial_authority(u, authority, sizeof authority);
+    err = rpc_ask_open(&t, &ask);
+    if (err)
+        return err;
+    err = rpc_ask_send(ask, SLICE_NONE, timeout_ms);
+    if (err == 0)
+        err = rpc_ask_receive(ask, timeout_ms, &bytes);
+    if (err) {
+        rpc_ask_cut(ask);
+        return err;
+    }
+    *ret_members = cairn__members_response__unpack(NULL, bytes.len, bytes.ptr);
+    free((void *)(uintptr_t)bytes.ptr);
+    rpc_ask_cut(ask);
+    return *ret_members ? 0 : -EBADMSG;
+}

@@ -1,0 +1,536 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* peers.c - proves of the transport between members, two or three of them in one process on 127.0.0.1 with a receiver
+ * that only notes: what is sent arrives, in order within its lane; a member that is killed and comes back is found again,
+ * and while its port refuses it is suspected, once; a stream of another cluster, for another member, of another version or
+ * of a removed member is refused; of heartbeats that wait only the newest leaves; a heartbeat overtakes 64 MB of entries;
+ * a member that reads nothing costs bounded memory; entries that are only in the log are fetched; Members answers.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "daemon/dial.h"
+#include "daemon/limits.h"
+#include "daemon/peers.h"
+#include "peer.pb-c.h"
+#include "tap.h"
+
+enum { PATIENCE_MS = 20000, CLUSTER = 0xc1, NOTES = 200000 };
+
+static uint64_t now_ms(void)
+{
+    return clock_real()->now_ms(clock_real());
+}
+
+static void nap(void)
+{
+    (void)poll(NULL, 0, 1);
+}
+
+/* A condition is awaited, never a time. */
+#define AWAIT(cond) \
+    do { \
+        uint64_t until_ = now_ms() + PATIENCE_MS; \
+        while (!(cond) && now_ms() < until_) \
+            nap(); \
+        CHECK(cond); \
+    } while (0)
+
+/* ---- a member --------------------------------------------------------------------------------------- */
+
+struct member {
+    uint64_t id;
+    unsigned port;
+    struct arena arena;
+    struct url_list listen;
+    char url[64];
+    struct entry_cache *cache;
+    struct peers *peers;
+    _Atomic int suspects, unreachables, removed, heartbeats, n;
+    _Atomic uint64_t heartbeat_ctx, heartbeat_us, bytes;
+    uint64_t notes[NOTES]; /* raft.index of an APPEND, id of a LEASE_RENEW, in the order of arrival */
+};
+
+static struct member members[3];
+static unsigned ports[3];
+
+static void receive(void *ctx, struct peer_msg *m)
+{
+    struct member *me = ctx;
+    int n = atomic_load(&me->n);
+
+    if (m->kind == PEER_RAFT && m->raft.type == RAFT_HEARTBEAT) {
+        atomic_store(&me->heartbeat_us, clock_real()->now_us(clock_real()));
+        atomic_store(&me->heartbeat_ctx, m->raft.ctx);
+        atomic_fetch_add(&me->heartbeats, 1);
+    } else if (n < NOTES) {
+        me->notes[n] = m->kind == PEER_RAFT ? m->raft.index : m->id;
+        for (uint32_t i = 0; i < m->n_entries; i++)
+            atomic_fetch_add(&me->bytes, m->entries[i]->len);
+        atomic_store(&me->n, n + 1);
+    }
+    peer_msg_free(m);
+}
+
+static void suspect(void *ctx, uint64_t member)
+{
+    (void)member;
+    atomic_fetch_add(&((struct member *)ctx)->suspects, 1);
+}
+
+static void unreachable(void *ctx, uint64_t member)
+{
+    (void)member;
+    atomic_fetch_add(&((struct member *)ctx)->unreachables, 1);
+}
+
+static void told_removed(void *ctx)
+{
+    atomic_fetch_add(&((struct member *)ctx)->removed, 1);
+}
+
+/* A port that nobody has: bound once, and given back. */
+static unsigned free_port(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof a;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    REQUIRE(bind(fd, (struct sockaddr *)&a, sizeof a) == 0);
+    REQUIRE(getsockname(fd, (struct sockaddr *)&a, &len) == 0);
+    (void)close(fd);
+    return ntohs(a.sin_port);
+}
+
+static void member_start_as(struct member *m, uint64_t id, uint64_t cluster, struct wal *wal)
+{
+    struct peers_sink sink = {receive, suspect, unreachable, told_removed, m};
+    unsigned i = (unsigned)(m - members);
+    const struct url *bad;
+
+    if (ports[i] == 0)
+        ports[i] = free_port();
+    memset(m, 0, sizeof *m);
+    m->id = id;
+    m->port = ports[i];
+    (void)snprintf(m->url, sizeof m->url, "http://127.0.0.1:%u", m->port);
+    arena_init(&m->arena, 1 << 20, NULL, 0);
+    REQUIRE(config_parse_urls(&m->arena, m->url, &m->listen) == NULL);
+    m->cache = entry_cache_new(LIMIT_ENTRY_CACHE_BYTES);
+    REQUIRE(peers_new(&(struct peers_options){.clock = clock_real(),
+                                              .rng = rng_real(),
+                                              .listen = &m->listen,
+                                              .cluster_id = cluster,
+                                              .member_id = id,
+                                              .cache = m->cache,
+                                              .wal = wal},
+                      &m->peers, &bad) == 0);
+    REQUIRE(peers_start(m->peers, &sink) == 0);
+}
+
+static void member_start(struct member *m, uint64_t id)
+{
+    member_start_as(m, id, CLUSTER, NULL);
+}
+
+static void member_stop(struct member *m)
+{
+    peers_free(m->peers);
+    entry_cache_free(m->cache);
+    arena_fini(&m->arena);
+    m->peers = NULL;
+}
+
+/* ids[i] is whom m takes to live at members[i]'s port. */
+static void introduce_as(struct member *m, const uint64_t *ids, size_t n, uint64_t removed)
+{
+    struct peers_member rows[3];
+    char urls[3][64];
+    const char *list[3];
+
+    for (size_t i = 0; i < n; i++) {
+        (void)snprintf(urls[i], sizeof urls[i], "http://127.0.0.1:%u", ports[i]);
+        list[i] = urls[i];
+        rows[i] = (struct peers_member){.id = ids[i], .name = "m", .urls = &list[i], .n_urls = 1};
+    }
+    REQUIRE(peers_set_members(m->peers, rows, n, &removed, removed != 0) == 0);
+}
+
+static const uint64_t all_ids[3] = {1, 2, 3};
+
+static void introduce(struct member *m, size_t n)
+{
+    introduce_as(m, all_ids, n, 0);
+}
+
+static void send_to(struct member *from, struct peer_msg *m)
+{
+    struct transport *t = peers_transport(from->peers);
+
+    t->send(t, m);
+}
+
+static void send_renew(struct member *from, uint64_t to, uint64_t id)
+{
+    struct peer_msg *m = peer_msg_new(PEER_LEASE_RENEW, from->id, to);
+
+    m->id = id;
+    send_to(from, m);
+}
+
+static void send_heartbeat(struct member *from, uint64_t to, uint64_t ctx)
+{
+    struct peer_msg *m = peer_msg_new(PEER_RAFT, from->id, to);
+
+    m->raft = (struct raft_msg){.type = RAFT_HEARTBEAT, .from = from->id, .to = to, .term = 1, .ctx = ctx};
+    send_to(from, m);
+}
+
+static void send_append(struct member *from, uint64_t to, uint64_t index, uint64_t last)
+{
+    struct peer_msg *m = peer_msg_new(PEER_RAFT, from->id, to);
+
+    m->raft = (struct raft_msg){.type = RAFT_APPEND,
+                                .from = from->id,
+                                .to = to,
+                                .term = 1,
+                                .index = index,
+                                .log_term = index ? 1 : 0,
+                                .last = last,
+                                .n_runs = last > index,
+                                .runs = {{.first = index + 1, .term = 1}}};
+    send_to(from, m);
+}
+
+static void cache_fill(struct member *m, uint64_t first, uint64_t last, size_t bytes)
+{
+    for (uint64_t i = first; i <= last; i++) {
+        struct entry *e = entry_new(bytes);
+
+        memset(e->payload, (int)i, bytes);
+        e->index = i;
+        e->term = 1;
+        entry_cache_put(m->cache, e);
+        entry_unref(e);
+    }
+}
+
+static bool active(struct member *m, uint64_t to)
+{
+    struct peers_stats s[PEERS_STATS_MAX];
+    size_t n = peers_stats(m->peers, s);
+
+    for (size_t i = 0; i < n; i++)
+        if (s[i].member == to)
+            return s[i].active;
+    return false;
+}
+
+static void pair_start(void)
+{
+    member_start(&members[0], 1);
+    member_start(&members[1], 2);
+    introduce(&members[0], 2);
+    introduce(&members[1], 2);
+    AWAIT(active(&members[0], 2) && active(&members[1], 1));
+}
+
+static void pair_stop(void)
+{
+    member_stop(&members[0]);
+    member_stop(&members[1]);
+}
+
+/* ---- tests --------------------------------------------------------------------------------------------- */
+
+/* Each to each other: three members, six streams of each lane; every message once, in order. */
+static void delivery_in_order(void)
+{
+    enum { N = 2000 };
+    bool ordered = true;
+
+    for (int i = 0; i < 3; i++)
+        member_start(&members[i], (uint64_t)i + 1);
+    for (int i = 0; i < 3; i++)
+        introduce(&members[i], 3);
+    for (int i = 0; i < 3; i++)
+        AWAIT(active(&members[i], (uint64_t)(i + 1) % 3 + 1) && active(&members[i], (uint64_t)(i + 2) % 3 + 1));
+    for (uint64_t k = 1; k <= N; k++)
+        for (int i = 0; i < 3; i++) {
+            send_renew(&members[i], (uint64_t)(i + 1) % 3 + 1, k);
+            if (k % 200 == 0)
+                nap();
+        }
+    for (int i = 0; i < 3; i++) {
+        AWAIT(atomic_load(&members[i].n) == N);
+        for (uint64_t k = 0; k < N; k++)
+            ordered &= members[i].notes[k] == k + 1;
+        CHECK(atomic_load(&members[i].suspects) == 0);
+    }
+    CHECK(ordered);
+    for (int i = 0; i < 3; i++)
+        member_stop(&members[i]);
+}
+
+static void appends_in_pieces(void)
+{
+    enum { ENTRIES = 3000, BYTES = 1000 };
+    struct member *to = &members[1];
+    uint64_t next = 0;
+    bool consecutive = true;
+
+    pair_start();
+    cache_fill(&members[0], 1, ENTRIES, BYTES);
+    for (uint64_t i = 0; i < ENTRIES; i += 1000)
+        send_append(&members[0], 2, i, i + 1000);
+    AWAIT(atomic_load(&to->bytes) == (uint64_t)ENTRIES * BYTES);
+    CHECK(atomic_load(&to->n) > 3); /* cut */
+    for (int i = 0; i < atomic_load(&to->n); i++) {
+        consecutive &= to->notes[i] >= next;
+        next = to->notes[i];
+    }
+    CHECK(consecutive);
+    pair_stop();
+}
+
+static void killed_and_back(void)
+{
+    pair_start();
+    member_stop(&members[1]);
+    AWAIT(atomic_load(&members[0].suspects) == 1);
+    AWAIT(atomic_load(&members[0].unreachables) >= 1);
+    member_start(&members[1], 2);
+    introduce(&members[1], 2);
+    AWAIT(active(&members[0], 2));
+    CHECK(atomic_load(&members[0].suspects) == 1);
+    send_renew(&members[0], 2, 7);
+    AWAIT(atomic_load(&members[1].n) == 1);
+    CHECK(members[1].notes[0] == 7);
+    pair_stop();
+}
+
+/* The other side takes 1 for another: as the stream's head says. */
+static void refused_as(uint64_t my_id, uint64_t my_cluster, uint64_t your_id, uint64_t removed, bool tells_removed)
+{
+    struct member *me = &members[0], *you = &members[1];
+    uint64_t ids[2] = {my_id, your_id};
+
+    member_start(you, 2);
+    introduce_as(you, all_ids + 1, 0, removed);
+    member_start_as(me, my_id, my_cluster, NULL);
+    introduce_as(me, ids, 2, 0);
+    AWAIT(!tells_removed || atomic_load(&me->removed) > 0);
+    for (int i = 0; i < 20; i++) {
+        send_renew(me, your_id, 1);
+        (void)poll(NULL, 0, 5);
+    }
+    AWAIT(atomic_load(&me->unreachables) >= 1);
+    CHECK(!active(me, your_id));
+    CHECK(atomic_load(&you->n) == 0);
+    CHECK(atomic_load(&me->suspects) == 0);
+    pair_stop();
+}
+
+static void strangers_are_refused(void)
+{
+    refused_as(1, CLUSTER + 1, 2, 0, false);
+    refused_as(1, CLUSTER, 9, 0, false);
+    refused_as(1, CLUSTER, 2, 1, true);
+}
+
+static void removed_while_connected(void)
+{
+    pair_start();
+    introduce_as(&members[1], all_ids + 1, 0, 1);
+    AWAIT(atomic_load(&members[0].removed) > 0);
+    CHECK(!active(&members[1], 1));
+    pair_stop();
+}
+
+/* The head is what counts: sent by hand. */
+static enum status by_hand(const char *version, const char *cluster, const char *from, const char *to, char *text,
+                           size_t size, struct slice bytes)
+{
+    struct rpc_out_target t = {.authority = "x",
+                               .path = "/cairn.Peer/Messages",
+                               .metadata = {{"cairn-version", version},
+                                            {"cairn-cluster", cluster},
+                                            {"cairn-from", from},
+                                            {"cairn-to", to}}};
+    struct rpc_ask *a;
+
+    t.fd = dial_blocking(&members[1].listen.urls[0], PATIENCE_MS);
+    REQUIRE(t.fd >= 0);
+    REQUIRE(rpc_ask_open(&t, &a) == 0);
+    if (bytes.len)
+        (void)rpc_ask_send(a, bytes, PATIENCE_MS);
+    return rpc_ask_end(a, PATIENCE_MS, text, size);
+}
+
+static void heads_by_hand(void)
+{
+    char text[200];
+    struct slice garbage = S("\4\0\0\0abcd"), cut_short = S("\377\377\377\377abcd");
+
+    member_start(&members[1], 2);
+    CHECK(by_hand("1", "c1", "1", "2", text, sizeof text, SLICE_NONE) == STATUS_OK);
+    CHECK(by_hand("2", "c1", "1", "2", text, sizeof text, SLICE_NONE) == STATUS_FAILED_PRECONDITION);
+    CHECK(strcmp(text, "cairn: the protocol between members is version 1 here, not 2") == 0);
+    CHECK(by_hand("1", "c2", "1", "2", text, sizeof text, SLICE_NONE) == STATUS_FAILED_PRECONDITION);
+    CHECK(strcmp(text, "cairn: this is cluster c1, not c2 (from member 1)") == 0);
+    CHECK(by_hand("1", "c1", "1", "3", text, sizeof text, SLICE_NONE) == STATUS_FAILED_PRECONDITION);
+    CHECK(by_hand("1", "c1", "2", "2", text, sizeof text, SLICE_NONE) == STATUS_FAILED_PRECONDITION);
+    CHECK(by_hand("1", "C1", "1", "2", text, sizeof text, SLICE_NONE) == STATUS_FAILED_PRECONDITION);
+    CHECK(by_hand("1", "c1", "12345678123456789", "2", text, sizeof text, SLICE_NONE) == STATUS_FAILED_PRECONDITION);
+    CHECK(by_hand("1", "c1", "1", "2", text, sizeof text, garbage) == STATUS_INVALID_ARGUMENT);
+    CHECK(by_hand("1", "c1", "1", "2", text, sizeof text, cut_short) == STATUS_INVALID_ARGUMENT);
+    member_stop(&members[1]);
+}
+
+/* A message whose sender is not the stream's member goes nowhere; the stream goes on. */
+static void false_sender(void)
+{
+    struct peers_stats s[PEERS_STATS_MAX];
+    struct peer_msg *m;
+
+    pair_start();
+    m = peer_msg_new(PEER_LEASE_RENEW, 3, 2);
+    send_to(&members[0], m);
+    send_renew(&members[0], 2, 5);
+    AWAIT(atomic_load(&members[1].n) == 1);
+    CHECK(members[1].notes[0] == 5);
+    CHECK(peers_stats(members[1].peers, s) == 1 && s[0].received_failures == 1 && s[0].received_messages == 1);
+    pair_stop();
+}
+
+/* What was sent while nobody listened: one heartbeat of a thousand arrives, the newest. */
+static void newest_heartbeat_only(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int mute = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+
+    ports[1] = free_port();
+    a.sin_port = htons((uint16_t)ports[1]);
+    (void)setsockopt(mute, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    REQUIRE(bind(mute, (struct sockaddr *)&a, sizeof a) == 0);
+    /* Bound and not listening: refused. Nothing is connected yet, so nobody is suspected. */
+    member_start(&members[0], 1);
+    introduce(&members[0], 2);
+    for (uint64_t i = 1; i <= 1000; i++)
+        send_heartbeat(&members[0], 2, i);
+    (void)close(mute);
+    member_start(&members[1], 2);
+    introduce(&members[1], 2);
+    AWAIT(active(&members[0], 2));
+    for (uint64_t i = 1; i <= 1000; i++)
+        send_heartbeat(&members[0], 2, i);
+    AWAIT(atomic_load(&members[1].heartbeat_ctx) == 1000);
+    CHECK(atomic_load(&members[1].heartbeats) < 1000);
+    CHECK(atomic_load(&members[0].suspects) == 0);
+    pair_stop();
+}
+
+static void heartbeats_overtake_entries(void)
+{
+    enum { ENTRIES = 60000, BYTES = 1024, EACH = 1000 };
+    struct member *to = &members[1];
+    uint64_t worst_us = 0, sum_us = 0, n = 0;
+
+    pair_start();
+    cache_fill(&members[0], 1, ENTRIES, BYTES);
+    for (uint64_t i = 0; i < ENTRIES; i += EACH)
+        send_append(&members[0], 2, i, i + EACH);
+    while (atomic_load(&to->bytes) < (uint64_t)ENTRIES * BYTES && n < 1000) {
+        uint64_t sent_us = clock_real()->now_us(clock_real()), us;
+
+        n++;
+        send_heartbeat(&members[0], 2, n);
+        AWAIT(atomic_load(&to->heartbeat_ctx) == n);
+        us = atomic_load(&to->heartbeat_us) - sent_us;
+        sum_us += us;
+        worst_us = us > worst_us ? us : worst_us;
+        nap();
+    }
+    AWAIT(atomic_load(&to->bytes) == (uint64_t)ENTRIES * BYTES);
+    printf("# %lu heartbeats: mean %lu us, worst %lu us\n", (unsigned long)n, (unsigned long)(sum_us / n),
+           (unsigned long)worst_us);
+    CHECK(worst_us < 1000000); /* a loaded machine; it is a few ms on an idle one */
+    pair_stop();
+}
+
+static size_t rss_bytes(void)
+{
+    FILE *f = fopen("/proc/self/statm", "r");
+    unsigned long total = 0, rss = 0;
+
+    REQUIRE(f && fscanf(f, "%lu %lu", &total, &rss) == 2);
+    (void)fclose(f);
+    return rss * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Somebody who accepts and reads nothing: what waits for it stays bounded, what does not fit is told. */
+static void mute_member(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int mute = socket(AF_INET, SOCK_STREAM, 0);
+    size_t before, after;
+
+    ports[1] = free_port();
+    a.sin_port = htons((uint16_t)ports[1]);
+    REQUIRE(bind(mute, (struct sockaddr *)&a, sizeof a) == 0 && listen(mute, 16) == 0);
+    member_start(&members[0], 1);
+    introduce(&members[0], 2);
+    before = rss_bytes();
+    for (uint64_t i = 0; i < 20 * LIMIT_PEER_OUTBOX; i++) {
+        send_renew(&members[0], 2, i);
+        if (i % 256 == 0)
+            nap();
+    }
+    AWAIT(atomic_load(&members[0].unreachables) > 0);
+    after = rss_bytes();
+    CHECK(after < before + (64u << 20));
+    (void)close(mute);
+    member_stop(&members[0]);
+}
+
+static void members_are_told(void)
+{
+    struct Cairn__MembersResponse *r = NULL;
+    char text[100];
+    struct rpc_ask *a;
+
+    pair_start();
+    introduce_as(&members[1], all_ids, 2, 77);
+    do {
+        if (r)
+            cairn__members_response__free_unpacked(r, NULL);
+        REQUIRE(peers_ask_members(&members[1].listen.urls[0], PATIENCE_MS, &r) == 0);
+    } while (r->n_removed == 0);
+    CHECK(r->cluster_id == CLUSTER && r->member_id == 2 && r->n_members == 2 && r->removed[0] == 77);
+    CHECK(r->members[0]->id == 1 && strcmp(r->members[0]->peer_urls[0], members[0].url) == 0);
+    cairn__members_response__free_unpacked(r, NULL);
+    CHECK(peers_call(members[0].peers, 9, "/cairn.Peer/Nothing", PATIENCE_MS, &a) == -ENOENT);
+    REQUIRE(peers_call(members[0].peers, 2, "/cairn.Peer/Nothing", PATIENCE_MS, &a) == 0);
+    CHECK(rpc_ask_end(a, PATIENCE_MS, text, sizeof text) == STATUS_UNIMPLEMENTED);
+    CHECK(strcmp(text, "unknown method Nothing for service cairn.Peer") == 0);
+    pair_stop();
+}
+
+int main(void)
+{
+    TEST(delivery_in_order);
+    TEST(appends_in_pieces);
+    TEST(killed_and_back);
+    TEST(strangers_are_refused);
+    TEST(removed_while_connected);
+    TEST(heads_by_hand);
+    TEST(false_sender);
+    TEST(newest_heartbeat_only);
+    TEST(heartbeats_overtake_entries);
+    TEST(mute_member);
+    TEST(members_are_told);
+    return tap_done();
+}
