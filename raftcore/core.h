@@ -82,6 +82,9 @@ struct raft {
 
     /* Candidate. */
     enum campaign wanted; /* to stand once everything committed is applied */
+    uint64_t wanted_until; /* of a TRANSFER: who asked for it has given up by then */
+    uint64_t hurry_until;  /* the leader was lost just now: campaigns are tried again soon. 0: no hurry */
+    uint32_t hurry_n;      /* votes of this hurry that came to nothing */
     enum campaign campaign;
     uint64_t vote_seq;    /* our vote for ourselves; votes are asked for once it is stored; 0: asked */
     bool voted[RAFT_MEMBERS_MAX], granted[RAFT_MEMBERS_MAX]; /* by index in prs */
@@ -143,6 +146,7 @@ bool election_in_lease(const struct raft *r); /* a leader lives: who asks for vo
 bool election_promised(const struct raft *r); /* lease_reads: a leader counts on our waiting */
 void election_on_timeout_now(struct raft *r, const struct raft_msg *m);
 void election_suspect(struct raft *r, uint64_t id);
+void election_leader_heard(struct raft *r);
 
 /* ---- leader.c ---- */
 void leader_begin(struct raft *r);

@@ -9,6 +9,11 @@
  * Unlike etcd-io/raft, which looks for configuration entries between applied and commit, a member stands
  * only when everything it knows to be committed is applied: the core does not know what entries hold.
  * The election is then one of the newest configuration it can know.
+ *
+ * The election timeout tells when a leader is lost; once it is, there is no reason to wait that long again. For one more
+ * timeout a pre-vote is asked anew after a quarter to half of a heartbeat (it costs nothing, and somebody may only
+ * now have noticed) and a vote that came to nothing is tried again after one or so, then two, four, ... (a slow disk
+ * must have its time to store a vote). Who gave way stays out of the way for as long.
  */
 #include "core.h"
 
@@ -59,7 +64,62 @@ static void ask_votes(struct raft *r, enum raft_msg_type type, uint64_t term)
     }
 }
 
+/* ---- when to try again ------------------------------------------------------------------------- */
+
+static bool in_hurry(const struct raft *r)
+{
+    return r->now < r->hurry_until;
+}
+
+static void begin_hurry(struct raft *r)
+{
+    r->hurry_until = r->now + r->election_ms;
+    r->hurry_n = 0;
+}
+
+static void stand_before(struct raft *r, uint64_t at)
+{
+    if (r->election_at > at)
+        r->election_at = at;
+}
+
+/* How long a pre-vote, which waits for no disk, may take. */
+static uint64_t pre_vote_patience(struct raft *r)
+{
+    return r->heartbeat_ms / 4 + 1 + raft_random(r, r->heartbeat_ms / 4 + 1);
+}
+
+/* How long a vote may take: longer each time. */
+static uint64_t vote_patience(struct raft *r)
+{
+    uint32_t doubled = r->hurry_n < 8 ? r->hurry_n : 8;
+
+    return (r->heartbeat_ms / 2 + 1 + raft_random(r, r->heartbeat_ms)) << doubled;
+}
+
+void election_leader_heard(struct raft *r)
+{
+    r->heard_at = r->now;
+    r->deny_until = r->now + r->election_ms;
+    r->hurry_until = 0;
+    if (r->wanted != CAMPAIGN_TRANSFER || r->now >= r->wanted_until)
+        r->wanted = CAMPAIGN_NONE; /* a transfer it asked for itself, perhaps after it sent this */
+    raft_reset_election(r);
+}
+
+/* ---- campaigns --------------------------------------------------------------------------------- */
+
 static void stand(struct raft *r, enum campaign how);
+
+/* The campaign is over; the next is due when it was. */
+static void lose(struct raft *r)
+{
+    uint64_t at = r->election_at;
+
+    raft_become_follower(r, r->term, 0);
+    if (in_hurry(r))
+        stand_before(r, at);
+}
 
 static void count_votes(struct raft *r)
 {
@@ -71,7 +131,7 @@ static void count_votes(struct raft *r)
             leader_begin(r);
         break;
     case QUORUM_LOST:
-        raft_become_follower(r, r->term, 0); /* until the next timeout */
+        lose(r);
         break;
     case QUORUM_PENDING:
         break;
@@ -86,12 +146,17 @@ static void stand(struct raft *r, enum campaign how)
     r->campaign = how;
     r->out.flags |= RAFT_OUT_ROLE;
     if (how == CAMPAIGN_PRE) {
+        if (in_hurry(r))
+            stand_before(r, r->now + pre_vote_patience(r));
         r->role = RAFT_PRE_CANDIDATE;
         record_vote(r, r->id, true); /* promises nothing, so it counts at once */
         ask_votes(r, RAFT_PRE_VOTE, r->term + 1);
         count_votes(r);
         return;
     }
+    if (in_hurry(r))
+        stand_before(r, r->now + vote_patience(r));
+    r->hurry_n++;
     r->role = RAFT_CANDIDATE;
     raft_set_state(r, r->term + 1, r->id);
     r->vote_seq = r->state_seq;
@@ -122,7 +187,8 @@ void election_try(struct raft *r)
 {
     enum campaign how = r->wanted;
 
-    if (how == CAMPAIGN_NONE || r->applied < r->commit || !may_stand(r))
+    if (how == CAMPAIGN_NONE || r->applied < r->commit || !may_stand(r) ||
+        (election_promised(r) && how != CAMPAIGN_TRANSFER))
         return;
     stand(r, how);
 }
@@ -134,6 +200,7 @@ void election_timeout(struct raft *r)
         read_lose(r);
         r->leader = 0;
         r->out.flags |= RAFT_OUT_ROLE;
+        begin_hurry(r);
     }
     election_want(r, CAMPAIGN_PRE);
 }
@@ -184,14 +251,27 @@ void election_on_vote(struct raft *r, const struct raft_msg *m)
     /* T 3.6.1: the log with the later last term, then the longer one, is the more up-to-date. */
     bool up_to_date = m->log_term > last_term || (m->log_term == last_term && m->index >= r->log.last);
 
+    if (election_promised(r) && !m->transfer)
+        return;
     if (!free_to || !up_to_date || r->fence) {
         election_refuse(r, answer, m->from);
+        if (pre && !up_to_date && r->role == RAFT_FOLLOWER && !election_in_lease(r))
+            stand_before(r, r->now); /* nobody leads, and the asker cannot: our log is the better one */
         return;
     }
-    if (!pre) {
-        raft_set_state(r, r->term, m->from);
-        raft_reset_election(r);
+    if (pre) {
+        struct raft_msg *a = raft_send(r, answer, m->from); /* promises nothing: waits for no disk */
+
+        if (a)
+            a->term = m->term;
+        if (in_hurry(r) && r->role == RAFT_FOLLOWER && r->election_at < r->now + r->heartbeat_ms)
+            r->election_at = r->now + r->heartbeat_ms / 2 + pre_vote_patience(r); /* it goes first */
+        return;
     }
+    raft_set_state(r, r->term, m->from);
+    raft_reset_election(r);
+    if (in_hurry(r))
+        stand_before(r, r->now + r->heartbeat_ms / 2 + vote_patience(r));
     raft_send_held(r, answer, m->from, m->term);
 }
 
@@ -217,6 +297,8 @@ void election_on_timeout_now(struct raft *r, const struct raft_msg *m)
         raft_drop(r);
         return;
     }
+    r->wanted_until = r->now + r->election_ms;
+    begin_hurry(r);
     election_want(r, CAMPAIGN_TRANSFER); /* T 3.10: no pre-vote, the leader itself asks for it */
 }
 
@@ -233,6 +315,6 @@ void election_suspect(struct raft *r, uint64_t id)
     read_lose(r);
     r->leader = 0;
     r->out.flags |= RAFT_OUT_ROLE;
-    if (r->election_at > r->now + rank * r->heartbeat_ms)
-        r->election_at = r->now + rank * r->heartbeat_ms;
+    begin_hurry(r);
+    stand_before(r, r->now + rank * (r->heartbeat_ms / 2));
 }

@@ -364,6 +364,7 @@ void leader_on_heartbeat_reply(struct raft *r, const struct raft_msg *m)
     p->paused = false;
     if (p->match < r->log.last || p->state == RAFT_PROBE)
         send_append(r, p, true);
+    transfer_if_caught_up(r, p); /* the first TIMEOUT_NOW may have been lost */
     read_on_ack(r, p, m->ctx);
 }
 

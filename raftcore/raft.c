@@ -422,10 +422,7 @@ static void on_leaders_msg(struct raft *r, const struct raft_msg *m)
     if (r->role != RAFT_FOLLOWER || r->leader != m->from)
         raft_become_follower(r, r->term, m->from);
     r->append_from = m->from;
-    r->heard_at = r->now;
-    r->deny_until = r->now + r->election_ms;
-    r->wanted = CAMPAIGN_NONE;
-    raft_reset_election(r);
+    election_leader_heard(r);
     switch (m->type) {
     case RAFT_APPEND:
         follower_on_append(r, m);
