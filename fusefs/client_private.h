@@ -1,6 +1,167 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* client_private.h - between client.c and client_error.c. */
+/* client_private.h - the client's insides, and the one door to gRPC.
+ *
+ *     core thread                               polling thread (client_poll.c)
+ *     client_start -> op, waiting               grpc_completion_queue_next
+ *     a channel is connected: start_batch  ---> a tag completes: unpack the answer
+ *     client_dispatch <--- mailbox, eventfd <-- post the tag
+ *     tag->arrived: done, message, closed
+ *
+ * A gRPC tag is always a struct tag inside an op or an endpoint. The polling thread touches a tag only
+ * between the start of its batch and the post; everything else is the core thread's. An op lives until its
+ * last tag came back, however long ago its owner lost interest.
+ *
+ *     client.c           calls and streams; opening and closing
+ *     client_op.c        one op: its messages, its batches
+ *     client_poll.c      the polling thread and its mailbox
+ *     client_endpoint.c  whom to talk to: connections, health, failing over
+ *     client_error.c     what an error means
+ */
 #pragma once
+#include <errno.h>
+#include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/slice.h>
+#include <grpc/support/alloc.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
 #include "client.h"
+#include "rpc.pb-c.h"
+
+_Static_assert((int)STATUS_UNAUTHENTICATED == (int)GRPC_STATUS_UNAUTHENTICATED, "one numbering");
+
+struct tag {
+    void (*arrived)(struct client *c, struct tag *t); /* core thread */
+    void (*polled)(struct tag *t);                    /* polling thread, before the post; may be NULL */
+    struct client_op *op;                             /* NULL: an endpoint's */
+    bool ok;
+    struct tag *next;
+    /* Stored (release) before the tag goes to gRPC, loaded (acquire) when it comes back: gRPC orders the two
+     * threads as well, but inside a library that thread sanitizers do not see. */
+    atomic_bool lent;
+};
+
+struct endpoint {
+    char *target; /* as gRPC wants it */
+    char *name;   /* as the user gave it */
+    grpc_channel *channel;
+    grpc_connectivity_state state;
+    bool watching; /* state_tag is with gRPC */
+    struct tag state_tag;
+    struct client *client;
+};
+
+struct message {
+    struct message *next;
+    grpc_byte_buffer *bytes;
+};
+
+/* A call or a stream. */
+struct client_op {
+    struct client_op *next, **prev; /* in c->waiting or c->running */
+    struct client *client;
+    enum client_method method;
+    struct client_call *call;       /* NULL: abandoned, or a stream */
+    struct client_stream *stream;   /* NULL: closed, or a call */
+    bool is_stream, closing;
+    struct message *out, **out_end; /* to be sent; of a call the one request, kept for a retry */
+    int64_t deadline_ms, not_before_ms, started_ms;
+    uint32_t tries;
+    uint32_t n_tags; /* with gRPC or in the mailbox */
+
+    /* Lent to gRPC while running. */
+    grpc_call *gcall;
+    struct endpoint *endpoint;
+    struct tag open_tag, recv_tag, send_tag, status_tag;
+    grpc_byte_buffer *received;
+    grpc_metadata_array initial, trailing;
+    grpc_status_code status;
+    grpc_slice details;
+
+    /* Made by the polling thread from `received`. */
+    ProtobufCMessage *reply;
+};
+
+struct client {
+    struct endpoint endpoints[CLIENT_ENDPOINTS_MAX];
+    unsigned n_endpoints, current;
+    int64_t timeout_ms;
+    grpc_completion_queue *cq;
+    pthread_t poller;
+    int epoll_fd, event_fd, timer_fd;
+    bool timer_on, dispatching;
+    struct client_op *waiting, **waiting_end, *running;
+    uint32_t n_ops;
+    struct client_health health;
+    struct client_call probe;
+
+    pthread_mutex_t mu; /* the mailbox: gRPC has one consumer thread, so a plain locked list does */
+    struct tag *mail, **mail_end; /* protected by mu */
+};
+
+struct method {
+    const char *path;
+    const ProtobufCMessageDescriptor *reply;
+    bool reads;  /* may be sent twice */
+    bool quorum; /* an answer proves a quorum */
+};
+extern const struct method client_methods[CLIENT_METHODS];
+
+/* ---- client_op.c ------------------------------------------------------------------- */
+
+struct client_op *client_op_new(struct client *c, enum client_method m, const ProtobufCMessage *msg, int64_t timeout_ms);
+void client_op_wait(struct client *c, struct client_op *op); /* into c->waiting */
+/* The current endpoint is connected: from here on the request counts as sent. */
+void client_op_start(struct client *c, struct client_op *op);
+void client_op_unlink(struct client *c, struct client_op *op);
+/* Gives back what one attempt borrowed, so that the op can be freed or tried again. */
+void client_op_reset(struct client_op *op);
+void client_op_free(struct client *c, struct client_op *op);
+struct slice client_op_text(const struct client_op *op);
+enum err client_op_err(const struct client_op *op);
+struct message *client_message_pack(const ProtobufCMessage *msg);
+void client_message_free(struct message *m);
+void client_stream_receive(struct client_op *op);
+/* One message at a time is with gRPC: the first of op->out. */
+void client_stream_transmit(struct client_op *op);
+
+/* ---- client.c: a tag arrived --------------------------------------------------------- */
+
+void client_call_arrived(struct client *c, struct tag *t);
+void client_stream_opened(struct client *c, struct tag *t);
+void client_stream_received(struct client *c, struct tag *t);
+void client_stream_sent(struct client *c, struct tag *t);
+void client_stream_ended(struct client *c, struct tag *t);
+/* Starts what waits, if there is somebody to talk to, and ends what has waited too long. */
+void client_run_waiting(struct client *c);
+
+/* ---- client_poll.c --------------------------------------------------------------------- */
+
+void client_unpack_reply(struct tag *t); /* a tag's polled */
+int client_poll_open(struct client *c);  /* the descriptors and the completion queue */
+int client_poll_start(struct client *c); /* the thread; all signals must be blocked */
+/* Waits until gRPC has given everything back; `polling`: the thread was started. */
+void client_poll_close(struct client *c, bool polling);
+struct tag *client_mail_take(struct client *c);
+
+/* ---- client_endpoint.c ------------------------------------------------------------------ */
+
+int client_endpoints_open(struct client *c, const struct client_config *cfg);
+void client_endpoints_connect(struct client *c);
+void client_endpoints_close(struct client *c);
+struct endpoint *client_current(struct client *c);
+bool endpoint_connected(const struct endpoint *e);
+/* Another connected endpoint, if there is one. */
+void client_fail_over(struct client *c);
+void client_note_doubt(struct client *c);
+void client_note_quorum(struct client *c);
+void client_note_header(struct client *c, const ProtobufCMessage *msg);
+void client_timer_set(struct client *c, bool on);
+void client_tick(struct client *c);
+
+/* ---- client_error.c ----------------------------------------------------------------------- */
 
 enum client_outcome client_outcome_of(enum err err, enum status code);

@@ -17,7 +17,9 @@
  * there kept up by the watch (feed.h). A node whose parent is not loaded does not exist. Markers (key "dir/"
  * with empty value) are no child: they set dir->marker.
  *
- * tree.c       nodes, names, lookup counts, attributes, values
+ * tree.c       nodes, lookup counts
+ * tree_names.c names, keys, attributes, listings
+ * tree_value.c values, times
  * tree_apply.c what a change of one key does to the tree (used by the feed, by loads and by own commits)
  * tree_load.c  listing a directory from the server
  * tree_read.c  LOOKUP, OPEN: the questions that go to the server (tree_read.h)

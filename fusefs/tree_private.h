@@ -72,22 +72,34 @@ struct tree {
     enum read_mode mode;
 };
 
+static inline struct slice node_name(const struct node *n)
+{
+    return slice_of(n->name, n->name_len);
+}
+
 /* tree.c */
 struct node *node_find(struct tree *t, const struct node *dir, struct slice name, enum node_kind kind);
 struct node *node_get(struct tree *t, struct node *dir, struct slice name,
                       enum node_kind kind); /* or makes a ghost */
 void node_appear(struct tree *t, struct node *n);
 void node_vanish(struct tree *t, struct node *n, int64_t rev);
-void node_set_value(struct tree *t, struct node *n, struct value *v);
-void node_touch_value(struct tree *t, struct node *n);
 void dir_touch(struct tree *t, struct node *dir);
-void tree_anchor(struct tree *t, int64_t rev);
-struct timespec tree_time(struct tree *t, int64_t rev);
-struct timespec tree_now_after(struct timespec old);
-int tree_scratch(struct tree *t, struct slice component, const struct node *dir, struct slice *ret_name);
 void tree_bury(struct tree *t);
 void tree_tomb(struct tree *t, struct node *n);
 void tree_passed(struct tree *t, int64_t rev); /* the watch has brought everything up to rev */
+
+/* tree_names.c */
+int tree_scratch(struct tree *t, struct slice component, const struct node *dir, struct slice *ret_name);
+
+/* tree_value.c */
+#define FNV_BASIS 0xcbf29ce484222325ull
+uint64_t hash_bytes(uint64_t h, struct slice s);
+uint64_t hash_mix(uint64_t h);
+void node_set_value(struct tree *t, struct node *n, struct value *v); /* borrowed; NULL drops what is there */
+void node_touch_value(struct tree *t, struct node *n);                /* it was just used */
+void tree_anchor(struct tree *t, int64_t rev);                        /* the store stands at rev now */
+struct timespec tree_time(struct tree *t, int64_t rev);
+struct timespec tree_now_after(struct timespec old);
 
 /* tree_apply.c */
 struct key_change {
