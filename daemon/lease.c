@@ -7,6 +7,9 @@
  *
  * Owner: protected by t->mu; apply changes the set, rpc threads renew, the turn asks what has expired. A mailbox would
  *        not do: a keep-alive is answered on its rpc thread without a hop.
+ *
+ * A checkpoint is "marked" from when the leader takes it for an entry until apply brings it back: a renewal in between
+ * must know that the log will say less than what it promises.
  * Not here: rows (apply_lease.c), the keys of a lease (view_lease_keys), who proposes the expiry (turn.c).
  * Source: reference 02-semantics 2.4; etcd v3.7.1 server/lease/lessor.go for retry and spreading.
  */
@@ -19,10 +22,16 @@
 #define EXPIRE_FULL_MS 500      /* in this time after a full one */
 #define SPREAD_FROM 1000        /* leases; fewer start anew without spreading */
 #define SPREAD_PER_SECOND 750   /* three quarters of what 500 each 500 ms can revoke */
+#define MARK_LOOK_MS 500        /* the whole table is looked at for checkpoints in this time, */
+#define MARK_BUCKETS 4096       /* so many buckets at a time, */
+#define MARK_NEXT_MS 10         /* the next ones after this */
 
 struct lease {
     struct lease *hash_next;
     int64_t id, ttl_s, checkpoint_s;
+    int64_t marked_s;           /* the newest checkpoint taken for an entry, or handed down; 0: none */
+    uint32_t marks_out;         /* taken and not yet applied */
+    bool ours;                  /* granted or renewed under this leader */
     uint64_t expiry_ms, due_ms; /* due <= expiry, or a retry */
     size_t heap_at;
     struct lease_wait *waits;
@@ -39,6 +48,7 @@ struct lease_table {
     size_t heap_room;
     bool primary;
     uint64_t not_before_ms; /* of the next expiry entry */
+    size_t mark_at;         /* the next bucket to look at for checkpoints */
 };
 
 struct lease_table *lease_table_new(struct clock *clock, int64_t min_ttl_s)
@@ -190,7 +200,7 @@ int lease_grant(struct lease_table *t, int64_t id, int64_t ttl_s, int64_t remain
     if (!err)
         err = find(t, id) ? ERR_LEASE_EXISTS : grow(t);
     if (!err) {
-        *l = (struct lease){.id = id, .ttl_s = ttl_s, .checkpoint_s = remaining_s};
+        *l = (struct lease){.id = id, .ttl_s = ttl_s, .checkpoint_s = remaining_s, .ours = true};
         b = bucket(t, id);
         l->hash_next = *b;
         *b = l;
@@ -249,8 +259,11 @@ int lease_checkpoint(struct lease_table *t, int64_t id, int64_t remaining_s)
 
     pthread_mutex_lock(&t->mu);
     l = find(t, id);
-    if (l)
+    if (l) {
         l->checkpoint_s = remaining_s;
+        if (remaining_s > 0 && l->marks_out > 0)
+            l->marks_out--;
+    }
     pthread_mutex_unlock(&t->mu);
     return l ? 0 : ERR_LEASE_NOT_FOUND;
 }
@@ -285,6 +298,7 @@ int lease_get(struct lease_table *t, int64_t id, struct lease_info *ret_info)
     l = find(t, id);
     if (l) {
         *ret_info = (struct lease_info){.id = id, .granted_ttl_s = l->ttl_s, .checkpoint_s = l->checkpoint_s};
+        ret_info->primary = t->primary;
         ret_info->remaining_ms = t->primary ? (int64_t)(l->expiry_ms - t->clock->now_ms(t->clock)) : l->ttl_s * 1000;
     }
     pthread_mutex_unlock(&t->mu);
@@ -307,7 +321,11 @@ int lease_renew(struct lease_table *t, int64_t id, int64_t *ret_ttl_s)
         err = LEASE_PAST;
     } else {
         l->expiry_ms = now_ms + (uint64_t)l->ttl_s * 1000;
+        l->ours = true;
+        l->marked_s = 0;
         *ret_ttl_s = l->ttl_s;
+        if (l->checkpoint_s > 0 || l->marks_out > 0)
+            err = LEASE_MARKED;
     }
     pthread_mutex_unlock(&t->mu);
     return err;
@@ -467,6 +485,9 @@ void lease_promote(struct lease_table *t, uint32_t extend_ms)
             int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;
 
             l->expiry_ms = l->due_ms = now_ms + (uint64_t)(ttl_s > 0 ? ttl_s : 0) * 1000 + extend_ms;
+            l->marked_s = l->checkpoint_s;
+            l->marks_out = 0; /* what an earlier term had under way is applied, or does nothing */
+            l->ours = false;
             t->heap[n++] = l;
         }
     }
@@ -496,4 +517,66 @@ void lease_demote(struct lease_table *t)
     }
     pthread_mutex_unlock(&t->mu);
     tell_waits(waits, ERR_NOT_PRIMARY_LESSOR);
+}
+
+/* ---- checkpoints ------------------------------------------------------------------------------------ */
+
+/* What is left, if the log should say so; 0: not now. */
+static int64_t mark_due(const struct lease *l, uint64_t now_ms, bool all)
+{
+    int64_t left_s, step_s = l->ttl_s / 10 > 1 ? l->ttl_s / 10 : 1;
+    int64_t said_s = l->marked_s ? l->marked_s : l->ttl_s;
+
+    if (l->expiry_ms <= now_ms)
+        return 0;
+    left_s = (int64_t)((l->expiry_ms - now_ms + 999) / 1000);
+    if (said_s - left_s < step_s || (!all && l->ours && l->marked_s == 0 && left_s > l->ttl_s / 2))
+        return 0;
+    return left_s;
+}
+
+size_t lease_marks(struct lease_table *t, struct lease_mark *marks, size_t max, bool all, uint64_t *ret_next_ms)
+{
+    uint64_t now_ms = t->clock->now_ms(t->clock);
+    size_t n = 0, looked = 0;
+
+    pthread_mutex_lock(&t->mu);
+    if (t->mark_at >= t->n_buckets)
+        t->mark_at = 0;
+    while (t->primary && t->n && n < max && looked < (all ? t->n_buckets : MARK_BUCKETS)) {
+        for (struct lease *l = t->buckets[t->mark_at]; l && n < max; l = l->hash_next) {
+            int64_t left_s = mark_due(l, now_ms, all);
+
+            if (left_s == 0)
+                continue;
+            marks[n++] = (struct lease_mark){l->id, left_s};
+            l->marked_s = left_s;
+            l->marks_out++;
+        }
+        if (n == max)
+            break; /* the same bucket again: the rest of it is still due */
+        looked++;
+        if (++t->mark_at == t->n_buckets) {
+            t->mark_at = 0;
+            break;
+        }
+    }
+    *ret_next_ms = now_ms + (n == max || t->mark_at ? MARK_NEXT_MS : MARK_LOOK_MS);
+    pthread_mutex_unlock(&t->mu);
+    return n;
+}
+
+void lease_unmark(struct lease_table *t, const struct lease_mark *marks, size_t n)
+{
+    pthread_mutex_lock(&t->mu);
+    for (size_t i = 0; i < n; i++) {
+        struct lease *l = find(t, marks[i].id);
+
+        if (l == NULL)
+            continue;
+        l->marked_s = 0;
+        if (l->marks_out > 0)
+            l->marks_out--;
+    }
+    pthread_mutex_unlock(&t->mu);
 }

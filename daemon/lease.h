@@ -22,6 +22,7 @@ struct lease_info {
     int64_t id, granted_ttl_s;
     int64_t checkpoint_s;  /* remaining TTL when it was last checkpointed; 0: never */
     int64_t remaining_ms;  /* by this member's clock; may be negative: past expiry, not yet revoked */
+    bool primary;          /* this member leads: its clock is the one that counts */
 };
 
 struct lease_table *lease_table_new(struct clock *clock, int64_t min_ttl_s);
@@ -37,8 +38,10 @@ size_t lease_count(struct lease_table *t);
 /* Any thread. */
 int lease_get(struct lease_table *t, int64_t id, struct lease_info *ret_info);          /* ERR_LEASE_NOT_FOUND */
 /* A keep-alive: full TTL again. ERR_LEASE_NOT_FOUND; ERR_NOT_PRIMARY_LESSOR; LEASE_PAST: past expiry, not yet revoked:
- * wait for its revocation with lease_wait. */
+ * wait for its revocation with lease_wait. LEASE_MARKED: it has its full TTL here, but the log says less: say so to
+ * nobody before an entry that takes its checkpoint back (0) is applied, and then ask again (turn_lease_ask does). */
 #define LEASE_PAST (-1000000)
+#define LEASE_MARKED (-1000001)
 int lease_renew(struct lease_table *t, int64_t id, int64_t *ret_ttl_s);
 /* Ids sorted by remaining time, in the arena. 0 or ERR_ARENA_FULL. */
 int lease_list(struct lease_table *t, struct arena *a, int64_t **ret_ids, size_t *ret_n);
@@ -65,3 +68,14 @@ void lease_promote(struct lease_table *t, uint32_t extend_ms);
 void lease_demote(struct lease_table *t);
 /* When to call lease_expired; UINT64_MAX: nothing will expire. */
 uint64_t lease_next_deadline_ms(struct lease_table *t);
+
+/* ---- checkpoints: what is left of a lease, in the log, for the next leader ---------------------------
+ * A lease whose holder keeps it alive in time has none: the first is due when half its TTL has gone, or at once when an
+ * earlier leader has handed it down; then each time a tenth of its TTL is gone, but at least a second. */
+struct lease_mark {
+    int64_t id, remaining_s;
+};
+/* The turn on the leader: up to max leases whose checkpoint is due; it proposes them, or calls lease_unmark. all: every
+ * one that has lost a tenth (before a handover). ret_next_ms: when to call again. Looks at a part of the table at a time. */
+size_t lease_marks(struct lease_table *t, struct lease_mark *marks, size_t max, bool all, uint64_t *ret_next_ms);
+void lease_unmark(struct lease_table *t, const struct lease_mark *marks, size_t n);

@@ -55,7 +55,9 @@ enum {
     LIMIT_PROPOSE_BYTES = 1 << 20,        /* or when they are so many bytes; the rest is the next one's */
     LIMIT_FOREIGN_PROPOSALS = 20000,      /* of other members that wait on a leader: refused, they try again */
     LIMIT_FOREIGN_BYTES = 64 << 20,       /* the same, in bytes */
-    LIMIT_LEASE_ASKS = 65536,             /* asked of a leader elsewhere: `too many requests` */
+    LIMIT_LEASE_ASKS = 16384,             /* asked of a leader elsewhere: `too many requests` */
+    LIMIT_LEASE_QUERIES = 65536,          /* on a leader, of all members: asked again */
+    LIMIT_UNCOMMITTED = 65536,            /* entries of a leader: then proposals wait */
 
     /* apply to flush: the live delta. At FREEZE it is sealed; at STALL apply waits for flush. */
     LIMIT_DELTA_FREEZE_BYTES = 32 << 20,

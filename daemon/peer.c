@@ -14,8 +14,8 @@
  *
  *     RAFT           u64 term, index, log_term, last, commit, hint, ctx; u32 runs; runs x {u64 first, u64 term};
  *                    if flagged u32 length and the configuration (raftconf.h)
- *     PROPOSE        nothing
- *     REFUSED        u32 err, u32 ids, ids x u64
+ *     PROPOSE        u64 id, u64 index, u64 hash
+ *     REFUSED        u64 id, u32 err, u32 ids, ids x u64
  *     LEASE_RENEW    u64 id, i64 lease, i64 ttl
  *     LEASE_RENEWED  u64 id, i64 lease, i64 ttl, i64 left, u32 err
  *     STATE_HASH     u64 index, u64 hash
@@ -60,8 +60,6 @@ void peer_msg_free(struct peer_msg *m)
 
         for (uint32_t i = 0; i < m->n_entries; i++)
             entry_unref(m->entries[i]);
-        if (m->snapshot)
-            m->snapshot_free(m->snapshot);
         free(m->entries);
         free(m->ids);
         free(m);
@@ -184,9 +182,9 @@ static size_t body_size(const struct peer_msg *m)
         return RAFT_BYTES + RUN_BYTES * (size_t)m->raft.n_runs +
                (m->raft.conf ? 4 + raftconf_encode(m->raft.conf, conf).len : 0);
     case PEER_PROPOSE:
-        return 0;
+        return 24;
     case PEER_REFUSED:
-        return 8 + 8 * (size_t)m->n_ids;
+        return 16 + 8 * (size_t)m->n_ids;
     case PEER_LEASE_RENEW:
         return 24;
     case PEER_LEASE_RENEWED:
@@ -245,8 +243,10 @@ static uint8_t *put_body(uint8_t *p, const struct peer_msg *m)
     switch (m->kind) {
     case PEER_RAFT:
         return put_raft(p, &m->raft);
+    case PEER_PROPOSE:
+        return put64(put64(put64(p, m->id), m->index), m->hash);
     case PEER_REFUSED:
-        p = put32(p, (uint32_t)m->err);
+        p = put32(put64(p, m->id), (uint32_t)m->err);
         p = put32(p, m->n_ids);
         for (uint32_t i = 0; i < m->n_ids; i++)
             p = put64(p, m->ids[i]);
@@ -258,7 +258,6 @@ static uint8_t *put_body(uint8_t *p, const struct peer_msg *m)
         return put32(put64(p, (uint64_t)m->left), (uint32_t)m->err);
     case PEER_STATE_HASH:
         return put64(put64(p, m->index), m->hash);
-    case PEER_PROPOSE:
     case PEER_KINDS:
         break;
     }
@@ -379,6 +378,7 @@ static void take_raft(struct reader *r, struct peer_msg *m, uint8_t type, uint8_
 
 static int take_ids(struct reader *r, struct peer_msg *m)
 {
+    m->id = take64(r);
     m->err = (int)take32(r);
     m->n_ids = take32(r);
     if (r->bad || m->n_ids > r->n / 8)
@@ -398,6 +398,9 @@ static int take_body(struct reader *r, struct peer_msg *m, uint8_t type, uint8_t
         take_raft(r, m, type, flags);
         break;
     case PEER_PROPOSE:
+        m->id = take64(r);
+        m->index = take64(r);
+        m->hash = take64(r);
         break;
     case PEER_REFUSED:
         return take_ids(r, m);

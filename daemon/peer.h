@@ -20,9 +20,11 @@
 /* Numbers are on the wire: never renumber. The comment names the fields that count besides from and to. */
 enum peer_kind {
     PEER_RAFT = 1,              /* raft; APPEND: entries */
-    PEER_PROPOSE = 2,           /* entries: payloads that the sender wants this leader to propose; index, term 0 */
-    PEER_REFUSED = 3,           /* ids: request ids of a PROPOSE that were not appended, and will not be; err: 0, try
-                                 * again, or the ERR_x to answer them with */
+    PEER_PROPOSE = 2,           /* entries: payloads that the sender wants this leader to propose; index: the term in
+                                 * which it leads, and in no other they are taken; hash: the sender's boot, id: its
+                                 * number of this message: a leader takes none twice */
+    PEER_REFUSED = 3,           /* id: of the PROPOSE; ids: its request ids that were not appended, and will not be;
+                                 * err: 0, try again, or the ERR_x to answer them with */
     PEER_LEASE_RENEW = 4,       /* id: the asker's; lease: renew it, or (ttl -1) only tell what is left */
     PEER_LEASE_RENEWED = 5,     /* id echoed, lease; err (0, ERR_x or LEASE_PAST), ttl: granted s, left: remaining ms */
     PEER_STATE_HASH = 6,        /* index, hash: the state after that entry is applied (corruption check) */
@@ -43,9 +45,6 @@ struct peer_msg {
     uint32_t n_entries;
     struct entry **entries;     /* heap array, the message's, with a reference each */
     struct peer_msg *rest;      /* what peer_msg_fill cut off: an APPEND to be filled and sent next; the message's */
-    /* A SNAPSHOT that has come in: what was received, for turn_options.snapshot_install. Never on this wire. */
-    void *snapshot;
-    void (*snapshot_free)(void *snapshot); /* by peer_msg_free, unless snapshot is NULL by then */
 };
 
 struct peer_msg *peer_msg_new(enum peer_kind kind, uint64_t from, uint64_t to); /* zeroed; NULL: no memory */

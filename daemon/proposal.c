@@ -143,6 +143,49 @@ void account_expire(struct account *a, uint64_t now_ms, void (*fn)(void *ctx, st
     }
 }
 
+struct proposal *account_retake(struct account *a, uint64_t request_id, uint64_t seq)
+{
+    uint32_t slot = (uint32_t)(request_id & (SLOTS - 1));
+    struct proposal *p = NULL;
+
+    pthread_mutex_lock(&a->mu);
+    if (request_id && a->slot[slot].id == request_id)
+        p = a->slot[slot].p;
+    if (p && (!atomic_load_explicit(&p->with_turn, memory_order_relaxed) || p->sent_seq != seq))
+        p = NULL;
+    if (p)
+        atomic_store_explicit(&p->with_turn, false, memory_order_relaxed);
+    pthread_mutex_unlock(&a->mu);
+    return p;
+}
+
+struct proposal *account_retake_older(struct account *a, uint64_t term)
+{
+    struct proposal *chain = NULL;
+
+    pthread_mutex_lock(&a->mu);
+    for (uint32_t slot = 0; slot < SLOTS && a->n_free < SLOTS; slot++) {
+        struct proposal *p = a->slot[slot].p;
+
+        if (p == NULL || !atomic_load_explicit(&p->with_turn, memory_order_relaxed) || p->sent_term >= term)
+            continue;
+        atomic_store_explicit(&p->with_turn, false, memory_order_relaxed);
+        p->mail.next = chain ? &chain->mail : NULL;
+        chain = p;
+    }
+    pthread_mutex_unlock(&a->mu);
+    return chain;
+}
+
+void account_keep_unknown(struct account *a)
+{
+    pthread_mutex_lock(&a->mu);
+    for (uint32_t slot = 0; slot < SLOTS; slot++)
+        if (a->slot[slot].p && atomic_load_explicit(&a->slot[slot].p->with_turn, memory_order_relaxed))
+            a->slot[slot].p->sent_term = PROPOSAL_NEVER_AGAIN;
+    pthread_mutex_unlock(&a->mu);
+}
+
 uint32_t account_pending(const struct account *a)
 {
     return atomic_load_explicit(&a->pending, memory_order_relaxed);

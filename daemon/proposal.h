@@ -4,6 +4,10 @@
  * rpc thread: account_take -> fill -> turn_propose.   turn: appends, or refuses with err.
  * apply: finds the waiting proposal by request id, fills the result, calls done.
  *
+ * On a member that does not lead the turn sends a proposal's entry to the leader; apply here finds it all the same, by
+ * origin and request id. A proposal that is known not to be in the log, and that never will be, is the turn's again
+ * (account_retake) and is tried anew; of any other nobody knows what came of it until apply meets it, or its deadline.
+ *
  * Whoever takes the pointer out of the account's table (proposal_claim) answers it: apply, or the
  * turn at its deadline, or the stop. Exactly one of them gets it. A call that goes away does not
  * take it out: the entry stays proposed, the answer goes nowhere.
@@ -21,6 +25,9 @@ struct proposal {
     uint64_t request_id;   /* (boot-unique sequence << 13) | slot */
     uint64_t deadline_ms;
     _Atomic bool with_turn; /* proposal_taken was called: it lies in no mailbox and may expire */
+    /* The turn's own: when it came; the term in which it was appended here or sent to the leader, and which PROPOSE
+     * took it there (0: appended here). */
+    uint64_t since_ms, sent_term, sent_seq;
     struct arena *arena;   /* the call's; apply builds the response in it, between propose and done */
     /* The result, valid in done(): */
     int err;               /* 0, ERR_x, or -errno */
@@ -45,12 +52,24 @@ struct proposal *proposal_claim(struct account *a, uint64_t request_id);
 /* The rpc thread, after done: gives the bytes back. */
 void account_give(struct account *a, struct proposal *p, size_t bytes);
 
-/* The turn, for each proposal it takes from its mailbox: from now on it may expire. (Before, the mailbox still points
- * to it: whoever answered it then would free what the turn is about to read.) */
-static inline void proposal_taken(struct proposal *p)
+#define PROPOSAL_NEVER_AGAIN UINT64_MAX
+
+/* The turn, for each proposal it has appended or sent on: from now on it may expire. (Before, a list still points to
+ * it: whoever answered it then would free what the turn is about to read.) */
+static inline void proposal_taken(struct proposal *p, uint64_t term, uint64_t seq)
 {
+    p->sent_term = term;
+    p->sent_seq = seq;
     atomic_store_explicit(&p->with_turn, true, memory_order_relaxed);
 }
+
+/* The turn: the proposal of this id, if it was sent on by this PROPOSE and nobody has answered it; NULL otherwise. It
+ * stays in the table, and does not expire before the next proposal_taken. */
+struct proposal *account_retake(struct account *a, uint64_t request_id, uint64_t seq);
+/* The same for all that were sent or appended in a term before this one: chained by their mail. */
+struct proposal *account_retake_older(struct account *a, uint64_t term);
+/* The turn: whatever has been sent or appended so far is not retaken by term: a snapshot may hold it. */
+void account_keep_unknown(struct account *a);
 
 /* The turn, now and then: claims each proposal it has taken whose deadline is past and calls fn with it. */
 void account_expire(struct account *a, uint64_t now_ms, void (*fn)(void *ctx, struct proposal *), void *ctx);

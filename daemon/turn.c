@@ -2,7 +2,8 @@
 /* turn.c - the turn thread: owns struct raft, steps it with all that waits, hands out what follows.
  *
  * Owner:    the turn thread.
- * Not here: writing (turn_wal.c), reads (turn_read.c), what an entry means (apply.c).
+ * Not here: writing (turn_wal.c), proposals (turn_propose.c), messages (turn_peer.c), reads (turn_read.c), leases
+ *           (turn_lease.c), what an entry means (apply.c).
  */
 #include <errno.h>
 #include <sched.h>
@@ -12,9 +13,7 @@
 #include "store.h"
 #include "turn_impl.h"
 
-#define TICK_MS 500         /* how late a deadline of a proposal or read may be noticed */
-#define LEASE_LOOK_MS 500   /* after a commit: a lease granted by it lives longer than this */
-#define JOB_ENTRIES_MAX LIMIT_PROPOSALS
+#define LEASE_LOOK_MS 500 /* after a commit: a lease granted by it lives longer than this */
 
 /* ---- handing out -------------------------------------------------------------------------------- */
 
@@ -40,40 +39,80 @@ static struct entry *own_entry(enum raft_entries kind, uint64_t member_id)
     return e;
 }
 
-/* Gives indexes and terms to the step's entries, puts them into the cache, mails them to the WAL thread. */
-static int hand_to_wal(struct turn *t, const struct raft_out *out)
+/* The entries of an output, references of the job's: with index and term, but for an APPEND's, which came with them. */
+static struct store_job *job_of(struct turn *t, const struct raft_out *out)
 {
     uint32_t n = out->entries == RAFT_ENTRIES_NONE ? 0 : (uint32_t)(out->last - out->first + 1);
     struct store_job *j = t->job;
 
     t->job = NULL;
-    if (j == NULL || out->entries != RAFT_ENTRIES_PROPOSED) {
-        j = store_job_new(n);
-        if (j == NULL)
-            return -ENOMEM;
-        if (n && (j->entries[0] = own_entry(out->entries, t->o.member_id)) == NULL) {
-            store_job_free(j);
-            return -ENOMEM;
-        }
+    if (out->entries == RAFT_ENTRIES_PROPOSED) {
+        assert(j->n == n);
+        return j;
     }
-    assert(j->n == n);
+    assert(j == NULL);
+    j = store_job_new(n);
+    if (j == NULL || n == 0)
+        return j;
+    if (out->entries == RAFT_ENTRIES_MSG) {
+        struct entry **from = t->msg->entries + (out->first - t->msg->raft.index - 1);
+
+        assert(out->last == t->msg->raft.last);
+        for (uint32_t i = 0; i < n; i++)
+            j->entries[i] = entry_ref(from[i]);
+    } else if ((j->entries[0] = own_entry(out->entries, t->o.member_id)) == NULL) {
+        store_job_free(j);
+        return NULL;
+    }
+    return j;
+}
+
+/* Puts the step's entries into the cache, and mails them to the WAL thread; a snapshot goes with them. */
+static int hand_to_wal(struct turn *t, const struct raft_out *out)
+{
+    struct store_job *j = job_of(t, out);
+
+    if (j == NULL)
+        return -ENOMEM;
     j->seq = out->store_seq;
     j->commit = out->commit;
     j->has_hard = out->flags & RAFT_OUT_STATE;
     j->term = out->term;
     j->vote = out->vote;
     turn_snap_job(t, out, j);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < j->n; i++) {
         struct entry *e = j->entries[i];
 
-        e->index = out->first + i;
-        e->term = out->entries_term;
+        if (out->entries != RAFT_ENTRIES_MSG) {
+            e->index = out->first + i;
+            e->term = out->entries_term;
+        }
+        assert(e->index == out->first + i);
         j->bytes += sizeof *e + e->len;
         entry_cache_put(t->o.cache, e);
+    }
+    if (out->flags & RAFT_OUT_SNAPSHOT) {
+        t->conf_index = t->compacted = out->first - 1;
+        account_keep_unknown(t->o.account); /* it may hold what we have sent, without our seeing it */
     }
     atomic_fetch_add(&t->unstored_bytes, j->bytes);
     mailbox_post(&t->wal_box, &j->mail);
     return 0;
+}
+
+static void led(struct turn *t)
+{
+    bool known = t->status.leader != 0;
+
+    if (known && (t->status.leader != t->leader_seen || t->status.term != t->term_seen))
+        atomic_fetch_add_explicit(&t->pub_changes, 1, memory_order_relaxed);
+    if (known) {
+        t->leader_seen = t->status.leader;
+        t->term_seen = t->status.term;
+    }
+    t->forward_ms = 0;
+    turn_peers_led(t);
+    turn_leases_led(t);
 }
 
 static void note_role(struct turn *t)
@@ -82,14 +121,11 @@ static void note_role(struct turn *t)
 
     raft_status(t->raft, &t->status);
     leads = t->status.role == RAFT_LEADER;
-    if (t->status.leader && (t->status.leader != t->leader_seen || t->status.term != t->term_seen))
-        atomic_fetch_add_explicit(&t->pub_changes, 1, memory_order_relaxed);
-    if (t->status.leader) {
-        t->leader_seen = t->status.leader;
-        t->term_seen = t->status.term;
-    }
+    t->may_stand = false;
+    led(t);
     if (leads && t->own_index == 0) {
         t->own_index = t->status.last_index; /* the empty entry of this very step */
+        t->led_since_ms = t->now_ms;
         log_info("raft: became leader", LOG_UINT("term", t->status.term), LOG_HEX("id", t->o.member_id));
     }
     if (leads || t->own_index == 0)
@@ -100,6 +136,8 @@ static void note_role(struct turn *t)
         lease_demote(t->o.leases);
     t->own_index = 0;
     t->own_applied = false;
+    turn_leases_demoted(t);
+    turn_proposals_demoted(t);
 }
 
 int turn_raft(struct turn *t, struct raft_in in)
@@ -128,14 +166,36 @@ int turn_raft(struct turn *t, struct raft_in in)
         if (t->lease_look_ms == UINT64_MAX)
             t->lease_look_ms = t->now_ms + LEASE_LOOK_MS;
     }
-    if (out.flags & RAFT_OUT_ROLE)
-        note_role(t);
-    if (out.flags & RAFT_OUT_READS_LOST)
-        turn_reads_lost(t);
+    if (out.n_msgs)
+        turn_peers_send(t, out.msgs, out.n_msgs);
     if (out.read_started)
         t->round_ctx = out.read_started;
-    turn_reads_done(t, out.reads, out.n_reads);
+    if (out.n_reads)
+        turn_reads_done(t, out.reads, out.n_reads);
+    if (out.flags & RAFT_OUT_READS_LOST)
+        turn_reads_lost(t);
+    if (out.flags & RAFT_OUT_ROLE)
+        note_role(t); /* last: who hears of it may step the core */
     return 0;
+}
+
+size_t turn_room_bytes(struct turn *t)
+{
+    size_t unstored = atomic_load(&t->unstored_bytes), max = 2 * (size_t)LIMIT_WAL_BATCH_BYTES;
+
+    return unstored < max ? max - unstored : 0; /* one batch being written, one gathering */
+}
+
+bool turn_propose_own(struct turn *t, struct entry *e)
+{
+    if (turn_room_bytes(t) == 0 || (t->job = store_job_new(1)) == NULL)
+        return false;
+    t->job->entries[0] = entry_ref(e);
+    if (turn_raft(t, (struct raft_in){.type = RAFT_IN_PROPOSE, .n_entries = 1}) == 0)
+        return true;
+    store_job_free(t->job);
+    t->job = NULL;
+    return false;
 }
 
 /* ---- what a turn takes -------------------------------------------------------------------------- */
@@ -168,12 +228,17 @@ static void on_applied(struct apply_wait *w)
  * ordinary entry. */
 static uint64_t applied_goal(const struct turn *t)
 {
-    uint64_t goal = t->conf_index;
+    uint64_t goal = t->conf_index, clear = turn_leases_goal(t);
 
-    if (t->status.role != RAFT_LEADER)
+    if (t->status.role != RAFT_LEADER && (t->status.leader == 0 || t->may_stand))
         goal = t->status.commit; /* a candidate stands when all it knows is applied */
-    else if (!t->own_applied && t->own_index <= t->status.commit && goal < t->own_index)
+    else if (t->status.role == RAFT_LEADER && !t->own_applied && t->own_index <= t->status.commit &&
+             goal < t->own_index)
         goal = t->own_index;
+    else if (t->settled_term < t->status.term && account_pending(t->o.account) > 0 && goal < t->status.commit)
+        goal = t->status.commit; /* what an older term has cut can be tried again */
+    if (goal < clear)
+        goal = clear;
     return goal > t->status.applied ? goal : 0;
 }
 
@@ -189,21 +254,33 @@ static void wait_for_apply(struct turn *t)
         on_applied(&t->applied_wait); /* nudges ourselves: the next turn takes it */
 }
 
-static void take_applied(struct turn *t)
+/* How far apply is; looked at before take_confs (as is what has been flushed), so that the configurations up to there
+ * are all stepped. Among other members it is looked at each time, as an election may come at any time. */
+static uint64_t look_applied(struct turn *t)
 {
-    uint64_t applied = atomic_load(&t->applied);
+    uint64_t applied = atomic_load(&t->applied), published;
 
+    if (t->o.transport == NULL)
+        return applied;
+    published = store_applied(t->o.store);
+    return published > applied ? published : applied;
+}
+
+static void take_applied(struct turn *t, uint64_t applied)
+{
     if (applied <= t->status.applied)
         return;
     (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_APPLIED, .index = applied}); /* refuses nothing */
     raft_status(t->raft, &t->status);
+    turn_proposals_settle(t);
     if (t->own_index == 0 || t->own_applied || t->status.applied < t->own_index)
         return;
     /* All that any leader has acknowledged is in our state now: leases may run out, and a sole voter reads
      * without asking anybody. */
     t->own_applied = true;
-    if (t->o.leases)
-        lease_promote(t->o.leases, t->o.election_ms);
+    if (t->o.leases) /* a leader that was cut off may have renewed until it noticed: two election timeouts at most */
+        lease_promote(t->o.leases, t->status.sole_voter ? t->o.election_ms : 2 * t->o.election_ms);
+    t->checkpoint_ms = t->now_ms;
     atomic_store_explicit(&t->reads_free, t->status.sole_voter, memory_order_release);
 }
 
@@ -224,9 +301,9 @@ static void take_confs(struct turn *t)
 }
 
 /* The log may forget what base holds, but for the tail that followers may ask for. */
-static void take_flushed(struct turn *t)
+static void take_flushed(struct turn *t, uint64_t flushed)
 {
-    uint64_t flushed = atomic_load(&t->flushed), to = flushed;
+    uint64_t to = flushed;
 
     if (flushed <= t->compacted)
         return;
@@ -244,148 +321,6 @@ static void take_flushed(struct turn *t)
     mailbox_nudge(&t->wal_box);
 }
 
-/* ---- proposals ---------------------------------------------------------------------------------- */
-
-static void refuse(struct turn *t, struct proposal *p, int err)
-{
-    p->err = err;
-    atomic_fetch_add_explicit(&t->pub_failed, 1, memory_order_relaxed);
-    p->done(p);
-}
-
-static void take_proposals(struct turn *t)
-{
-    struct proposal *p = (struct proposal *)mailbox_take(&t->box), *next;
-
-    for (; p; p = next) {
-        next = (struct proposal *)p->mail.next;
-        p->mail.next = NULL;
-        if (t->waiting_tail)
-            t->waiting_tail->mail.next = &p->mail;
-        else
-            t->waiting = p;
-        t->waiting_tail = p;
-    }
-}
-
-static size_t room_bytes(struct turn *t)
-{
-    size_t unstored = atomic_load(&t->unstored_bytes), max = 2 * (size_t)LIMIT_WAL_BATCH_BYTES;
-
-    return unstored < max ? max - unstored : 0; /* one batch being written, one gathering */
-}
-
-/* One PROPOSE for all that wait and fit. What the core refuses waits on: it will lead, or take them, later, or
- * their deadline comes. */
-static bool propose_some(struct turn *t)
-{
-    size_t room = room_bytes(t), bytes = 0;
-    uint32_t n = 0;
-    struct proposal *p;
-
-    for (p = t->waiting; p && n < JOB_ENTRIES_MAX && bytes < room; p = (struct proposal *)p->mail.next) {
-        bytes += p->entry->len;
-        n++;
-    }
-    if (n == 0)
-        return false;
-    t->job = store_job_new(n);
-    if (t->job == NULL)
-        return false; /* tried again by the next turn */
-    p = t->waiting;
-    for (uint32_t i = 0; i < n; i++, p = (struct proposal *)p->mail.next)
-        t->job->entries[i] = entry_ref(p->entry);
-    if (turn_raft(t, (struct raft_in){.type = RAFT_IN_PROPOSE, .n_entries = n}) != 0) {
-        store_job_free(t->job);
-        t->job = NULL;
-        return false;
-    }
-    for (; n; n--) {
-        p = t->waiting;
-        t->waiting = (struct proposal *)p->mail.next;
-        proposal_taken(p); /* from here on apply or account_expire answers it */
-    }
-    if (t->waiting == NULL)
-        t->waiting_tail = NULL;
-    return true;
-}
-
-static void expired(void *ctx, struct proposal *p)
-{
-    struct turn *t = ctx;
-
-    refuse(t, p, t->status.leader ? ERR_TIMEOUT : ERR_DEADLINE);
-}
-
-static void expire_waiting(struct turn *t)
-{
-    struct proposal *p = t->waiting, *next;
-
-    t->waiting = t->waiting_tail = NULL;
-    for (; p; p = next) {
-        next = (struct proposal *)p->mail.next;
-        p->mail.next = NULL;
-        if (p->deadline_ms <= t->now_ms && proposal_claim(t->o.account, p->request_id)) {
-            expired(t, p);
-            continue;
-        }
-        if (t->waiting_tail)
-            t->waiting_tail->mail.next = &p->mail;
-        else
-            t->waiting = p;
-        t->waiting_tail = p;
-    }
-}
-
-/* ---- leases ------------------------------------------------------------------------------------- */
-
-static struct entry *expire_entry(struct turn *t, const int64_t *ids, size_t n)
-{
-    uint8_t body[LEASE_EXPIRE_MAX * 8];
-    struct entry_head head = {.kind = ENTRY_LEASE_EXPIRE, .origin = t->o.member_id, .proposal_term = t->status.term};
-    struct entry *e;
-
-    for (size_t i = 0; i < n; i++)
-        put_u64le(body + 8 * i, (uint64_t)ids[i]);
-    head.body = slice_of(body, 8 * n);
-    e = entry_new(entry_size(&head));
-    if (e)
-        entry_encode(&head, e->payload);
-    return e;
-}
-
-/* One entry at a turn, and only of the term in which a quorum has confirmed us: apply ignores it in any other. */
-static void expire_leases(struct turn *t)
-{
-    int64_t ids[LEASE_EXPIRE_MAX];
-    size_t n;
-
-    if (t->lease_look_ms <= t->now_ms)
-        t->lease_look_ms = UINT64_MAX;
-    if (t->expire && t->expire_term != t->status.term) {
-        entry_unref(t->expire);
-        t->expire = NULL;
-    }
-    if (!t->own_applied || t->o.leases == NULL)
-        return;
-    if (t->expire == NULL && lease_next_deadline_ms(t->o.leases) <= t->now_ms) {
-        n = lease_expired(t->o.leases, ids, LEASE_EXPIRE_MAX);
-        if (n == 0 || (t->expire = expire_entry(t, ids, n)) == NULL)
-            return; /* without memory: the table hands them out again */
-        t->expire_term = t->status.term;
-    }
-    if (t->expire == NULL || room_bytes(t) == 0 || (t->job = store_job_new(1)) == NULL)
-        return;
-    t->job->entries[0] = entry_ref(t->expire);
-    if (turn_raft(t, (struct raft_in){.type = RAFT_IN_PROPOSE, .n_entries = 1}) == 0) {
-        entry_unref(t->expire);
-        t->expire = NULL;
-    } else {
-        store_job_free(t->job);
-        t->job = NULL;
-    }
-}
-
 /* ---- the turn ----------------------------------------------------------------------------------- */
 
 static void tick(struct turn *t)
@@ -393,8 +328,7 @@ static void tick(struct turn *t)
     if (t->now_ms < t->tick_ms)
         return;
     t->tick_ms = t->now_ms + TICK_MS;
-    expire_waiting(t);
-    account_expire(t->o.account, t->now_ms, expired, t);
+    turn_proposals_expire(t);
     turn_reads_expire(t);
 }
 
@@ -407,46 +341,44 @@ static void publish(struct turn *t)
     atomic_store_explicit(&t->pub_last, t->status.last_index, memory_order_relaxed);
     atomic_store_explicit(&t->pub_is_leader, t->status.role == RAFT_LEADER, memory_order_relaxed);
     atomic_store_explicit(&t->pub_is_learner, t->status.is_learner, memory_order_relaxed);
+    if (t->o.transport)
+        turn_peers_publish(t);
 }
 
 static uint64_t wake_at(struct turn *t)
 {
-    uint64_t at = t->raft_deadline_ms;
-    bool waits = t->waiting || t->reads.head || t->round.head || account_pending(t->o.account);
+    uint64_t at = t->raft_deadline_ms, other;
+    bool proposals = turn_proposals_wait(t);
 
-    if (waits && t->tick_ms < at)
+    if ((proposals || t->reads.head || t->round.head || account_pending(t->o.account)) && t->tick_ms < at)
         at = t->tick_ms;
-    if (t->own_applied && t->o.leases) {
-        uint64_t lease_ms = lease_next_deadline_ms(t->o.leases);
-
-        if (t->expire)
-            lease_ms = t->now_ms + TICK_MS; /* raft would not take it just now */
-        else if (lease_ms <= t->now_ms)
-            lease_ms = t->now_ms + 1; /* more than one entry's worth */
-        if (lease_ms < at)
-            at = lease_ms;
-        if (t->lease_look_ms < at)
-            at = t->lease_look_ms;
-    }
-    return at;
+    if (proposals && t->forward_ms > t->now_ms && t->forward_ms < at)
+        at = t->forward_ms;
+    other = turn_leases_deadline_ms(t);
+    if (other < at)
+        at = other;
+    other = turn_peers_deadline_ms(t);
+    return other < at ? other : at;
 }
 
 uint64_t turn_step(struct turn *t)
 {
+    uint64_t applied = look_applied(t), flushed = atomic_load(&t->flushed);
+
     t->now_ms = t->o.clock->now_ms(t->o.clock);
     take_stored(t);          /* first: what is durable commits, and apply has work while we go on */
     take_confs(t);           /* before the applied index that covers them */
-    take_applied(t);
+    take_applied(t, applied);
+    turn_peers_step(t);      /* before the time: what has come may be the leader's */
     if (t->now_ms >= t->raft_deadline_ms)
         (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_TIME}); /* refuses nothing */
-    take_proposals(t);
-    while (t->waiting && propose_some(t)) /* the WAL thread is at work from the first one on */
-        ;
+    turn_proposals_step(t);
+    turn_leases_step(t);
     turn_reads_step(t);      /* after proposals: a read never waits for them, a write does for the disk */
-    expire_leases(t);
     tick(t);
-    take_flushed(t);
+    take_flushed(t, flushed);
     publish(t);
+    turn_peers_watch(t);
     wait_for_apply(t);       /* last: it looks at what all the others changed */
     return wake_at(t);
 }
@@ -498,30 +430,17 @@ static void *wal_main(void *arg)
 
 /* ---- any thread --------------------------------------------------------------------------------- */
 
-static void stopped(void *ctx, struct proposal *p)
-{
-    refuse(ctx, p, ERR_STOPPED);
-}
-
 /* Everything that waits is answered. stop_mu is held and the threads are gone. */
 static void answer_stopped(struct turn *t)
 {
-    struct proposal *p, *next;
-
-    take_proposals(t);
-    p = t->waiting;
-    t->waiting = t->waiting_tail = NULL;
-    for (; p; p = next) {
-        next = (struct proposal *)p->mail.next;
-        if (proposal_claim(t->o.account, p->request_id))
-            stopped(t, p);
-    }
-    account_expire(t->o.account, UINT64_MAX, stopped, t);
+    turn_proposals_stop(t);
+    turn_peers_stop(t);
+    turn_leases_stop(t);
     turn_reads_stop(t);
 }
 
-/* After something was posted. Sequentially consistent with turn_stop: either it finds it, or we find that it is over. */
-static void answer_late(struct turn *t)
+/* Sequentially consistent with turn_stop: either it finds what was posted, or we find that it is over. */
+void turn_answer_late(struct turn *t)
 {
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&t->stopped)) {
@@ -531,10 +450,18 @@ static void answer_late(struct turn *t)
     }
 }
 
+void turn_poke(struct turn *t)
+{
+    if (atomic_load_explicit(&t->shared, memory_order_relaxed))
+        (void)turn_help(t, false); /* false: somebody looks again, or it is over */
+    else
+        mailbox_nudge(&t->box);
+}
+
 void turn_propose(struct turn *t, struct proposal *p)
 {
     mailbox_post(&t->box, &p->mail);
-    answer_late(t);
+    turn_answer_late(t);
 }
 
 void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *oldest)
@@ -545,9 +472,8 @@ void turn_propose_all(struct turn *t, struct proposal *newest, struct proposal *
     } else {
         mailbox_post_all(&t->box, &newest->mail, &oldest->mail);
     }
-    answer_late(t);
+    turn_answer_late(t);
 }
-
 
 void turn_status(const struct turn *t, struct turn_status *ret_status)
 {
@@ -613,6 +539,7 @@ static int init_raft(struct turn *t, void *mem)
         .now_ms = t->o.clock->now_ms(t->o.clock),
         .heartbeat_ms = t->o.heartbeat_ms,
         .election_ms = t->o.election_ms,
+        .uncommitted_max = LIMIT_UNCOMMITTED,
         .term = t->o.wal_state.term,
         .vote = t->o.wal_state.vote,
         .commit = t->o.wal_state.commit,
@@ -649,9 +576,15 @@ int turn_new(const struct turn_options *o, struct turn **ret_turn)
     mailbox_init(&t->box, -1);
     mailbox_init(&t->read_box, -1);
     mailbox_init(&t->conf_box, -1);
+    mailbox_init(&t->transfer_box, -1);
+    mailbox_init(&t->ask_box, -1);
+    mailbox_init(&t->peer_box, -1);
+    mailbox_init(&t->event_box, -1);
+    mailbox_init(&t->query_box, -1);
     mailbox_init(&t->wal_box, -1);
     (void)pthread_mutex_init(&t->stop_mu, NULL); /* cannot fail with default attributes on Linux */
-    t->lease_look_ms = UINT64_MAX;
+    t->lease_look_ms = t->asks_ms = UINT64_MAX;
+    t->boot = t->o.rng->next(t->o.rng) | 1;
     t->compacted = t->o.wal_state.first_index;
     raft_status(t->raft, &t->status);
     /* All that is committed and not in base: apply begins with it. */
@@ -716,7 +649,8 @@ void turn_free(struct turn *t)
         next = m->next;
         free(m);
     }
-    entry_unref(t->expire);
+    turn_leases_fini(t);
+    turn_peers_fini(t);
     (void)pthread_mutex_destroy(&t->stop_mu); /* nobody holds it any more */
     free(t);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* turn.h - the thread that owns struct raft: takes all that waits, steps the core, hands out what follows.
  *
- * A turn reads as a list (turn_step): what is stored; what is applied; configurations; proposals; reads;
- * leases; time; publish; say when to call again. The WAL thread (turn_wal.c) takes what turns handed it,
+ * A turn reads as a list (turn_step): what is stored; what is applied; configurations; messages; time; proposals; reads;
+ * leases; publish; say when to call again. The WAL thread (turn_wal.c) takes what turns handed it,
  * appends, syncs once, answers STORED: while one batch is being written the next one gathers.
  *
  * Owner: the turn thread, but for what is marked "any thread".
@@ -52,16 +52,13 @@ struct turn_options {
     void *snap_ctx;
 
     struct transport *transport;  /* to the other members; NULL: there are none */
-    /* Snapshots (turn_snap.c, snap.c). Each may be NULL: this member then sends or takes none.
-     * The turn thread: m is a SNAPSHOT the core wants sent, of at least m->raft.index; it is the callee's. It ends with
-     * turn_snapshot_sent. */
+    /* The turn thread: m is a SNAPSHOT the core wants sent, of at least m->raft.index; it is the callee's. It ends with
+     * turn_snapshot_sent. NULL: this member sends none. */
     void (*snapshot_send)(void *ctx, struct peer_msg *m);
-    /* The WAL thread: all jobs before are durable. Installs m->snapshot, whose index and term are m->raft.index and
-     * log_term, as one step that a crash finds done or not done, with the hard state given; afterwards *ret_wal is the
-     * log (empty after that index), opened, and apply stands at that index. 0, or what it failed with: then the member
-     * stops. */
-    int (*snapshot_install)(void *ctx, struct peer_msg *m, const struct wal_state *hard, struct wal **ret_wal);
     void *snapshot_ctx;
+    /* The turn thread: a member says what its state hashes to. NULL: nobody asks. */
+    void (*state_hash)(void *ctx, uint64_t member, uint64_t index, uint64_t hash);
+    void *state_hash_ctx;
 };
 
 /* -ENOMEM; -EUCLEAN: base, log and configuration contradict each other. */
@@ -98,7 +95,7 @@ int turn_read(struct turn *t, struct read_wait *w);
 
 /* A message has come from its sender (m->from is checked by the transport, m->to is this member). m is the turn's.
  * Beyond LIMIT_PEER_INBOX messages or bytes it is dropped, as if the network had lost it. A SNAPSHOT comes when all of
- * its bytes have arrived, with m->snapshot set. */
+ * its bytes have arrived. */
 void turn_receive(struct turn *t, struct peer_msg *m);
 /* The member's process is gone: its connection ended and its port refuses. */
 void turn_suspect(struct turn *t, uint64_t member);
@@ -107,12 +104,16 @@ void turn_unreachable(struct turn *t, uint64_t member);
 /* The transfer that snapshot_send began has ended; index: of what was sent, when ok. */
 void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index);
 
+/* Any thread: sends m by the turn, whose transport it is. m is the turn's. */
+void turn_post(struct turn *t, struct peer_msg *m);
+
 /* Hands leadership to a voter. */
 struct transfer_wait {
     struct mail mail;
     uint64_t member;      /* 0: whoever is best */
     uint64_t deadline_ms; /* the turn's: an election timeout from when it begins */
-    int err;              /* 0: another leads now; ERR_NOT_LEADER, ERR_BAD_TRANSFEREE, ERR_TIMEOUT, ERR_STOPPED */
+    int err;              /* 0: it leads now (whoever, for 0); ERR_NOT_LEADER, ERR_BAD_TRANSFEREE, ERR_TIMEOUT,
+                           * ERR_LEADER_CHANGED (somebody else leads), ERR_STOPPED */
     void (*done)(struct transfer_wait *w); /* on the turn thread; must not block */
 };
 /* Any thread. done will be called, once. */

@@ -136,9 +136,16 @@ void turn_reads_done(struct turn *t, const struct raft_read *done, uint32_t n)
     }
 }
 
+/* The leader has changed: the next one is asked, in a round that those join who came meanwhile. */
 void turn_reads_lost(struct turn *t)
 {
-    answer_list(t, &t->round, ERR_LEADER_CHANGED, 0);
+    if (t->round.head == NULL)
+        return;
+    t->round.tail->mail.next = t->reads.head ? &t->reads.head->mail : NULL;
+    if (t->reads.tail == NULL)
+        t->reads.tail = t->round.tail;
+    t->reads.head = t->round.head;
+    t->round = (struct read_list){0};
 }
 
 static void expire_list(struct turn *t, struct read_list *l)

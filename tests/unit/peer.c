@@ -97,11 +97,13 @@ static void other_messages_survive(void)
         }
         back = round_trip(m);
         if (kind == PEER_REFUSED)
-            CHECK(back->err == 17 && back->n_ids == 2 && back->ids[0] == 0 && back->ids[1] == 19);
+            CHECK(back->id == 11 && back->err == 17 && back->n_ids == 2 && back->ids[0] == 0 && back->ids[1] == 19);
         if (kind == PEER_LEASE_RENEW || kind == PEER_LEASE_RENEWED)
             CHECK(back->id == 11 && back->lease == -14 && back->ttl == -1);
         if (kind == PEER_LEASE_RENEWED)
             CHECK(back->left == -16 && back->err == -18);
+        if (kind == PEER_PROPOSE)
+            CHECK(back->id == 11 && back->index == 12 && back->hash == 13);
         if (kind == PEER_STATE_HASH)
             CHECK(back->index == 12 && back->hash == 13);
         peer_msg_free(m);
@@ -112,16 +114,16 @@ static void other_messages_survive(void)
 static void claims_are_not_believed(void)
 {
     struct peer_msg *m = peer_msg_new(PEER_REFUSED, 1, 2), *none;
-    uint8_t bytes[32 + 16];
+    uint8_t bytes[24 + 16 + 16];
 
     REQUIRE(m != NULL);
     m->ids = calloc(2, sizeof *m->ids);
     m->n_ids = 2;
     REQUIRE(peer_msg_size(m) == sizeof bytes);
     peer_msg_encode(m, bytes);
-    put_u32le(bytes + 28, UINT32_MAX);
+    put_u32le(bytes + 36, UINT32_MAX);
     CHECK(peer_msg_decode(slice_of(bytes, sizeof bytes), &none) == -EBADMSG);
-    put_u32le(bytes + 28, 2);
+    put_u32le(bytes + 36, 2);
     put_u32le(bytes + 4, UINT32_MAX);
     CHECK(peer_msg_decode(slice_of(bytes, sizeof bytes), &none) == -EBADMSG);
     put_u32le(bytes + 4, 0);

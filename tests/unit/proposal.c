@@ -79,7 +79,7 @@ static void expiry(void)
         REQUIRE(account_take(a, &p[i], 10) == 0);
         p[i].deadline_ms = i < 150 ? 100 : 101;
         if (i % 2)
-            proposal_taken(&p[i]);
+            proposal_taken(&p[i], 1, 0);
     }
     account_expire(a, 99, on_expire, a);
     CHECK(expired == 0);
@@ -88,7 +88,7 @@ static void expiry(void)
     CHECK(proposal_claim(a, p[1].request_id) == NULL && proposal_claim(a, p[0].request_id) == &p[0]);
     account_give(a, &p[0], 10);
     for (int i = 0; i < 200; i++)
-        proposal_taken(&p[i]);
+        proposal_taken(&p[i], 1, 0);
     account_expire(a, 101, on_expire, a);
     CHECK(expired == 199 && account_pending(a) == 0);
     account_free(a);
