@@ -83,6 +83,7 @@ struct raft {
     /* Candidate. */
     enum campaign wanted; /* to stand once everything committed is applied */
     uint64_t wanted_until; /* of a TRANSFER: who asked for it has given up by then */
+    uint64_t voted_at;     /* for another; 0: not since the start */
     uint64_t hurry_until;  /* the leader was lost just now: campaigns are tried again soon. 0: no hurry */
     uint32_t hurry_n;      /* votes of this hurry that came to nothing */
     enum campaign campaign;
@@ -142,7 +143,7 @@ void election_on_vote(struct raft *r, const struct raft_msg *m);
 void election_refuse(struct raft *r, enum raft_msg_type answer, uint64_t to);
 void election_learn_commit(struct raft *r, const struct raft_msg *m);
 void election_on_vote_reply(struct raft *r, const struct raft_msg *m);
-bool election_in_lease(const struct raft *r); /* a leader lives: who asks for votes disturbs */
+bool election_disturbs(const struct raft *r, const struct raft_msg *m); /* who asks for our vote */
 bool election_promised(const struct raft *r); /* lease_reads: a leader counts on our waiting */
 void election_on_timeout_now(struct raft *r, const struct raft_msg *m);
 void election_suspect(struct raft *r, uint64_t id);

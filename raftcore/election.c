@@ -207,16 +207,33 @@ void election_timeout(struct raft *r)
 
 /* ---- the voter's side -------------------------------------------------------------------------- */
 
-bool election_in_lease(const struct raft *r)
-{
-    if (r->role == RAFT_LEADER)
-        return true; /* it would have stepped down had it lost its quorum */
-    return (r->leader && r->now < r->heard_at + r->election_ms) || election_promised(r);
-}
-
 bool election_promised(const struct raft *r)
 {
     return r->lease_reads && r->now < r->deny_until && !raft_is_sole_voter(r);
+}
+
+static bool leader_lives(const struct raft *r)
+{
+    if (r->role == RAFT_LEADER)
+        return true; /* it would have stepped down had it lost its quorum */
+    return r->leader && r->now < r->heard_at + r->election_ms;
+}
+
+/* T 4.2.3: while a leader lives, unless it is the leader that asks, who then is none any more. */
+bool election_disturbs(const struct raft *r, const struct raft_msg *m)
+{
+    if (m->transfer)
+        return false;
+    return election_promised(r) || (leader_lives(r) && m->from != r->leader);
+}
+
+/* Nobody leads, and who asks cannot win against our better log: no use to wait for our own timeout. Unless it is late, and
+ * we have voted meanwhile. */
+static void stand_instead(struct raft *r, const struct raft_msg *m)
+{
+    if (r->role == RAFT_FOLLOWER && m->term > r->term && !leader_lives(r) &&
+        (r->voted_at == 0 || r->now >= r->voted_at + r->election_ms))
+        stand_before(r, r->now);
 }
 
 /* A refusal says what is committed. Without it a cluster could stand still for ever: a removed member, which has
@@ -255,8 +272,8 @@ void election_on_vote(struct raft *r, const struct raft_msg *m)
         return;
     if (!free_to || !up_to_date || r->fence) {
         election_refuse(r, answer, m->from);
-        if (pre && !up_to_date && r->role == RAFT_FOLLOWER && !election_in_lease(r))
-            stand_before(r, r->now); /* nobody leads, and the asker cannot: our log is the better one */
+        if (pre && !up_to_date)
+            stand_instead(r, m);
         return;
     }
     if (pre) {
@@ -269,6 +286,7 @@ void election_on_vote(struct raft *r, const struct raft_msg *m)
         return;
     }
     raft_set_state(r, r->term, m->from);
+    r->voted_at = r->now;
     raft_reset_election(r);
     if (in_hurry(r))
         stand_before(r, r->now + r->heartbeat_ms / 2 + vote_patience(r));

@@ -379,11 +379,11 @@ static bool take_higher_term(struct raft *r, const struct raft_msg *m)
 
     switch (m->type) {
     case RAFT_VOTE:
-        if (!m->transfer && election_in_lease(r))
-            return false; /* T 4.2.3: a leader lives */
+        if (election_disturbs(r, m))
+            return false;
         break;
     case RAFT_PRE_VOTE:
-        return m->transfer || !election_in_lease(r); /* asks, and changes nothing (T 9.6) */
+        return !election_disturbs(r, m); /* asks, and changes nothing (T 9.6) */
     case RAFT_PRE_VOTE_REPLY:
         if (!m->reject)
             return true; /* of the term we would campaign in */
