@@ -159,6 +159,8 @@ static struct entry *entry_at(struct apply *a, uint64_t index)
     err = wal_read(a->o.wal, index, &e);
     if (err == 0)
         return e;
+    if (apply_installing(a)) /* it is part of what comes */
+        return NULL;
     apply_fail(a, err, "a committed entry cannot be read from the log");
     return NULL;
 }
@@ -171,7 +173,7 @@ static size_t apply_entries(struct apply *a)
     uint64_t at_us = a->applied < commit ? clock->now_us(clock) : 0, now_us;
     size_t n = 0;
 
-    while (a->applied < commit && n < APPLY_ENTRIES_A_STEP && !a->failed && !apply_stalled(a)) {
+    while (a->applied < commit && n < APPLY_ENTRIES_A_STEP && !a->failed && !apply_stalled(a) && !apply_installing(a)) {
         struct entry *e = entry_at(a, a->applied + 1);
 
         if (e == NULL)
@@ -245,6 +247,8 @@ static void flushes_take(struct apply *a)
 /* All that is known to be committed applied (reads may wait for it), frozen and flushed; or no hope of it. */
 static bool stop_done(const struct apply *a)
 {
+    if (atomic_load(&a->install_base) && !a->failed)
+        return false;
     return a->failed || atomic_load(&a->flush_stop) || a->flush_blocked ||
            (a->applied >= atomic_load(&a->commit) && a->applied <= a->frozen_index &&
             store_frozen(a->o.store) == NULL);
@@ -254,13 +258,14 @@ uint64_t apply_step(struct apply *a)
 {
     struct clock *clock = a->o.clock;
     uint64_t deadline_ms;
-    bool stopping = atomic_load(&a->stopping);
+    bool stopping = atomic_load(&a->stopping), install_waits;
     size_t n;
 
     flush_collect(a);
     if (stopping)
         defrag_stop(a);
     defrag_collect(a);
+    install_waits = install_collect(a);
     waits_take(a);
     flushes_take(a);
     defrags_take(a);
@@ -284,11 +289,11 @@ uint64_t apply_step(struct apply *a)
         deadline_ms = clock->now_ms(clock) + RECLAIM_MS;
     else
         defrag_closed(a);
-    if (atomic_load(&a->defrag_done)) /* the copy could not be taken yet */
+    if (atomic_load(&a->defrag_done) || install_waits) /* the copy could not be taken yet */
         deadline_ms = clock->now_ms(clock) + RECLAIM_MS;
     if (freeze_deadline_ms(a) < deadline_ms)
         deadline_ms = freeze_deadline_ms(a);
-    if (!a->failed && !apply_stalled(a) && a->applied < atomic_load(&a->commit))
+    if (!a->failed && !apply_stalled(a) && !apply_installing(a) && a->applied < atomic_load(&a->commit))
         deadline_ms = 0;
     return deadline_ms;
 }
@@ -462,8 +467,7 @@ void apply_set_turn(struct apply *a, struct turn *t)
 
 /* ---- life ---------------------------------------------------------------------------------------------- */
 
-/* The state as base has it. */
-static int load(struct apply *a)
+int state_load(struct apply *a)
 {
     struct base_reader *r = NULL;
     struct base_meta m;
@@ -485,10 +489,9 @@ static int load(struct apply *a)
         a->compact_rev = a->sweep_goal = m.seal.compact_revision;
         a->key_count = m.seal.key_count;
         a->hash = m.seal.state_hash;
-        atomic_init(&a->commit, a->applied);
-        atomic_init(&a->keys, a->key_count);
+        atomic_store(&a->keys, a->key_count);
         /* Whether the last sweep was finished is not known: it goes on, and finds out. */
-        atomic_init(&a->swept_to, INT64_MIN);
+        atomic_store(&a->swept_to, INT64_MIN);
         base_reader_reset(r);
         store_publish(a->o.store, a->applied, a->compact_rev, a->rev);
     }
@@ -523,13 +526,14 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
     a->scratch = delta_new();
     a->scrub = base_scrub_new();
     a->scrub_at_us = o->clock->now_us(o->clock) + LIMIT_SCRUB_FIRST_MS * UINT64_C(1000);
-    err = a->slot && a->flush_slot && a->scratch && a->scrub ? load(a) : -ENOMEM;
+    err = a->slot && a->flush_slot && a->scratch && a->scrub ? state_load(a) : -ENOMEM;
     if (!err)
         err = base_sizes(store_base(o->store), &file, &in_use);
     if (err) {
         apply_free(a);
         return err;
     }
+    atomic_init(&a->commit, a->applied);
     atomic_init(&a->db_bytes, file);
     atomic_init(&a->db_in_use_bytes, in_use);
     *ret_apply = a;
@@ -579,6 +583,7 @@ void apply_free(struct apply *a)
     if (a->scratch)
         delta_free(a->scratch);
     base_scrub_free(a->scrub);
+    base_close(atomic_load(&a->install_base)); /* handed over too late */
     rows_free(a);
     txn_run_fini(&a->run);
     arena_fini(&a->work);

@@ -103,10 +103,15 @@ bool apply_quota_admits(struct apply *a, int64_t cost);
 void apply_raise_nospace(struct apply *a);
 
 /* Any thread: the sweep stands still until as many releases have come; a batch of it under way is waited for (some
- * milliseconds). Returns the epoch: it moves whenever another state takes the place of all there is. */
-uint64_t apply_hold_sweep(struct apply *a);
+ * milliseconds). */
+void apply_hold_sweep(struct apply *a);
 void apply_release_sweep(struct apply *a);
-uint64_t apply_epoch(const struct apply *a);
+
+/* The WAL thread: a snapshot is about to be installed: from here on no entry is applied, the log may lose them. */
+void apply_install_begin(struct apply *a);
+/* The WAL thread, then: CURRENT names this base; it takes the place of all there is. Apply's, soon. */
+void apply_install(struct apply *a, struct base *b);
+void apply_install_end(struct apply *a); /* or: nothing came of it, the log is as it was */
 
 /* Any thread: freeze and flush now; done when base holds everything applied before the call (stop, defrag, Hash). */
 struct flush_wait {

@@ -44,7 +44,7 @@ void defrags_take(struct apply *a)
     }
     if (a->defrag_waits == NULL || a->defragmenting)
         return;
-    if (a->o.datadir == NULL || a->failed || atomic_load(&a->stopping)) {
+    if (a->o.datadir == NULL || a->failed || atomic_load(&a->stopping) || apply_installing(a)) {
         answer(a, a->o.datadir == NULL ? -EOPNOTSUPP : a->failed ? -EIO : -ECANCELED);
     } else if (store_frozen(a->o.store) == NULL) { /* else the flush thread nudges when it is done */
         a->defragmenting = true;
@@ -58,9 +58,11 @@ void defrag_copy(struct apply *a)
     struct datadir *d = a->o.datadir;
     char path[DATADIR_PATH_BYTES];
     struct base_options o = a->o.base;
-    unsigned old = d->base, new = old + 1;
+    unsigned old = datadir_base(d), new = datadir_new_base(d);
     struct base *b = NULL;
-    int err = datadir_make_base(d, new, path);
+    /* When a snapshot is being installed CURRENT may name its base already, and the store not yet hold it. Asked after
+     * `old` was read: one that begins later makes the switch below stale. */
+    int err = apply_installing(a) ? -ECANCELED : datadir_make_base(d, new, path);
 
     if (!err)
         err = base_copy(store_base(a->o.store), path);
@@ -68,14 +70,13 @@ void defrag_copy(struct apply *a)
     if (!err)
         err = base_open(&o, &b);
     if (!err)
-        err = datadir_switch(d, new);
+        err = datadir_switch(d, old, new);
     if (err) {
         base_close(b);
         (void)datadir_remove_base(d, new); /* the next start removes what is left */
         b = NULL;
     }
     a->defrag_base = b;
-    a->defrag_old = old;
     a->defrag_err = err;
     atomic_store_explicit(&a->defrag_done, true, memory_order_release);
     mailbox_nudge(&a->box);
@@ -95,22 +96,20 @@ void defrag_give_up(struct apply *a)
 /* The old base is closed. */
 void defrag_closed(struct apply *a)
 {
-    if (a->retired_dir == 0)
+    if (!a->retired_dir)
         return;
-    atomic_store_explicit(&a->remove_dir, a->retired_dir, memory_order_release);
-    a->retired_dir = 0;
+    atomic_store_explicit(&a->remove_dirs, true, memory_order_release);
+    a->retired_dir = false;
     mailbox_nudge(&a->flusher);
 }
 
 void defrag_remove(struct apply *a)
 {
-    unsigned dir = atomic_exchange_explicit(&a->remove_dir, 0, memory_order_acquire);
+    bool closed = atomic_exchange_explicit(&a->remove_dirs, false, memory_order_acquire);
 
-    if (!a->tidied && a->o.datadir)
+    if ((closed || !a->tidied) && a->o.datadir)
         (void)datadir_remove_others(a->o.datadir); /* the next start tries again */
     a->tidied = true;
-    if (dir)
-        (void)datadir_remove_base(a->o.datadir, dir); /* the next start removes what is left */
 }
 
 void defrag_collect(struct apply *a)
@@ -129,7 +128,7 @@ void defrag_collect(struct apply *a)
     if (err)
         log_warn("apply: defragmentation failed", LOG_STR("error", strerror(-err)));
     else
-        a->retired_dir = a->defrag_old;
+        a->retired_dir = true;
     a->defrag_base = NULL;
     a->defragmenting = false;
     note_sizes(a);

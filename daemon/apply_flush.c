@@ -211,12 +211,11 @@ static uint64_t flush(struct apply *a, struct delta *d, uint64_t now_ms)
     return 0;
 }
 
-uint64_t apply_hold_sweep(struct apply *a)
+void apply_hold_sweep(struct apply *a)
 {
     pthread_mutex_lock(&a->sweep_mu);
     a->sweep_holds++;
     pthread_mutex_unlock(&a->sweep_mu);
-    return apply_epoch(a);
 }
 
 void apply_release_sweep(struct apply *a)
@@ -226,11 +225,6 @@ void apply_release_sweep(struct apply *a)
     a->sweep_holds--;
     pthread_mutex_unlock(&a->sweep_mu);
     mailbox_nudge(&a->flusher);
-}
-
-uint64_t apply_epoch(const struct apply *a)
-{
-    return atomic_load(&a->epoch);
 }
 
 #define SWEEP_HELD 2 /* besides what base_sweep says */
@@ -313,7 +307,7 @@ uint64_t apply_flush_step(struct apply *a)
     uint64_t now_ms = a->o.clock->now_ms(a->o.clock);
     struct delta *d = atomic_load_explicit(&a->to_flush, memory_order_acquire);
 
-    if (atomic_load(&a->flush_stop))
+    if (atomic_load(&a->flush_stop) || flush_parks(a))
         return UINT64_MAX;
     defrag_remove(a);
     if (d)

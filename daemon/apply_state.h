@@ -9,6 +9,7 @@
  * apply_flush.c  freezing, the flush thread, the sweep
  * apply_hash.c  the hashes of compactions
  * apply_defrag.c  a compacted copy of base in its place
+ * apply_install.c  a snapshot in place of everything
  *
  * Owner: the apply thread, but for what stands under "shared".
  */
@@ -86,7 +87,7 @@ struct apply {
     uint64_t last_entry_ms;
     bool freeze_now, flush_blocked;    /* blocked: the last flush found no room */
     bool defragmenting;                /* nothing is frozen meanwhile */
-    unsigned retired_dir;              /* of a base that may still be open; 0: none */
+    bool retired_dir;                  /* there is a base besides the current one, which may still be open */
     bool failed;                       /* fatal was called: nothing more is applied */
 
     /* ---- shared ---- */
@@ -110,13 +111,15 @@ struct apply {
     _Atomic bool defrag_wanted;        /* set by apply, cleared by it when the copy is in use, or dropped */
     _Atomic bool defrag_done;          /* set by flush, cleared by apply */
     struct base *defrag_base;          /* flush's result, before defrag_done */
-    unsigned defrag_old;               /* its directory before */
     bool tidied;                       /* the flush thread's: what a crash has left is removed */
-    _Atomic unsigned remove_dir;       /* a directory for flush to remove; 0: none */
+    _Atomic bool remove_dirs;          /* a base is closed: flush removes what is not current */
     int defrag_err;
+    _Atomic bool installing;           /* set by the WAL thread; cleared by apply when the new state is in use */
+    _Atomic(struct base *) install_base; /* set by the WAL thread, taken by apply */
+    _Atomic bool flush_park;           /* apply wants the flush thread to stand still ... */
+    _Atomic bool flush_parked;         /* ... and it does */
     pthread_mutex_t sweep_mu;          /* held for a batch of the sweep: who holds it back must know that none is under way */
     unsigned sweep_holds;              /* under sweep_mu */
-    _Atomic uint64_t epoch;            /* of the state: moved before another one takes its place */
     int64_t sweep_goal;                /* the flush thread's: C of the newest flush */
     uint64_t sweep_at_ms, retry_at_ms; /* the flush thread's */
     struct slot *flush_slot;           /* the flush thread's */
@@ -206,6 +209,14 @@ void defrag_give_up(struct apply *a); /* at its end: whoever still waits is told
 void defrag_closed(struct apply *a);  /* replaced layers are all gone */
 void defrag_copy(struct apply *a);    /* the flush thread */
 void defrag_remove(struct apply *a);  /* the flush thread */
+
+/* apply_install.c */
+bool apply_installing(const struct apply *a); /* any thread; from before CURRENT is switched until the store is */
+bool install_collect(struct apply *a);        /* true: it could not be done yet, come again soon */
+bool flush_parks(struct apply *a);            /* the flush thread: do nothing */
+
+/* apply.c: the state as base has it */
+int state_load(struct apply *a);
 
 /* A response for who waits; NULL when nobody does, or when it does not fit (the caller is told). */
 static inline void *answer_new(struct applying *x, const ProtobufCMessageDescriptor *d)

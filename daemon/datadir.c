@@ -190,9 +190,45 @@ static int read_current(struct datadir *d, const char *wal_path)
     return 0;
 }
 
+/* NULL with errno. */
+static DIR *dir_open(int at, const char *name)
+{
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+
+    if (dir == NULL && fd >= 0)
+        (void)close(fd); /* only read */
+    return dir;
+}
+
+/* The highest N of the directories PREFIX-N, or 0. */
+static unsigned highest(int fd, const char *prefix)
+{
+    DIR *dir = dir_open(fd, ".");
+    size_t len = strlen(prefix);
+    unsigned top = 0, n;
+    struct dirent *e;
+    char more;
+
+    while (dir && (e = readdir(dir)) != NULL)
+        if (strncmp(e->d_name, prefix, len) == 0 && sscanf(e->d_name + len, "%u%c", &n, &more) == 1 && n > top)
+            top = n;
+    if (dir)
+        (void)closedir(dir);
+    return top;
+}
+
+static void number(struct datadir *d)
+{
+    unsigned base = highest(d->fd, "base-"), wal = highest(d->wal_fd >= 0 ? d->wal_fd : d->fd, "wal-");
+
+    d->base_next = d->base_found = (base > d->base ? base : d->base) + 1;
+    d->wal_next = d->wal_found = (wal > d->wal ? wal : d->wal) + 1;
+}
+
 int datadir_open(struct datadir *d, const char *path, const char *wal_path)
 {
-    *d = (struct datadir){.fd = -1, .wal_fd = -1};
+    *d = (struct datadir){.fd = -1, .wal_fd = -1, .mu = PTHREAD_MUTEX_INITIALIZER};
     if (make_path(d, path, d->path) < 0)
         return -1;
     d->fd = open(d->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -208,6 +244,7 @@ int datadir_open(struct datadir *d, const char *path, const char *wal_path)
         goto bad;
     if (lock(d) < 0 || read_current(d, wal_path) < 0)
         goto bad;
+    number(d);
     return 0;
 bad:
     datadir_close(d);
@@ -228,8 +265,10 @@ int datadir_commit(struct datadir *d)
         rc = errno ? -errno : -EIO;
     if (close(fd) < 0 && rc == 0)
         rc = -errno;
-    if (rc == 0 && (renameat(d->fd, "CURRENT.new", d->fd, "CURRENT") < 0 || fsync(d->fd) < 0))
+    if (rc == 0 && renameat(d->fd, "CURRENT.new", d->fd, "CURRENT") < 0)
         rc = -errno;
+    if (rc == 0 && fsync(d->fd) < 0)
+        rc = -EIO; /* whatever it says: which of the two a restart finds is not known now */
     if (rc)
         return rc;
     if (d->fresh && unlinkat(d->fd, "CREATING", 0) < 0)
@@ -284,52 +323,104 @@ int datadir_make_base(struct datadir *d, unsigned base, char *ret_path)
     return 0;
 }
 
-int datadir_switch(struct datadir *d, unsigned base)
+unsigned datadir_base(struct datadir *d)
 {
-    unsigned old = d->base;
+    unsigned n;
+
+    pthread_mutex_lock(&d->mu);
+    n = d->base;
+    pthread_mutex_unlock(&d->mu);
+    return n;
+}
+
+unsigned datadir_new_base(struct datadir *d)
+{
+    unsigned n;
+
+    pthread_mutex_lock(&d->mu);
+    n = d->base_next++;
+    pthread_mutex_unlock(&d->mu);
+    return n;
+}
+
+unsigned datadir_new_wal(struct datadir *d)
+{
+    unsigned n;
+
+    pthread_mutex_lock(&d->mu);
+    n = d->wal_next++;
+    pthread_mutex_unlock(&d->mu);
+    return n;
+}
+
+/* mu is held. */
+static int switch_to(struct datadir *d, unsigned base, unsigned wal)
+{
+    unsigned old_base = d->base, old_wal = d->wal;
     int rc;
 
     d->base = base;
+    d->wal = wal;
     rc = datadir_commit(d);
-    if (rc)
-        d->base = old;
+    if (rc) {
+        d->base = old_base;
+        d->wal = old_wal;
+    }
     return rc;
 }
 
-/* NULL with errno. */
-static DIR *dir_open(int at, const char *name)
+int datadir_switch(struct datadir *d, unsigned from, unsigned base)
 {
-    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    int rc;
 
-    if (dir == NULL && fd >= 0)
-        (void)close(fd); /* only read */
-    return dir;
+    pthread_mutex_lock(&d->mu);
+    rc = d->base == from ? switch_to(d, base, d->wal) : -ESTALE;
+    pthread_mutex_unlock(&d->mu);
+    return rc;
 }
 
-int datadir_remove_base(struct datadir *d, unsigned base)
+int datadir_switch_both(struct datadir *d, unsigned base, unsigned wal)
 {
-    char name[32];
-    DIR *dir;
+    int rc;
+
+    pthread_mutex_lock(&d->mu);
+    rc = switch_to(d, base, wal);
+    pthread_mutex_unlock(&d->mu);
+    return rc;
+}
+
+/* Removes the directory with its files. */
+static int remove_dir(int at, const char *name)
+{
+    DIR *dir = dir_open(at, name);
     struct dirent *e;
     int rc = 0;
 
-    (void)snprintf(name, sizeof name, "base-%u", base);
-    dir = dir_open(d->fd, name);
     if (dir == NULL)
         return -errno;
     while ((e = readdir(dir)) != NULL)
         if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && unlinkat(dirfd(dir), e->d_name, 0) < 0)
             rc = -errno;
     (void)closedir(dir);
-    if (unlinkat(d->fd, name, AT_REMOVEDIR) < 0 && rc == 0)
+    if (unlinkat(at, name, AT_REMOVEDIR) < 0 && rc == 0)
         rc = -errno;
     return rc;
 }
 
-int datadir_remove_others(struct datadir *d)
+int datadir_remove_base(struct datadir *d, unsigned base)
 {
-    DIR *dir = dir_open(d->fd, ".");
+    char name[32];
+
+    (void)snprintf(name, sizeof name, "base-%u", base);
+    return remove_dir(d->fd, name);
+}
+
+/* PREFIX-N in dir for each N below current, or above it and below found. Numbers ascend: what is below the current one
+ * is over, what is above and was there at the start never came to be; the rest is being made. */
+static int remove_numbered(int fd, const char *prefix, unsigned current, unsigned found)
+{
+    DIR *dir = dir_open(fd, ".");
+    size_t len = strlen(prefix);
     struct dirent *e;
     unsigned n;
     char more;
@@ -338,10 +429,56 @@ int datadir_remove_others(struct datadir *d)
     if (dir == NULL)
         return -errno;
     while ((e = readdir(dir)) != NULL)
-        if (sscanf(e->d_name, "base-%u%c", &n, &more) == 1 && n != d->base && (err = datadir_remove_base(d, n)) != 0)
+        if (strncmp(e->d_name, prefix, len) == 0 && sscanf(e->d_name + len, "%u%c", &n, &more) == 1 &&
+            (n < current || (n > current && n < found)) && (err = remove_dir(fd, e->d_name)) != 0)
             rc = err;
     (void)closedir(dir);
     return rc;
+}
+
+int datadir_remove_others(struct datadir *d)
+{
+    unsigned base, wal;
+    int rc, err;
+
+    pthread_mutex_lock(&d->mu);
+    base = d->base;
+    wal = d->wal;
+    pthread_mutex_unlock(&d->mu);
+    rc = remove_numbered(d->fd, "base-", base, d->base_found);
+    err = remove_numbered(d->wal_fd >= 0 ? d->wal_fd : d->fd, "wal-", wal, d->wal_found);
+    return rc ? rc : err;
+}
+
+int datadir_make_incoming(struct datadir *d, char *ret_path)
+{
+    int rc = datadir_remove_incoming(d);
+
+    if (rc && rc != -ENOENT)
+        return rc;
+    (void)snprintf(ret_path, DATADIR_PATH_BYTES, "%.*s/incoming", DATADIR_PATH_BYTES - 32, d->path);
+    return mkdir(ret_path, 0700) < 0 ? -errno : 0;
+}
+
+int datadir_remove_incoming(struct datadir *d)
+{
+    return remove_dir(d->fd, "incoming");
+}
+
+int datadir_adopt_incoming(struct datadir *d, unsigned base)
+{
+    char name[32];
+
+    (void)snprintf(name, sizeof name, "base-%u", base);
+    return renameat(d->fd, "incoming", d->fd, name) < 0 || fsync(d->fd) < 0 ? -errno : 0;
+}
+
+int datadir_give_back(struct datadir *d, unsigned base)
+{
+    char name[32];
+
+    (void)snprintf(name, sizeof name, "base-%u", base);
+    return renameat(d->fd, name, d->fd, "incoming") < 0 ? -errno : 0;
 }
 
 void datadir_close(struct datadir *d)

@@ -5,10 +5,13 @@
  *     DIR/base-N/     the store (base.c)
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
  *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake
+ *     DIR/incoming/   a base being received from another member; nothing until it is renamed to base-N
  *
- * Owner: the main thread at start; apply switches base through datadir_switch.
+ * Owner: the main thread at start. Then the flush thread (a copy of base) and the WAL thread (a snapshot) switch, each
+ * under mu: both rename CURRENT, and neither may write down what the other has replaced.
  */
 #pragma once
+#include <pthread.h>
 #include "bytes.h"
 
 enum { DATADIR_PATH_BYTES = 4096, DATADIR_ERROR_BYTES = 1024 };
@@ -18,7 +21,10 @@ struct datadir {
     char wal_root[DATADIR_PATH_BYTES]; /* where wal-M lies: path, or --wal-dir, absolute */
     int fd, wal_fd;                    /* both flock'ed; wal_fd is -1 when wal_root is path */
     bool fresh;                        /* no CURRENT yet: base-1 and wal-1 are to be made, then datadir_commit */
-    unsigned base, wal;                /* N and M */
+    unsigned base, wal;                /* N and M; under mu */
+    unsigned base_next, wal_next;      /* numbers nobody has used yet; under mu */
+    unsigned base_found, wal_found;    /* the same as of the start: whatever else lies below, a crash has left */
+    pthread_mutex_t mu;
     char error[DATADIR_ERROR_BYTES];   /* one sentence, after a failure */
 };
 
@@ -27,11 +33,24 @@ struct datadir {
 int datadir_open(struct datadir *d, const char *path, const char *wal_path);
 /* CURRENT now names d->base and d->wal; durable when it returns 0. -errno. */
 int datadir_commit(struct datadir *d);
-/* The same for another base; the old one's directory is removed afterwards by datadir_remove_base. */
-int datadir_switch(struct datadir *d, unsigned base);
+unsigned datadir_base(struct datadir *d); /* the current one's number */
+/* A number for a base or a log to be made, given out once. */
+unsigned datadir_new_base(struct datadir *d);
+unsigned datadir_new_wal(struct datadir *d);
+/* Another base in place of base `from`; -ESTALE: that one is no longer current, nothing was changed. The old one's
+ * directory is removed afterwards by datadir_remove_others. */
+int datadir_switch(struct datadir *d, unsigned from, unsigned base);
+/* Another base and another log, at once. */
+int datadir_switch_both(struct datadir *d, unsigned base, unsigned wal);
+/* DIR/incoming, empty; whatever was in it goes. */
+int datadir_make_incoming(struct datadir *d, char *ret_path);
+int datadir_remove_incoming(struct datadir *d); /* -ENOENT */
+/* It becomes base-N, durably, and nothing more: CURRENT names another still. */
+int datadir_adopt_incoming(struct datadir *d, unsigned base);
+int datadir_give_back(struct datadir *d, unsigned base); /* the other way round */
 /* Removes base-N with its files. -errno. */
 int datadir_remove_base(struct datadir *d, unsigned base);
-/* Removes every base but d->base: what a crash has left of a copy, or of the one before a switch. -errno. */
+/* Removes every base and log that is not current nor being made: what a crash has left, or a switch. -errno. */
 int datadir_remove_others(struct datadir *d);
 /* Makes base-N; path of it in ret_path (DATADIR_PATH_BYTES). -errno. */
 int datadir_make_base(struct datadir *d, unsigned base, char *ret_path);

@@ -68,8 +68,9 @@ static void cancel_catching_below(struct hub *h, int64_t compact_rev)
     }
 }
 
-/* The hub lagged, and what it was to read next is swept already: every live watcher that needs it is cancelled. */
-static int check_swept(struct hub *h, struct view *v)
+/* The hub lagged, and what it was to read next is swept already: every live watcher that needs it is cancelled. In a
+ * state that came from another member, replaced, any sweep may have begun. */
+static int check_swept(struct hub *h, struct view *v, bool replaced)
 {
     struct base_meta meta;
     int err;
@@ -77,7 +78,7 @@ static int check_swept(struct hub *h, struct view *v)
     if (h->seen + 1 >= v->compact_rev)
         return 0;
     err = base_reader_meta(v->reader, &meta);
-    if (err || meta.swept <= h->seen + 1)
+    if (err || (meta.swept <= h->seen + 1 && !replaced))
         return err;
     for (struct watch_stream *s = h->streams; s; s = s->next) {
         for (struct watcher *w = s->watchers; w; w = w->stream_next) {
@@ -174,9 +175,10 @@ static int catch_up(struct hub *h, struct view *v, bool *ret_more)
 }
 
 /* What is done in one view. again: call the step without waiting. */
-static int step_in_view(struct hub *h, struct view *v, struct mail *mail, bool *ret_again, bool *ret_catching)
+static int step_in_view(struct hub *h, struct view *v, struct mail *mail, bool replaced, bool *ret_again,
+                        bool *ret_catching)
 {
-    int err = check_swept(h, v);
+    int err = check_swept(h, v, replaced);
 
     if (err == 0)
         err = feed_live(h, v);
@@ -210,14 +212,16 @@ uint64_t hub_step(struct hub *h)
 {
     struct mail *mail = mailbox_take(&h->box);
     bool again = false, catching = false;
-    uint64_t now_ms, deadline;
+    uint64_t epoch, now_ms, deadline;
     struct view v;
     int err;
 
     h->step_number++;
+    epoch = store_epoch(h->o.store); /* before the view: that one may already be of a newer state */
     err = view_open(h->o.store, h->slot, &v);
     if (err == 0) {
-        err = step_in_view(h, &v, mail, &again, &catching);
+        err = step_in_view(h, &v, mail, store_epoch(h->o.store) != h->epoch, &again, &catching);
+        h->epoch = epoch;
         view_close(&v);
     } else {
         hub_take_requests(h, mail, h->seen);

@@ -171,6 +171,7 @@ struct hub {
 
     uint64_t step_number;
     int64_t seen;                 /* every live watcher has been fed up to here */
+    uint64_t epoch;             /* of the store's state, as of the last step */
     struct watch_group *root;
     struct watcher **ids;         /* hash table by (stream, id) */
     size_t n_ids, cap_ids;

@@ -136,7 +136,8 @@ int snap_export_new(struct apply *a, struct store *s, struct clock *clock, struc
     if (x == NULL)
         return -ENOMEM;
     *x = (struct snap_export){.apply = a, .store = s, .clock = clock, .phase = SNAP_HEAD};
-    x->epoch = apply_hold_sweep(a);
+    apply_hold_sweep(a);
+    x->epoch = store_epoch(s);
     x->hold_end_ms = clock->now_ms(clock) + LIMIT_SNAP_HOLD_MS;
     x->slot = slot_new(s);
     err = x->slot ? view_open(s, x->slot, &v) : -ENOMEM;
@@ -251,7 +252,7 @@ static int put_log(struct snap_export *x)
         return err;
     arena_init(&a, LIMIT_SNAP_RECORD_BYTES, NULL, 0);
     /* The epoch moves before the base does: a view of another state sees it moved. */
-    err = apply_epoch(x->apply) == x->epoch ? 0 : -ESTALE;
+    err = store_epoch(x->store) == x->epoch ? 0 : -ESTALE;
     if (err == 0)
         err = base_log_scan(v.reader, x->next, x->head.revision, &a, put_record, x);
     view_close(&v);

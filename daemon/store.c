@@ -67,6 +67,7 @@ struct store {
     _Atomic(struct base *) base;           /* the base of layers, for the flush thread, which pins nothing */
     _Atomic int64_t compact_rev, revision; /* C, R */
     _Atomic uint64_t applied;
+    _Atomic uint64_t epoch;
     struct layers *replaced;        /* apply's; may still be pinned */
     struct layers *spare;           /* apply's; for store_flushed, which must not fail */
     struct base *retired;           /* apply's; replaced, not yet closed */
@@ -209,6 +210,11 @@ int64_t store_compact_revision(const struct store *s)
 uint64_t store_applied(const struct store *s)
 {
     return atomic_load_explicit(&s->applied, memory_order_acquire);
+}
+
+uint64_t store_epoch(const struct store *s)
+{
+    return atomic_load(&s->epoch);
 }
 
 /* ---- apply: life ------------------------------------------------------------------ */
@@ -368,6 +374,7 @@ int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int
         return -ENOMEM;
     }
     *fresh = (struct layers){.base = b, .live = live};
+    atomic_fetch_add(&s->epoch, 1);
     base_replace(s, b);
     atomic_store(&s->layers, NULL);
     store_publish(s, applied_index, compact_rev, revision);

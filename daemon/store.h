@@ -64,6 +64,8 @@ int view_row_scan(struct view *v, enum table t, int (*fn)(void *ctx, struct slic
 int64_t store_revision(const struct store *s);
 int64_t store_compact_revision(const struct store *s);
 uint64_t store_applied(const struct store *s);
+/* How often another state has taken the place of all there was; it moves before a view can show the new one. */
+uint64_t store_epoch(const struct store *s);
 
 /* ---- writing: apply ---- */
 int store_new(struct base *b, struct store **ret_store); /* on success takes the base; live delta empty */

@@ -347,6 +347,42 @@ void wal_close(struct wal *w)
     free(w);
 }
 
+void wal_adopt(struct wal *w, struct wal *fresh)
+{
+    struct wal_segment **segments;
+    struct wal_run *runs;
+
+    pthread_mutex_lock(&w->mu);
+    /* Here, where their readers count them down too. */
+    for (size_t i = 0; i < w->n_segments; i++)
+        wal_segment_unref(w, w->segments[i]);
+    segments = w->segments;
+    runs = w->runs;
+    w->segments = fresh->segments;
+    w->n_segments = fresh->n_segments;
+    w->cap_segments = fresh->cap_segments;
+    w->runs = fresh->runs;
+    w->n_runs = fresh->n_runs;
+    w->cap_runs = fresh->cap_runs;
+    w->state = fresh->state;
+    fresh->segments = segments;
+    fresh->runs = runs;
+    fresh->n_segments = 0;
+    wal_segment_unref(w, w->next);
+    w->next = fresh->next;
+    w->next_ready = fresh->next_ready;
+    fresh->next = NULL;
+    memcpy(w->dir, fresh->dir, sizeof w->dir);
+    w->options = fresh->options;
+    w->options.dir = w->dir;
+    w->dirty = fresh->dirty;
+    w->failed = fresh->failed;
+    w->last_batch = fresh->last_batch;
+    w->last_crc = fresh->last_crc;
+    pthread_mutex_unlock(&w->mu);
+    wal_close(fresh);
+}
+
 /* ---- a new log ------------------------------------------------------------------------- */
 
 /* The directory that holds dir. */

@@ -42,6 +42,10 @@ int wal_open(const struct wal_options *o, struct wal **ret_wal, struct wal_state
              size_t errbuf_size);
 void wal_close(struct wal *w);
 
+/* w becomes the log that fresh is: who holds w goes on with it. fresh is gone, the old log's files are closed. The WAL
+ * thread. */
+void wal_adopt(struct wal *w, struct wal *fresh);
+
 /* The terms of the log, as runs, for raft: fn(ctx, first index, term), ascending. */
 int wal_runs(struct wal *w, int (*fn)(void *ctx, uint64_t first, uint64_t term), void *ctx);
 

@@ -470,7 +470,7 @@ static void on_flushed(struct flush_wait *w)
 /* As datadir_open makes it, without what it checks. */
 static void open_datadir(struct datadir *d)
 {
-    memset(d, 0, sizeof *d);
+    *d = (struct datadir){.wal_fd = -1, .base_next = 1, .mu = PTHREAD_MUTEX_INITIALIZER};
     snprintf(d->path, sizeof d->path, "/tmp/cairn-defrag-XXXXXX");
     REQUIRE(mkdtemp(d->path) != NULL);
     snprintf(d->wal_root, sizeof d->wal_root, "%s", d->path);

@@ -50,15 +50,45 @@ static void fresh_then_again(void)
     datadir_close(&d);
     REQUIRE(datadir_open(&d, path, "") == 0);
     CHECK(!d.fresh && d.base == 1);
-    CHECK(datadir_make_base(&d, 2, base) == 0 && datadir_switch(&d, 2) == 0 && datadir_remove_base(&d, 1) == 0);
+    CHECK(datadir_make_base(&d, 2, base) == 0 && datadir_switch(&d, 7, 2) == -ESTALE && datadir_switch(&d, 1, 2) == 0 &&
+          datadir_remove_base(&d, 1) == 0);
     datadir_close(&d);
     REQUIRE(datadir_open(&d, path, "") == 0);
     CHECK(d.base == 2 && !exists("base-1"));
     CHECK(datadir_make_base(&d, 1, base) == 0 && datadir_make_base(&d, 3, base) == 0 && datadir_make_base(&d, 30, base) == 0);
     touch("base-30/data.mdb");
     touch("base-4x");
+    CHECK(mkdir(strcat(strcpy(base, path), "/wal-9"), 0700) == 0);
+    datadir_close(&d);
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(datadir_new_base(&d) == 31 && datadir_new_base(&d) == 32 && datadir_new_wal(&d) == 10);
+    CHECK(datadir_make_base(&d, 31, base) == 0); /* being made: it stays */
     CHECK(datadir_remove_others(&d) == 0);
     CHECK(exists("base-2") && exists("base-4x") && !exists("base-1") && !exists("base-3") && !exists("base-30"));
+    CHECK(exists("base-31") && !exists("wal-9"));
+    datadir_close(&d);
+}
+
+/* A base that was received: nothing until it is adopted, and current only with its log. */
+static void incoming(void)
+{
+    char base[DATADIR_PATH_BYTES];
+
+    in_dir("incoming");
+    REQUIRE(datadir_open(&d, path, "") == 0 && datadir_commit(&d) == 0);
+    CHECK(datadir_remove_incoming(&d) == -ENOENT);
+    CHECK(datadir_make_incoming(&d, base) == 0);
+    touch("incoming/data.mdb");
+    CHECK(datadir_make_incoming(&d, base) == 0 && !exists("incoming/data.mdb"));
+    touch("incoming/data.mdb");
+    datadir_close(&d);
+    REQUIRE(datadir_open(&d, path, "") == 0); /* a crash may leave it */
+    CHECK(d.base == 1 && d.wal == 1);
+    CHECK(datadir_adopt_incoming(&d, 5) == 0 && exists("base-5/data.mdb") && !exists("incoming"));
+    CHECK(datadir_switch_both(&d, 5, 6) == 0);
+    datadir_close(&d);
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(d.base == 5 && d.wal == 6);
     datadir_close(&d);
 }
 
@@ -165,6 +195,7 @@ int main(void)
 
     REQUIRE(mkdtemp(root) != NULL);
     TEST(fresh_then_again);
+    TEST(incoming);
     TEST(unfinished_creation);
     TEST(locked);
     TEST(foreign);
