@@ -26,7 +26,7 @@
 enum {
     ADDRESSES_MAX = 8,    /* of one name; further ones are not tried */
     NAMES_AGAIN_MS = 5000,
-    USER_TIMEOUT_MS = 2000, /* unacknowledged bytes: a link that came back after a partition is better dialed anew */
+    USER_TIMEOUT_MS = 1500, /* bytes nobody acknowledges: after a partition a new connection is faster than a retry */
     KEEPALIVE_S = 1,      /* between members that have nothing to say: a vote must not find a dead connection */
     NOTSENT_BYTES = 128 << 10, /* in the kernel, not yet on the wire: what is urgent waits behind no more */
 };

@@ -38,7 +38,7 @@ enum {
     LIMIT_WAL_SEGMENT_BYTES = 64 << 20,
 
     /* between members. */
-    LIMIT_PEER_CONNECT_MS = 1000,         /* one address of a member: the next is tried */
+    LIMIT_PEER_CONNECT_MS = 500,          /* one address of a member: the next is tried */
     LIMIT_PEER_ANSWER_BYTES = 4 << 20,    /* what another member may answer to a call of ours: it fails */
     LIMIT_PEER_OUTBOX = 8192,             /* messages that the turn has sent, not yet in a lane: dropped beyond, told */
     LIMIT_PEER_URGENT = 1024,             /* of one member, not yet sent: the oldest is dropped, and that is told */

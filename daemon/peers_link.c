@@ -262,11 +262,11 @@ static void say_refused(struct peer *peer, struct slice text)
     peer->said = SAID_REFUSED;
 }
 
-static void say_unreachable(struct peer *peer, int err)
+static void say_unreachable(struct peer *peer, struct slice text)
 {
     if (peer->said != SAID_UNREACHABLE && peer->said != SAID_REFUSED)
         log_warn("peers: a member cannot be reached", LOG_HEX("member", peer->id), LOG_STR("url", peer->first.text),
-                 LOG_STR("error", strerror(-err)));
+                 LOG_SLICE("error", text));
     peer->said = SAID_UNREACHABLE;
 }
 
@@ -332,6 +332,8 @@ static void ended(void *ctx, enum status status, struct slice text)
         say_lost(peer, text);
     else if (status != STATUS_UNAVAILABLE)
         say_refused(peer, text);
+    else if (l->lane == LANE_URGENT)
+        say_unreachable(peer, text); /* something else listens there, or it goes as we come */
     if (status == STATUS_PERMISSION_DENIED && p->sink.removed)
         p->sink.removed(p->sink.ctx);
     peer->lost = true; /* what was on its way */
@@ -397,7 +399,7 @@ static void dialed(struct call *c, struct call_resume *r)
     if (result == -ECONNREFUSED)
         suspect(l);
     if (l->lane == LANE_URGENT)
-        say_unreachable(l->peer, result);
+        say_unreachable(l->peer, slice_str(strerror(-result)));
     lose_all(l);
     link_dial(l, backoff(l));
     tell_lost(l->peer);
