@@ -64,18 +64,44 @@ static int check_not_started(struct bootstrap *b, struct config *c, const struct
     return 0;
 }
 
+static int ask(struct bootstrap *b, struct config *c, const struct roster *r)
+{
+    const char *bad = b->ask ? b->ask(b->ask_ctx, c, r, &b->running) : "this member has no peer port";
+
+    return bad ? fail(b, "cannot fetch cluster info from peer urls: %s", bad) : 0;
+}
+
 static int join(struct bootstrap *b, struct config *c, struct roster *r)
 {
-    struct bootstrap_cluster running;
-    const char *bad = b->ask ? b->ask(b->ask_ctx, c, r, &running) : "this member has no peer port";
+    const char *bad;
 
+    if (ask(b, c, r) < 0)
+        return -1;
+    bad = roster_match(c, r, b->running.members, b->running.n);
     if (bad)
-        return fail(b, "cannot fetch cluster info from peer urls: %s", bad);
-    bad = roster_match(c, r, running.members, running.n);
-    if (bad)
-        return fail(b, "error validating peerURLs of cluster %llx: %s", (unsigned long long)running.id, bad);
-    b->cluster_id = running.id;
+        return fail(b, "error validating peerURLs of cluster %llx: %s", (unsigned long long)b->running.id, bad);
+    b->cluster_id = b->running.id;
     b->member_id = r->self->id;
+    b->joining = true;
+    return 0;
+}
+
+/* It was stopped before the others had told it anything: they are asked again who they are. */
+static int join_again(struct bootstrap *b, struct config *c)
+{
+    const char *bad;
+    struct roster r;
+
+    if (b->applied_index > 0 || b->conf.voters.n > 0)
+        return 0;
+    bad = roster_read(c, &r);
+    if (bad)
+        return fail(b, "%s", bad);
+    if (ask(b, c, &r) < 0)
+        return -1;
+    if (b->running.id != b->cluster_id)
+        return fail(b, "%s: is of a member of cluster %llx, but --initial-cluster names cluster %llx", b->dir.path,
+                    (unsigned long long)b->cluster_id, (unsigned long long)b->running.id);
     b->joining = true;
     return 0;
 }
@@ -318,6 +344,8 @@ int bootstrap_open(struct bootstrap *b, struct config *c)
         rc = create(b, c, wal_dir);
     rc = rc ? rc : open_base(b, c);
     rc = rc ? rc : bootstrap_open_wal(b, wal_dir);
+    if (rc == 0 && !fresh)
+        rc = join_again(b, c);
     if (rc == 0 && c->force_new_cluster && !fresh)
         rc = bootstrap_force(b, wal_dir);
     if (rc)

@@ -34,7 +34,8 @@ struct bootstrap {
     struct wal_state wal_state;
     struct raft_conf conf;     /* as of applied_index */
     uint64_t cluster_id, member_id, applied_index;
-    bool joining;              /* fresh, and to be told everything by the others */
+    bool joining;              /* it has nothing yet, and is to be told everything by the others */
+    struct bootstrap_cluster running; /* joining: who they are; in the configuration's arena */
     char error[DATADIR_ERROR_BYTES];
     /* Asks the other members of the roster, one after the other, until one answers; what it tells lies in c's arena. NULL, or why
      * there is no answer. Set by the caller; NULL: nobody can be asked. */

@@ -15,7 +15,7 @@
 
 /* A promise that can no longer be kept: nothing may be acknowledged after this, so nothing may run. What was acknowledged is
  * on disk; the next start recovers it, or says what is wrong. */
-static void fatal(void *ctx, int err, const char *what)
+void member_fatal(void *ctx, int err, const char *what)
 {
     (void)ctx;
     log_at(LOG_LEVEL_FATAL, "the member stops: what it promised to keep cannot be kept", LOG_STR("what", what),
@@ -62,6 +62,14 @@ static bool http_has_leader(void *ctx)
 
     turn_status(((struct member_process *)ctx)->svc.turn, &s);
     return s.leader != 0;
+}
+
+static bool http_is_learner(void *ctx)
+{
+    struct turn_status s;
+
+    turn_status(((struct member_process *)ctx)->svc.turn, &s);
+    return s.is_learner;
 }
 
 struct http_wait {
@@ -119,6 +127,7 @@ static int make_front(struct member_process *m)
                  .metrics = http_metrics,
                  .alarms = http_alarms,
                  .has_leader = http_has_leader,
+                 .is_learner = http_is_learner,
                  .read = http_read_begin,
                  .ctx = m}};
     int rc;
@@ -215,9 +224,12 @@ static int make_modules(struct member_process *m)
                                 .max_txn_ops = s->max_txn_ops,
                                 .datadir = &m->boot.dir,
                                 .base = bootstrap_base_options(),
-                                .fatal = fatal};
+                                .fatal = member_fatal};
     rc = apply_new(&ao, &s->apply);
     if (rc)
+        return rc;
+    apply_on_members(s->apply, member_members_changed, m);
+    if ((rc = member_peers_new(m)) != 0)
         return rc;
     to = (struct turn_options){.clock = s->clock,
                                .rng = s->rng,
@@ -236,9 +248,10 @@ static int make_modules(struct member_process *m)
                                .election_ms = c->election_ms,
                                .wal_write = &m->histograms.wal_write,
                                .wal_fsync = &m->histograms.wal_fsync,
-                               .fatal = fatal,
+                               .fatal = member_fatal,
                                .nospace = log_full,
-                               .fatal_ctx = m};
+                               .fatal_ctx = m,
+                               .transport = peers_transport(m->peers)};
     rc = turn_new(&to, &s->turn);
     if (rc)
         return rc;
@@ -273,6 +286,7 @@ static int start_threads(struct member_process *m)
     int rc = apply_start(s->apply);
 
     rc = rc ? rc : turn_start(s->turn);
+    rc = rc ? rc : member_peers_start(m);
     rc = rc ? rc : hub_start(s->hub);
     return rc || m->compactor == NULL ? rc : compactor_start(m->compactor);
 }
@@ -335,6 +349,7 @@ static struct member_process *member_new(struct config *c, int signal_fd)
     m->signal_fd = signal_fd;
     m->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     m->boot.dir.fd = m->boot.dir.wal_fd = -1;
+    m->boot.ask = member_ask;
     metrics_histograms_init(&m->histograms);
     m->svc = (struct svc){.clock = clock_real(),
                           .rng = rng_real(),
@@ -342,6 +357,8 @@ static struct member_process *member_new(struct config *c, int signal_fd)
                           .max_txn_ops = (uint32_t)c->max_txn_ops,
                           .request_timeout_ms = LIMIT_SERVER_REQUEST_MS + 2 * c->election_ms,
                           .quota_bytes = c->quota_bytes,
+                          .strict_reconfig = c->strict_reconfig,
+                          .max_learners = c->max_learners,
                           .version = CAIRN_ETCD_VERSION};
     if (m->event_fd >= 0)
         return m;
@@ -373,8 +390,11 @@ enum member_event member_run(struct config *c, int signal_fd, int *ret_signal)
         while (e == MEMBER_NOTHING)
             e = member_wait(m, UINT64_MAX);
     }
-    if (e == MEMBER_SIGNAL)
+    if (e == MEMBER_SIGNAL) {
         *ret_signal = m->signal;
+        if (m->svc.turn)
+            member_hand_over(m);
+    }
     if (e == MEMBER_REMOVED)
         e = member_leave(m);
     member_stop(m);
@@ -394,6 +414,8 @@ static void member_stop(struct member_process *m)
         compactor_stop(m->compactor);
     if (s->scan)
         scan_pool_stop(s->scan);
+    if (m->peers)
+        peers_stop(m->peers);
     if (s->turn)
         turn_stop(s->turn);
     if (s->apply)
@@ -404,6 +426,7 @@ static void member_stop(struct member_process *m)
     scan_pool_free(s->scan);
     member_publish_end(m);
     turn_free(s->turn);
+    peers_free(m->peers);
     apply_free(s->apply);
     for (int i = 0; i < RPC_THREADS; i++)
         if (m->slots[i])

@@ -3,6 +3,7 @@
  *
  * member.c        every module made, started and stopped in order
  * member_ready.c  waiting: to be published, for a signal, for having been removed
+ * member_peers.c  the other members
  *
  * Owner: the main thread, but for what stands under "shared".
  */
@@ -13,9 +14,10 @@
 #include "front.h"
 #include "member.h"
 #include "metrics.h"
+#include "peers.h"
 #include "svc.h"
 
-enum { SCAN_THREADS = 1, RPC_THREADS = 1 };
+enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500 };
 
 struct member_process;
 
@@ -37,13 +39,16 @@ struct member_process {
     struct slot *slots[RPC_THREADS];
     struct svc svc; /* holds the other modules */
     struct metrics metrics;
+    struct peers *peers;
     struct publishing publishing;
+    struct transfer_wait handover;
     int signal_fd, event_fd;
     int signal; /* that ended it */
 
     /* ---- shared ---- */
     _Atomic int publish_state; /* enum publish_state */
     _Atomic bool removed;      /* from the cluster */
+    _Atomic bool handover_done;
 };
 
 /* member_ready.c */
@@ -54,5 +59,19 @@ enum member_event member_wait(struct member_process *m, uint64_t timeout_ms);
 /* Returns MEMBER_NOTHING once the member is published, however long that takes: the others may come later. */
 enum member_event member_publish(struct member_process *m);
 void member_publish_end(struct member_process *m); /* after the turn has stopped */
+/* Waits only for member_notify, at most so long. */
+void member_wait_note(struct member_process *m, uint64_t timeout_ms);
 /* Removed: says so, and gives the others a moment to hear our last replies. */
 enum member_event member_leave(struct member_process *m);
+
+/* member.c: a promise that can no longer be kept; does not return. */
+void member_fatal(void *ctx, int err, const char *what);
+
+/* member_peers.c */
+/* struct bootstrap.ask. */
+const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
+int member_peers_new(struct member_process *m); /* logs why not */
+int member_peers_start(struct member_process *m);
+void member_members_changed(void *m);           /* apply's thread */
+void member_removed(void *m);                   /* any thread */
+void member_hand_over(struct member_process *m);

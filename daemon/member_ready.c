@@ -50,6 +50,15 @@ enum member_event member_wait(struct member_process *m, uint64_t timeout_ms)
     return atomic_load(&m->removed) ? MEMBER_REMOVED : MEMBER_NOTHING;
 }
 
+void member_wait_note(struct member_process *m, uint64_t timeout_ms)
+{
+    struct pollfd fd = {.fd = m->event_fd, .events = POLLIN};
+    uint64_t count;
+
+    if (poll(&fd, 1, (int)timeout_ms) > 0 && read(m->event_fd, &count, sizeof count) < 0)
+        count = 0; /* somebody else's wake-up: harmless */
+}
+
 enum member_event member_leave(struct member_process *m)
 {
     struct pollfd fd = {.fd = m->signal_fd, .events = POLLIN};

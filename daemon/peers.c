@@ -59,6 +59,7 @@ size_t peers_stats(const struct peers *p, struct peers_stats ret_stats[PEERS_STA
 
         ret_stats[n] = (struct peers_stats){.member = c->member,
                                             .active = c->active,
+                                            .since_ms = c->since_ms,
                                             .sent_bytes = c->sent_bytes,
                                             .sent_messages = c->sent_messages,
                                             .sent_failures = c->sent_failures,
@@ -68,6 +69,14 @@ size_t peers_stats(const struct peers *p, struct peers_stats ret_stats[PEERS_STA
                                             .disconnects = c->disconnects};
     }
     return n;
+}
+
+uint64_t peers_active_since(const struct peers *p, uint64_t member)
+{
+    for (size_t n = 0; n < PEERS_STATS_MAX && atomic_load(&p->counters[n].member); n++)
+        if (p->counters[n].member == member)
+            return atomic_load(&p->counters[n].active) ? atomic_load(&p->counters[n].since_ms) : 0;
+    return 0;
 }
 
 void *peers_snapshot_ctx(const struct peers *p)

@@ -63,6 +63,7 @@ struct peers_member {
     const char *const *urls;   /* its peer URLs; https:// ones cannot be reached, and that is logged */
     size_t n_urls;
     bool learner;
+    bool started;              /* it has told its client URLs: it has run before */
 };
 /* Who is in the cluster (this member too) and who no longer is: connects to new ones, drops others. Copies. 0, -ENOMEM. */
 int peers_set_members(struct peers *p, const struct peers_member *members, size_t n, const uint64_t *removed,
@@ -88,11 +89,14 @@ int peers_ask_members(const struct url *u, uint32_t timeout_ms, struct Cairn__Me
 
 struct peers_stats {
     uint64_t member;
-    bool active;            /* our urgent stream to it is accepted */
+    bool active;            /* our urgent stream to it is accepted, */
+    uint64_t since_ms;      /* since then */
     uint64_t sent_bytes, sent_messages, sent_failures; /* failures: messages dropped */
     uint64_t received_bytes, received_messages, received_failures; /* failures: what was not its to say, or no message */
     uint64_t disconnects;
 };
 #define PEERS_STATS_MAX 32
+/* Any thread: since when (the clock's ms) our urgent stream to this member has been accepted; 0: it is not. */
+uint64_t peers_active_since(const struct peers *p, uint64_t member);
 /* Of members there are and were; how many. */
 size_t peers_stats(const struct peers *p, struct peers_stats ret_stats[PEERS_STATS_MAX]);

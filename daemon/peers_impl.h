@@ -58,6 +58,7 @@ struct peer_counters {
     _Atomic uint64_t member, sent_bytes, sent_messages, sent_failures, received_bytes, received_messages,
         received_failures, disconnects;
     _Atomic bool active;
+    _Atomic uint64_t since_ms; /* of active */
 };
 
 /* Owner: the peers' thread. A member that was dropped stays in p->gone: its dial and its fetch may still name it. */

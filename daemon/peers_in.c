@@ -283,6 +283,7 @@ static void members_start(struct call *c, const ProtobufCMessage *req)
         rows[i]->id = r->members[i].id;
         rows[i]->name = (char *)(uintptr_t)r->members[i].name;
         rows[i]->learner = r->members[i].learner;
+        rows[i]->started = r->members[i].started;
         rows[i]->n_peer_urls = r->members[i].n_urls;
         rows[i]->peer_urls = (char **)(uintptr_t)r->members[i].urls;
     }

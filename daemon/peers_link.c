@@ -292,6 +292,7 @@ static bool stops(const struct link *l)
 static void hello(void *ctx, struct slice bytes)
 {
     struct link *l = ctx;
+    struct clock *clock = l->peer->peers->options.clock;
 
     (void)bytes;
     if (l->up)
@@ -299,6 +300,7 @@ static void hello(void *ctx, struct slice bytes)
     l->up = l->was_up = true;
     l->backoff_ms = 0;
     if (l->lane == LANE_URGENT) {
+        atomic_store(&l->peer->counters->since_ms, clock->now_ms(clock));
         atomic_store(&l->peer->counters->active, true);
         say_connected(l->peer);
     }

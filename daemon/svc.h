@@ -29,6 +29,11 @@ struct svc {
     uint32_t request_timeout_ms;
     int64_t quota_bytes;
     const char *version;
+    bool strict_reconfig;
+    uint64_t max_learners;
+    /* For how long, in ms, this member has been connected to that one; 0: it is not. NULL: there are no others. */
+    uint64_t (*connected_ms)(void *ctx, uint64_t member);
+    void *connected_ctx;
     struct svc_gathered {
         struct proposal *newest, *oldest; /* chained by their mail */
     } gathered[RPC_THREADS_MAX];          /* proposed, not yet handed to the turn; each its rpc thread's */

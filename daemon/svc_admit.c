@@ -24,18 +24,25 @@ static bool is_utf8(struct slice s)
     return true;
 }
 
+/* A learner may be far behind: only what says so, or asks for no more. */
+static bool learner_serves(const struct rpc_method *m, const ProtobufCMessage *req)
+{
+    if (m->kind != RPC_UNARY)
+        return strcmp(m->name, "Snapshot") == 0;
+    if (req && req->descriptor == &etcdserverpb__range_request__descriptor)
+        return ((const Etcdserverpb__RangeRequest *)req)->serializable;
+    return req && req->descriptor == &etcdserverpb__status_request__descriptor;
+}
+
 int svc_admit(struct call *c, const ProtobufCMessage *req)
 {
     const struct svc *s = call_service(c);
     struct turn_status t;
 
-    (void)req;
+    turn_status(s->turn, &t);
+    if (t.is_learner && !learner_serves(call_method(c), req))
+        return ERR_NOT_SUPPORTED_LEARNER;
     if (!is_utf8(call_metadata(c, "client-api-version")))
         return ERR_CLIENT_API_VERSION;
-    if (slice_eq(call_metadata(c, "hasleader"), S("true"))) {
-        turn_status(s->turn, &t);
-        if (t.leader == 0)
-            return ERR_NO_LEADER;
-    }
-    return 0;
+    return t.leader == 0 && slice_eq(call_metadata(c, "hasleader"), S("true")) ? ERR_NO_LEADER : 0;
 }

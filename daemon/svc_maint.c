@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* svc_maint.c - etcdserverpb.Maintenance: Status, Alarm, Hash, HashKV, Defragment.
+/* svc_maint.c - etcdserverpb.Maintenance: Status, Alarm, Hash, HashKV, Defragment, MoveLeader.
  *
  * Source: reference 02-semantics 2.6; etcd v3.7.1 server/etcdserver/api/v3rpc/maintenance.go.
  *
- * Owner: the call's rpc thread, but for hash_run (a scan thread) and defragment_done (apply).
+ * Owner: the call's rpc thread, but for hash_run (a scan thread), defragment_done (apply) and move_done (the turn).
  */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include "crc32c.h"
+#include "log.h"
 #include "msg.h"
 #include "svc.h"
 
@@ -263,6 +264,71 @@ static void defragment_start(struct call *c, const ProtobufCMessage *m)
     apply_defragment(s->apply, &d->wait);
 }
 
+/* ---- MoveLeader ------------------------------------------------------------------------------- */
+
+struct moving {
+    struct transfer_wait wait;
+    struct call_resume resume;
+};
+
+static void move_done(struct transfer_wait *w)
+{
+    call_resume(&((struct moving *)w)->resume);
+}
+
+static void move_resumed(struct call *c, struct call_resume *r)
+{
+    struct moving *mv = (struct moving *)((uint8_t *)r - offsetof(struct moving, resume));
+    struct svc *s = call_service(c);
+    Etcdserverpb__MoveLeaderResponse resp = ETCDSERVERPB__MOVE_LEADER_RESPONSE__INIT;
+
+    log_info(mv->wait.err ? "leadership transfer failed" : "leadership transfer finished", LOG_HEX("local-member-id", s->member_id),
+             LOG_HEX("transferee-member-id", mv->wait.member), LOG_STR("error", mv->wait.err ? err_info(mv->wait.err).text : ""));
+    if (mv->wait.err == ERR_TIMEOUT)
+        call_fail_text(c, STATUS_UNKNOWN, "etcdserver: request timed out, leader transfer took too long");
+    else if (mv->wait.err)
+        call_fail(c, mv->wait.err);
+    else
+        call_answer(c, &resp.base); /* no header, as in etcd */
+    call_unref(c);
+}
+
+static bool is_voter(struct call *c, uint64_t id)
+{
+    struct svc *s = call_service(c);
+    struct member *members = NULL;
+    size_t n = apply_members(s->apply, call_arena(c), &members);
+
+    for (size_t i = 0; i < n; i++)
+        if (members[i].id == id)
+            return !members[i].is_learner;
+    return false;
+}
+
+static void move_leader_start(struct call *c, const ProtobufCMessage *m)
+{
+    uint64_t to = ((const Etcdserverpb__MoveLeaderRequest *)m)->targetid;
+    Etcdserverpb__MoveLeaderResponse resp = ETCDSERVERPB__MOVE_LEADER_RESPONSE__INIT;
+    struct moving *mv = arena_alloc(call_arena(c), sizeof *mv);
+    struct svc *s = call_service(c);
+    struct turn_status st;
+
+    turn_status(s->turn, &st);
+    if (mv == NULL || !st.is_leader || !is_voter(c, to)) {
+        call_fail(c, mv == NULL ? ERR_ARENA_FULL : st.is_leader ? ERR_BAD_TRANSFEREE : ERR_NOT_LEADER);
+        return;
+    }
+    if (to == s->member_id) {
+        call_answer(c, &resp.base);
+        return;
+    }
+    log_info("leadership transfer starting", LOG_HEX("local-member-id", s->member_id), LOG_HEX("transferee-member-id", to));
+    mv->wait = (struct transfer_wait){.member = to, .done = move_done};
+    mv->resume = (struct call_resume){.call = c, .fn = move_resumed};
+    call_ref(c);
+    turn_transfer(s->turn, &mv->wait);
+}
+
 /* ---- not there yet ------------------------------------------------------------------------------ */
 
 static void snapshot_later(struct call *c, const ProtobufCMessage *m)
@@ -270,12 +336,6 @@ static void snapshot_later(struct call *c, const ProtobufCMessage *m)
     (void)m;
     call_fail_text(c, STATUS_UNIMPLEMENTED, "cairn: Snapshot is not there yet; copy the data directory of a stopped "
                                             "member, or use etcdctl make-mirror");
-}
-
-static void move_leader_later(struct call *c, const ProtobufCMessage *m)
-{
-    (void)m;
-    call_fail_text(c, STATUS_UNIMPLEMENTED, "cairn: a cluster has one member yet; there is nobody to move the leader to");
 }
 
 static void downgrade_later(struct call *c, const ProtobufCMessage *m)
@@ -300,7 +360,7 @@ static const struct rpc_method methods[] = {
     {.service = MAINT, .name = "Snapshot", .kind = RPC_SERVER_STREAM, .access = ACCESS_ROOT,
      .request = &etcdserverpb__snapshot_request__descriptor, .start = snapshot_later},
     {.service = MAINT, .name = "MoveLeader", .kind = RPC_UNARY, .access = ACCESS_ROOT,
-     .request = &etcdserverpb__move_leader_request__descriptor, .start = move_leader_later},
+     .request = &etcdserverpb__move_leader_request__descriptor, .start = move_leader_start},
     {.service = MAINT, .name = "Downgrade", .kind = RPC_UNARY, .access = ACCESS_ROOT,
      .request = &etcdserverpb__downgrade_request__descriptor, .start = downgrade_later},
 };
