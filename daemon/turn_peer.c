@@ -209,23 +209,22 @@ static void take_events(struct turn *t)
 
 /* ---- transfers -------------------------------------------------------------------------------------------- */
 
-/* The voter that has most of our log and was heard of lately; 0: none. */
+/* The voter that has most of our log, of those that were heard of lately if there are any; 0: no other voter. */
 static uint64_t best_follower(struct turn *t)
 {
     const struct raft_set *voters = &raft_conf_of(t->raft)->voters;
-    uint64_t best = 0, match = 0;
+    struct raft_peer best = {0};
 
     for (uint32_t i = 0; i < voters->n; i++) {
         struct raft_peer p;
 
-        if (voters->ids[i] == t->o.member_id || !raft_peer(t->raft, voters->ids[i], &p) || !p.recent_active)
+        if (voters->ids[i] == t->o.member_id || !raft_peer(t->raft, voters->ids[i], &p))
             continue;
-        if (best == 0 || p.match > match) {
-            best = p.id;
-            match = p.match;
-        }
+        if (best.id == 0 || (p.recent_active && !best.recent_active) ||
+            (p.recent_active == best.recent_active && p.match > best.match))
+            best = p;
     }
-    return best;
+    return best.id;
 }
 
 static void transfer_done(struct transfer_wait *w, int err)
