@@ -30,7 +30,7 @@ enum {
                               * member does not stand, until RAFT_IN_COMPACT: see raft_status.n_runs */
     RAFT_MSG_RUNS_MAX = 8,   /* terms in one APPEND; a range of more is sent in pieces */
     RAFT_APPEND_MAX = 1024,  /* entries in one APPEND */
-    RAFT_INFLIGHT_MAX = 128, /* APPENDs on their way to one follower */
+    RAFT_INFLIGHT_MAX = 128, /* APPENDs on their way to one follower: see raft_params.inflight_max */
     RAFT_STORES_MAX = 4096,  /* outputs not yet STORED; past it proposals and appends are refused */
     RAFT_READS_MAX = 256,    /* read rounds that wait, our own and those of followers */
     RAFT_MSGS_MAX = 256,     /* messages of one output */
@@ -203,6 +203,11 @@ struct raft_params {
     uint64_t now_ms;
     uint32_t heartbeat_ms, election_ms; /* election_ms > heartbeat_ms > 0 */
     uint32_t uncommitted_max;           /* entries a leader may have uncommitted; 0: no bound of its own */
+    /* APPENDs on their way to one follower, <= RAFT_INFLIGHT_MAX; 0: that many. The bound in bytes is the host's, for
+     * the core sees none: an APPEND is a range of indexes until it leaves, so what waits costs nothing, and what has
+     * left is at most as many bytes as the host puts into one message, times this. (Its proposals the host bounds in
+     * bytes before it steps them.) */
+    uint32_t inflight_max;
     uint64_t term, vote, commit;        /* hard state */
     uint64_t first_index, first_term;   /* the entry before the first one in the log */
     uint64_t last_index;                /* >= first_index */

@@ -41,6 +41,7 @@ enum campaign { CAMPAIGN_NONE, CAMPAIGN_PRE, CAMPAIGN_REAL, CAMPAIGN_TRANSFER };
 struct raft {
     uint64_t id;
     uint32_t heartbeat_ms, election_ms, uncommitted_max;
+    uint32_t inflight_max;
     bool lease_reads;
     uint64_t fence; /* not 0: faulty until something of a later term is committed and stored here */
     uint64_t rng;

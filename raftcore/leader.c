@@ -142,7 +142,7 @@ void leader_begin(struct raft *r)
     r->leader = r->id;
     r->out.flags |= RAFT_OUT_ROLE;
     for (uint32_t i = 0; i < r->n_prs; i++)
-        progress_init(&r->prs[i], r->prs[i].id, r->log.last + 1);
+        progress_init(&r->prs[i], r->prs[i].id, r->log.last + 1, r->inflight_max);
     raft_progress_of(r, r->id)->recent_active = true;
     r->lease_seq = r->lease_until = 0;
     r->lease_over = false;
@@ -246,18 +246,21 @@ int leader_transfer(struct raft *r, uint64_t to)
 /* ---- configuration ----------------------------------------------------------------------------- */
 
 /* T 4.2.2: a leader that is no longer a voter leaves; first it tells what is committed, and asks the
- * voter that knows most to take over at once. */
+ * voter that knows most to take over at once. What that one lacks is under way to it. */
 static void step_down_removed(struct raft *r)
 {
+    const struct progress *best = NULL;
+
     broadcast(r, true);
     for (uint32_t i = 0; i < r->n_prs; i++) {
         const struct progress *p = &r->prs[i];
 
-        if (p->id != r->id && p->match == r->log.last && raft_set_has(&r->conf.voters, p->id)) {
-            raft_send(r, RAFT_TIMEOUT_NOW, p->id);
-            break;
-        }
+        if (p->id != r->id && raft_set_has(&r->conf.voters, p->id) && p->recent_active &&
+            (best == NULL || p->match > best->match))
+            best = p;
     }
+    if (best)
+        raft_send(r, RAFT_TIMEOUT_NOW, best->id);
     raft_become_follower(r, r->term, 0);
 }
 
@@ -270,7 +273,8 @@ void leader_conf_changed(struct raft *r)
     if (r->transferee && !raft_set_has(&r->conf.voters, r->transferee))
         give_up_transfer(r);
     count_own(r);
-    broadcast(r, advance_commit(r)); /* a smaller quorum may have been reached; new members are probed */
+    (void)advance_commit(r); /* a smaller quorum may have been reached */
+    broadcast(r, true);      /* new members are probed */
     read_check(r);
 }
 

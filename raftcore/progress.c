@@ -2,9 +2,12 @@
 /* progress.c - what a leader knows of one follower; see progress.h. */
 #include "progress.h"
 
-void progress_init(struct progress *p, uint64_t id, uint64_t next)
+void progress_init(struct progress *p, uint64_t id, uint64_t next, uint32_t window_max)
 {
+    assert(window_max > 0);
+    assert(window_max <= RAFT_INFLIGHT_MAX);
     memset(p, 0, sizeof(*p));
+    p->window_max = window_max;
     p->id = id;
     p->next = next;
     assert(p->match < p->next);
@@ -53,7 +56,7 @@ bool progress_may_send(const struct progress *p)
 
 bool progress_window_full(const struct progress *p)
 {
-    return p->state == RAFT_REPLICATE && p->window_n == RAFT_INFLIGHT_MAX;
+    return p->state == RAFT_REPLICATE && p->window_n >= p->window_max;
 }
 
 void progress_sent(struct progress *p, uint64_t n)

@@ -22,9 +22,10 @@ struct progress {
     /* The last index of each APPEND on its way, oldest at head; ascending. */
     uint64_t window[RAFT_INFLIGHT_MAX];
     uint32_t window_head, window_n;
+    uint32_t window_max; /* 1 ... RAFT_INFLIGHT_MAX */
 };
 
-void progress_init(struct progress *p, uint64_t id, uint64_t next);
+void progress_init(struct progress *p, uint64_t id, uint64_t next, uint32_t window_max);
 void progress_probe(struct progress *p);
 void progress_replicate(struct progress *p);
 void progress_snapshot(struct progress *p);

@@ -280,7 +280,7 @@ void raft_set_conf(struct raft *r, const struct raft_conf *conf)
             if (raft_progress_of(r, sets[s]->ids[i]))
                 continue;
             assert(r->n_prs < RAFT_MEMBERS_MAX);
-            progress_init(&r->prs[r->n_prs], sets[s]->ids[i], r->log.last + 1);
+            progress_init(&r->prs[r->n_prs], sets[s]->ids[i], r->log.last + 1, r->inflight_max);
             r->prs[r->n_prs++].recent_active = true; /* no quorum check before it had its chance to speak */
         }
     memcpy(r->voted, voted, sizeof(voted));
@@ -630,7 +630,7 @@ static bool params_valid(const struct raft_params *p)
 {
     return p->id && p->heartbeat_ms && p->election_ms > p->heartbeat_ms && raft_conf_valid(&p->conf) &&
            p->first_index <= p->applied && p->applied <= p->last_index && p->commit <= p->last_index &&
-           p->last_index < UINT64_MAX / 2 && p->term < UINT64_MAX / 2 && p->term >= p->fence_term;
+           p->inflight_max <= RAFT_INFLIGHT_MAX && p->last_index < UINT64_MAX / 2 && p->term < UINT64_MAX / 2 && p->term >= p->fence_term;
 }
 
 int raft_init(void *mem, const struct raft_params *p, struct raft **ret_raft)
@@ -648,6 +648,7 @@ int raft_init(void *mem, const struct raft_params *p, struct raft **ret_raft)
     r->heartbeat_ms = p->heartbeat_ms;
     r->election_ms = p->election_ms;
     r->uncommitted_max = p->uncommitted_max;
+    r->inflight_max = p->inflight_max ? p->inflight_max : RAFT_INFLIGHT_MAX;
     r->fence = p->fence_term;
     r->lease_reads = p->lease_reads;
     r->deny_until = p->now_ms + p->election_ms; /* what it promised before it started is forgotten */

@@ -103,6 +103,7 @@ struct cluster {
     FILE *trace; /* what every step said, a line each; NULL: nobody reads it */
     bool hold;  /* packets wait for cluster_deliver by hand */
     bool lease_reads;
+    uint32_t inflight_max;
     const char *failed;
 
     /* What everybody agrees on. */
@@ -721,6 +722,7 @@ static void node_start(struct cluster *c, struct node *n)
         .heartbeat_ms = c->heartbeat_ms,
         .election_ms = 10 * c->heartbeat_ms,
         .uncommitted_max = 2000,
+        .inflight_max = c->inflight_max,
         .term = n->disk.term,
         .vote = n->disk.vote,
         .commit = n->disk.commit < n->disk.last ? n->disk.commit : n->disk.last,
@@ -785,11 +787,18 @@ static inline void node_lose(struct cluster *c, struct node *n)
 
 /* ---- the cluster ------------------------------------------------------------------------------- */
 
-/* n nodes, of which the first `voters` are the configuration, with an empty state machine as of entry 1. An election
- * timeout is ten heartbeats. */
-static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, uint32_t heartbeat_ms, bool lease_reads)
+/* n nodes, of which the first `voters` are the configuration and the next `learners` learn, with an empty state machine
+ * as of entry 1. An election timeout is ten heartbeats. */
+struct cluster_shape {
+    int n, voters, learners;
+    uint32_t heartbeat_ms, inflight_max;
+    bool lease_reads;
+};
+
+static void cluster_init(struct cluster *c, uint64_t seed, const struct cluster_shape *shape)
 {
     struct raft_conf conf = {0};
+    int n = shape->n, voters = shape->voters;
 
     memset(c, 0, sizeof *c);
     c->seed = seed;
@@ -797,8 +806,9 @@ static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, ui
     for (int i = 0; i < 8; i++)
         (void)cluster_random(c, 2); /* small seeds begin alike */
     c->now = 1000;
-    c->heartbeat_ms = heartbeat_ms;
-    c->lease_reads = lease_reads;
+    c->heartbeat_ms = shape->heartbeat_ms;
+    c->inflight_max = shape->inflight_max;
+    c->lease_reads = shape->lease_reads;
     c->n = n;
     c->delay_min = 1;
     c->delay_max = 5;
@@ -811,6 +821,8 @@ static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, ui
     c->agreed[1] = (struct value){.term = 1};
     for (int i = 1; i <= voters; i++)
         conf.voters.ids[conf.voters.n++] = (uint64_t)i;
+    for (int i = voters + 1; i <= voters + shape->learners; i++)
+        conf.learners.ids[conf.learners.n++] = (uint64_t)i;
     for (int i = 1; i <= n; i++) {
         struct node *d = &c->nodes[i];
 
@@ -818,7 +830,7 @@ static void cluster_init(struct cluster *c, uint64_t seed, int n, int voters, ui
         d->mem = malloc(raft_size());
         d->log = calloc(LOG_MAX, sizeof(struct value));
         d->disk.log = calloc(LOG_MAX, sizeof(struct value));
-        if (i <= voters) {
+        if (i <= voters + shape->learners) {
             d->disk.term = d->disk.commit = d->disk.base = d->disk.base_term = d->disk.last = d->disk.applied = 1;
             d->disk.log[1].term = 1;
             d->disk.conf = conf;

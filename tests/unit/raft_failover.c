@@ -103,7 +103,7 @@ static void play(const struct scene *s, uint64_t seed, uint32_t rounds)
         if (i % 50 == 0) { /* logs of a run have an end */
             if (i)
                 cluster_fini(&c);
-            cluster_init(&c, seed + i, s->members, s->members, 100, false);
+            cluster_init(&c, seed + i, &(struct cluster_shape){.n = s->members, .voters = s->members, .heartbeat_ms = 100});
             c.delay_min = 0;
             c.delay_max = 2;
             c.disk_max = s->disk_max;

@@ -13,7 +13,7 @@ static struct progress p;
 
 static void a_probe_sends_one(void)
 {
-    progress_init(&p, 2, 11);
+    progress_init(&p, 2, 11, RAFT_INFLIGHT_MAX);
     CHECK(p.state == RAFT_PROBE && p.match == 0 && p.next == 11 && progress_may_send(&p));
     progress_sent(&p, 5);
     CHECK(!progress_may_send(&p) && p.next == 11); /* next moves when it is accepted */
@@ -30,7 +30,7 @@ static void a_probe_sends_one(void)
 
 static void a_hint_never_leads_below_match(void)
 {
-    progress_init(&p, 2, 11);
+    progress_init(&p, 2, 11, RAFT_INFLIGHT_MAX);
     CHECK(progress_accepted(&p, 8));
     p.next = 11;
     CHECK(progress_refused(&p, 10, 2));
@@ -43,7 +43,7 @@ static void a_hint_never_leads_below_match(void)
 
 static void a_window_fills_and_opens(void)
 {
-    progress_init(&p, 2, 1);
+    progress_init(&p, 2, 1, RAFT_INFLIGHT_MAX);
     progress_replicate(&p);
     for (int i = 0; i < RAFT_INFLIGHT_MAX; i++) {
         CHECK(progress_may_send(&p));
@@ -64,7 +64,7 @@ static void a_window_fills_and_opens(void)
 
 static void a_snapshot_stops_everything(void)
 {
-    progress_init(&p, 2, 100);
+    progress_init(&p, 2, 100, RAFT_INFLIGHT_MAX);
     progress_snapshot(&p);
     CHECK(!progress_may_send(&p));
     CHECK(!progress_refused(&p, 99, 0));

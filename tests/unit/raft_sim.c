@@ -323,11 +323,18 @@ static void healed(void)
 
 static const char *run(uint64_t seed)
 {
-    static const struct { int n, voters; } shapes[] = {{1, 1}, {3, 3}, {3, 3}, {5, 3}, {5, 5}, {4, 1}, {6, 4}};
-    size_t shape = seed % (sizeof shapes / sizeof shapes[0]);
+    static const struct { int n, voters; } sizes[] = {{1, 1}, {3, 3}, {3, 3}, {5, 3}, {5, 5}, {4, 1}, {6, 4}};
+    size_t size = seed % (sizeof sizes / sizeof sizes[0]);
+    struct cluster_shape shape = {
+        .n = sizes[size].n,
+        .voters = sizes[size].voters,
+        .heartbeat_ms = 20 + (uint32_t)(seed / 7 % 3) * 30,
+        .inflight_max = (uint32_t)(seed / 3 % 4), /* 0: as many as there may be */
+        .lease_reads = seed % 5 == 4,
+    };
     bool members;
 
-    cluster_init(&c, seed, shapes[shape].n, shapes[shape].voters, 20 + (uint32_t)(seed / 7 % 3) * 30, seed % 5 == 4);
+    cluster_init(&c, seed, &shape);
     members = (uint32_t)c.n != c.nodes[1].disk.conf.voters.n || cluster_chance(&c, 30);
     c.drop_pct = cluster_random(&c, 10);
     c.compact_pct = cluster_chance(&c, 70) ? 20 : 0;

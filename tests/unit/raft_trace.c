@@ -4,9 +4,11 @@
  * Proves that what is sent, stored, refused and allowed to be applied, and in which step, is as the traces say.
  * Nothing moves but by a command; each prints what the steps it caused said. The commands:
  *
- *     cluster N [voters V] [lease-reads]   N nodes, of which the first V (all) vote; log and state begin after entry 1
+ *     cluster N [voters V] [learners L] [inflight I] [lease-reads]
+ *                                N nodes, of which the first V (all) vote and L more learn; log and state begin after
+ *                                entry 1; I APPENDs may be on their way to a follower
  *     wait NODE [MS]             MS (2000: past any election timeout) pass, and the node looks at its deadlines
- *     stored NODE                its disk has done everything
+ *     stored NODE [COUNT]        its disk has done everything, or only the oldest COUNT writes
  *     applied NODE               its state machine has applied all it may
  *     propose NODE N             read NODE     transfer NODE TO     campaign NODE     suspect NODE WHOM
  *     forget NODE                unreachable NODE WHOM              flush NODE KEEP
@@ -14,7 +16,8 @@
  *     deliver [A->B] [TYPE]      packets under way that match arrive, in the order they were sent
  *     drop [A->B] [TYPE]         the same, lost             one ...   as deliver, but only the first that matches
  *     split                      from now on ranges travel one entry a message, as a host may send them
- *     settle                     disks, state machines and packets until nothing moves; prints nothing
+ *     settle [NODE...]           disks, state machines and packets (of these nodes, between them) until nothing moves;
+ *                                prints nothing                    quiet COMMAND...   the same of any other
  *     crash NODE                 loses what is not stored           restart NODE
  *     lose NODE                  loses all of its disk but the highest term, and will be faulty
  *     status [NODE]
@@ -27,6 +30,7 @@
 
 static struct cluster c;
 static bool live;
+static FILE *nowhere;
 
 static struct node *node(const char *w)
 {
@@ -117,19 +121,34 @@ static void deliver(int n, char **words, bool lose, bool one)
     }
 }
 
-static void settle(void)
+static bool among(int n, char **words, uint64_t id)
+{
+    for (int i = 0; i < n; i++)
+        if (strtoull(words[i], NULL, 10) == id)
+            return true;
+    return n == 0;
+}
+
+static void settle(int n, char **words)
 {
     FILE *f = c.trace;
 
     c.trace = NULL;
     for (int i = 0; i < 50; i++) {
         for (int k = 1; k <= c.n; k++) {
-            if (!c.nodes[k].up)
+            if (!c.nodes[k].up || !among(n, words, (uint64_t)k))
                 continue;
             node_stored(&c, &c.nodes[k], c.nodes[k].writes_n);
             node_apply(&c, &c.nodes[k], UINT64_MAX);
         }
-        deliver(0, NULL, false, false);
+        for (int a = 1; a <= c.n; a++)
+            for (int b = 1; b <= c.n; b++) {
+                char pair[32], *word = pair;
+
+                snprintf(pair, sizeof pair, "%d->%d", a, b);
+                if (among(n, words, (uint64_t)a) && among(n, words, (uint64_t)b))
+                    deliver(1, &word, false, false);
+            }
     }
     c.trace = f;
 }
@@ -155,12 +174,23 @@ static void conf(char *w, int n, char **words)
 
 static void new_cluster(int n, char **w)
 {
-    bool lease_reads = strcmp(w[n - 1], "lease-reads") == 0;
-    int voters = n > 3 && strcmp(w[2], "voters") == 0 ? atoi(w[3]) : atoi(w[1]);
+    struct cluster_shape shape = {.n = atoi(w[1]), .voters = atoi(w[1]), .heartbeat_ms = 100};
 
+    for (int i = 2; i < n; i++) {
+        int arg = i + 1 < n ? atoi(w[i + 1]) : 0;
+
+        if (strcmp(w[i], "voters") == 0)
+            shape.voters = arg;
+        else if (strcmp(w[i], "learners") == 0)
+            shape.learners = arg;
+        else if (strcmp(w[i], "inflight") == 0)
+            shape.inflight_max = (uint32_t)arg;
+        else if (strcmp(w[i], "lease-reads") == 0)
+            shape.lease_reads = true;
+    }
     if (live)
         cluster_fini(&c);
-    cluster_init(&c, 1, atoi(w[1]), voters, 100, lease_reads);
+    cluster_init(&c, 1, &shape);
     c.hold = live = true;
     c.delay_min = c.delay_max = 0;
 }
@@ -192,12 +222,16 @@ static void command(void *ctx, FILE *to, int n, char **w)
         new_cluster(n, w);
         return;
     }
+    if (strcmp(w[0], "quiet") == 0) {
+        command(ctx, nowhere, n - 1, w + 1);
+        return;
+    }
     c.trace = to;
     if (strcmp(w[0], "wait") == 0) {
         c.now += n > 2 ? strtoull(w[2], NULL, 10) : 2000;
         step(w[1], (struct raft_in){.type = RAFT_IN_TIME});
     } else if (strcmp(w[0], "stored") == 0)
-        node_stored(&c, node(w[1]), node(w[1])->writes_n);
+        node_stored(&c, node(w[1]), n > 2 ? (uint32_t)atoi(w[2]) : node(w[1])->writes_n);
     else if (strcmp(w[0], "applied") == 0)
         node_apply(&c, node(w[1]), UINT64_MAX);
     else if (strcmp(w[0], "flush") == 0)
@@ -211,7 +245,7 @@ static void command(void *ctx, FILE *to, int n, char **w)
     else if (strcmp(w[0], "split") == 0)
         c.split_pct = 100;
     else if (strcmp(w[0], "settle") == 0)
-        settle();
+        settle(n - 1, w + 1);
     else if (strcmp(w[0], "crash") == 0)
         node_crash(&c, node(w[1]));
     else if (strcmp(w[0], "lose") == 0)
@@ -234,7 +268,8 @@ static void traces_are_as_written(void)
     char **paths;
     int n = trace_paths("raft_", &paths);
 
-    REQUIRE(n > 0);
+    nowhere = fopen("/dev/null", "w");
+    REQUIRE(n > 0 && nowhere);
     for (int i = 0; i < n; i++) {
         int ran = 0;
 
@@ -244,6 +279,7 @@ static void traces_are_as_written(void)
     }
     trace_paths_free(paths, n);
     cluster_fini(&c);
+    fclose(nowhere);
 }
 
 int main(void)
