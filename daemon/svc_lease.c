@@ -3,7 +3,8 @@
  *
  * A keep-alive of a lease that is there and not past its expiry is answered at once, on this thread. One that is
  * unknown is looked for again after a linearizable read (its grant may still be on its way); one past its expiry
- * waits until it is revoked, and is then unknown: TTL 0. Answers to different leases may overtake each other, as their
+ * waits until it is revoked, and is then unknown: TTL 0. On a member that does not lead, the leader is asked, whose clock
+ * alone counts (turn_lease.c); likewise how long a lease has left. Answers to different leases may overtake each other, as their
  * ids say whose they are; answers to one lease do not matter in order.
  *
  * A client that sends and does not read gets no room: up to LIMIT_KEEPALIVES of its requests wait, renewed when their
@@ -61,10 +62,11 @@ static void revoke_start(struct call *c, const ProtobufCMessage *m)
 
 /* ---- KeepAlive -------------------------------------------------------------------------------- */
 
-/* One request that waits: for a read, then perhaps for a revocation. */
+/* One request that waits: for a read, then perhaps for a revocation; or for the leader's answer. */
 struct renewal {
     struct renewal *next, **at; /* among the stream's that wait for a revocation; at: NULL when not */
     struct read_wait read;
+    struct lease_ask ask;
     struct lease_wait lease;
     struct call_resume resume;
     int64_t id, revision;       /* of the header: as before the renewal */
@@ -154,6 +156,42 @@ static void renewal_await_revocation(struct call *c, struct renewal *r)
     }
 }
 
+static void renewal_ask_resumed(struct call *c, struct call_resume *resume)
+{
+    struct renewal *r = (struct renewal *)((uint8_t *)resume - offsetof(struct renewal, resume));
+
+    if (r->ask.err && r->ask.err != ERR_LEASE_NOT_FOUND)
+        call_fail(c, r->ask.err);
+    else if (!call_gone(c))
+        keepalive_send(c, r->id, r->ask.err ? 0 : r->ask.ttl_s, r->revision);
+    renewal_end(c, r);
+}
+
+static void renewal_ask_done(struct lease_ask *a)
+{
+    struct renewal *r = (struct renewal *)((uint8_t *)a - offsetof(struct renewal, ask));
+
+    call_resume(&r->resume);
+}
+
+/* Whoever leads renews it. */
+static void renewal_ask(struct call *c, struct renewal *r)
+{
+    struct svc *s = call_service(c);
+
+    r->ask = (struct lease_ask){.lease = r->id,
+                                .renew = true,
+                                .deadline_ms = s->clock->now_ms(s->clock) + s->request_timeout_ms,
+                                .done = renewal_ask_done};
+    r->resume = (struct call_resume){.call = c, .fn = renewal_ask_resumed};
+    turn_lease_ask(s->turn, &r->ask);
+}
+
+static bool is_the_leaders(int err)
+{
+    return err == ERR_NOT_PRIMARY_LESSOR || err == LEASE_MARKED;
+}
+
 /* Every write acknowledged before the request is applied now: what is unknown is unknown. */
 static void renewal_retry(struct call *c, struct renewal *r)
 {
@@ -163,13 +201,12 @@ static void renewal_retry(struct call *c, struct renewal *r)
 
     if (err == LEASE_PAST) {
         renewal_await_revocation(c, r);
-        return;
-    }
-    if (err == ERR_NOT_PRIMARY_LESSOR)
-        call_fail(c, ERR_NOT_PRIMARY_LESSOR);
-    else
+    } else if (is_the_leaders(err)) {
+        renewal_ask(c, r);
+    } else {
         keepalive_send(c, r->id, ttl_s, r->revision);
-    renewal_end(c, r);
+        renewal_end(c, r);
+    }
 }
 
 static void renewal_read_resumed(struct call *c, struct call_resume *resume)
@@ -193,7 +230,8 @@ static void renewal_read_done(struct read_wait *w)
     call_resume(&r->resume);
 }
 
-static void renewal_start(struct call *c, int64_t id, int64_t revision, bool past)
+/* err: what a renewal at once has met. */
+static void renewal_start(struct call *c, int64_t id, int64_t revision, int err)
 {
     struct keepalive *k = call_state(c);
     struct svc *s = call_service(c);
@@ -207,8 +245,12 @@ static void renewal_start(struct call *c, int64_t id, int64_t revision, bool pas
     r->revision = revision;
     k->n_waiting++;
     call_ref(c);
-    if (past) {
+    if (err == LEASE_PAST) {
         renewal_await_revocation(c, r);
+        return;
+    }
+    if (is_the_leaders(err)) {
+        renewal_ask(c, r);
         return;
     }
     r->read.deadline_ms = s->clock->now_ms(s->clock) + s->request_timeout_ms;
@@ -225,7 +267,7 @@ static void keepalive_one(struct call *c, int64_t id)
     int err = lease_renew(s->leases, id, &ttl_s);
 
     if (err)
-        renewal_start(c, id, revision, err == LEASE_PAST);
+        renewal_start(c, id, revision, err);
     else
         keepalive_send(c, id, ttl_s, revision);
 }
@@ -316,7 +358,21 @@ static void keepalive_release(struct call *c)
 
 struct ttl_call {
     const Etcdserverpb__LeaseTimeToLiveRequest *req; /* in the call's arena */
+    struct lease_ask ask;
+    struct call_resume resume;
+    bool asked;                                      /* the leader has answered */
 };
+
+_Static_assert(sizeof(struct ttl_call) <= CALL_STATE_BYTES, "a call has room for it");
+
+/* Of the leader: this member, or the one that was asked. ERR_LEASE_NOT_FOUND. */
+static int ttl_info(struct svc *s, const struct ttl_call *t, struct lease_info *ret_info)
+{
+    if (!t->asked)
+        return lease_get(s->leases, t->req->id, ret_info);
+    *ret_info = (struct lease_info){.granted_ttl_s = t->ask.ttl_s, .remaining_ms = t->ask.left_ms};
+    return t->ask.err;
+}
 
 static int ttl_keys(struct view *v, struct arena *a, Etcdserverpb__LeaseTimeToLiveResponse *resp)
 {
@@ -338,7 +394,8 @@ static int ttl_keys(struct view *v, struct arena *a, Etcdserverpb__LeaseTimeToLi
 static int ttl_build(struct call *c, struct view *v, const struct mvcc_limits *limits, struct arena *a,
                      ProtobufCMessage **ret)
 {
-    const Etcdserverpb__LeaseTimeToLiveRequest *req = ((struct ttl_call *)call_state(c))->req;
+    const struct ttl_call *t = call_state(c);
+    const Etcdserverpb__LeaseTimeToLiveRequest *req = t->req;
     Etcdserverpb__LeaseTimeToLiveResponse *resp = msg_new(a, &etcdserverpb__lease_time_to_live_response__descriptor);
     struct svc *s = call_service(c);
     struct lease_info info;
@@ -349,7 +406,7 @@ static int ttl_build(struct call *c, struct view *v, const struct mvcc_limits *l
         return ERR_ARENA_FULL;
     resp->header = svc_header_in(c, a, v->rev);
     resp->id = req->id;
-    if (lease_get(s->leases, req->id, &info) != 0) {
+    if (ttl_info(s, t, &info) != 0) {
         resp->ttl = -1;
     } else {
         resp->ttl = info.remaining_ms / 1000;
@@ -360,9 +417,39 @@ static int ttl_build(struct call *c, struct view *v, const struct mvcc_limits *l
     return err;
 }
 
+static void ttl_resumed(struct call *c, struct call_resume *resume)
+{
+    struct ttl_call *t = call_state(c);
+
+    (void)resume;
+    t->asked = true;
+    if (t->ask.err && t->ask.err != ERR_LEASE_NOT_FOUND)
+        call_fail(c, t->ask.err);
+    else if (!call_gone(c))
+        svc_answer_view(c, ttl_build);
+    call_unref(c);
+}
+
+static void ttl_done(struct lease_ask *a)
+{
+    call_resume(&((struct ttl_call *)((uint8_t *)a - offsetof(struct ttl_call, ask)))->resume);
+}
+
+/* Every write acknowledged before the request is applied: a lease that is not here is nowhere. */
 static void ttl_now(struct call *c)
 {
-    svc_answer_view(c, ttl_build);
+    struct ttl_call *t = call_state(c);
+    struct svc *s = call_service(c);
+    struct lease_info info;
+
+    if (lease_get(s->leases, t->req->id, &info) != 0 || info.primary) {
+        svc_answer_view(c, ttl_build);
+        return;
+    }
+    t->ask = (struct lease_ask){.lease = t->req->id, .deadline_ms = call_deadline_ms(c), .done = ttl_done};
+    t->resume = (struct call_resume){.call = c, .fn = ttl_resumed};
+    call_ref(c);
+    turn_lease_ask(s->turn, &t->ask);
 }
 
 static void ttl_start(struct call *c, const ProtobufCMessage *m)
