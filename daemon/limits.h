@@ -94,6 +94,13 @@ enum {
     LIMIT_SNAP_RECORD_BYTES = 256 << 20,  /* one record read for a chunk: above any that base takes */
     LIMIT_SNAP_DELTA_BYTES = 16 << 20,    /* what a receiver gathers before it writes */
     LIMIT_SNAP_HOLD_MS = 600 * 1000,      /* a sender holds the sweep back so long; then its transfer fails */
+    LIMIT_SNAP_SENDS = 2,                 /* given at a time: Raft asks again */
+    LIMIT_SNAP_QUEUE_BYTES = 1 << 20,     /* received and not yet looked at: its sender waits */
+    LIMIT_SNAP_CONNECT_MS = 5000,         /* to the receiver: the transfer fails, as by the next two */
+    LIMIT_SNAP_STALL_MS = 30 * 1000,      /* without progress */
+    LIMIT_SNAP_FINISH_MS = 120 * 1000,    /* the receiver has all of it: to sync and to install it */
+    LIMIT_SNAP_LOG_MS = 30 * 1000,        /* the log behind a snapshot is kept so long after it was taken, */
+    LIMIT_SNAP_LOG_ENTRIES = 1000000,     /* but never more of it than this */
 
     LIMIT_SERVER_REQUEST_MS = 5000,       /* + 2 x election timeout: etcd's request timeout */
     LIMIT_STOP_MS = 1000,

@@ -244,6 +244,7 @@ static int make_modules(struct member_process *m)
                                .conf = m->boot.conf,
                                .applied_index = m->boot.applied_index,
                                .catchup_entries = c->catchup_entries,
+                               .snapshot_count = c->snapshot_count,
                                .heartbeat_ms = c->heartbeat_ms,
                                .election_ms = c->election_ms,
                                .wal_write = &m->histograms.wal_write,

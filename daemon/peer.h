@@ -37,6 +37,7 @@ struct peer_msg {
     uint64_t from, to;
     struct raft_msg raft;
     struct raft_conf conf;      /* of a SNAPSHOT: raft.conf points here */
+    bool is_here;               /* of a SNAPSHOT: what it names is on this member's disk. Never on the wire */
     uint64_t id, index, hash;
     int64_t lease, ttl, left;
     int err;

@@ -310,7 +310,10 @@ static void take_flushed(struct turn *t, uint64_t flushed)
     /* Many terms with few entries (a restart loop) would fill the core's runs behind the floor. */
     if (t->status.n_runs <= RAFT_RUNS_MAX / 2)
         to = flushed > t->o.catchup_entries ? flushed - t->o.catchup_entries : 0;
+    to = turn_snap_floor(t, to);
     if (to <= t->compacted || to <= t->status.first_index)
+        return;
+    if (to - t->compacted < t->o.snapshot_count && t->status.n_runs <= RAFT_RUNS_MAX / 2)
         return;
     if (flushed > t->status.applied)
         (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_APPLIED, .index = flushed}); /* refuses nothing */

@@ -35,6 +35,7 @@ struct turn_options {
     struct raft_conf conf;        /* as of applied_index */
     uint64_t applied_index;       /* base's */
     uint64_t catchup_entries;     /* kept in the log behind base for followers; --snapshot-catchup-entries */
+    uint64_t snapshot_count;      /* so many leave the log at a time, at least; --snapshot-count */
     uint32_t heartbeat_ms, election_ms;
     struct histogram *wal_write, *wal_fsync; /* observed by the WAL thread; NULL: nobody asks */
     /* Called on the turn or WAL thread when the member must stop: a failed fsync, a corrupt log. */
@@ -103,6 +104,11 @@ void turn_suspect(struct turn *t, uint64_t member);
 void turn_unreachable(struct turn *t, uint64_t member);
 /* The transfer that snapshot_send began has ended; index: of what was sent, when ok. */
 void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index);
+
+/* Any thread. What is in the log above index stays there for the receiver of a snapshot, as long as that is no more than
+ * LIMIT_SNAP_LOG_ENTRIES; a_while: for LIMIT_SNAP_LOG_MS from now. slot: below LIMIT_SNAP_SENDS, one for each transfer. */
+void turn_keep_log(struct turn *t, unsigned slot, uint64_t index);
+void turn_keep_log_a_while(struct turn *t, unsigned slot);
 
 /* Any thread: sends m by the turn, whose transport it is. m is the turn's. */
 void turn_post(struct turn *t, struct peer_msg *m);

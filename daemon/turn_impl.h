@@ -13,6 +13,7 @@
 #pragma once
 #include <pthread.h>
 #include <stdatomic.h>
+#include "limits.h"
 #include "token.h"
 #include "turn.h"
 
@@ -168,6 +169,9 @@ struct turn {
     _Atomic uint64_t applied;  /* by apply's wait */
     _Atomic bool applied_waits;
     _Atomic uint64_t flushed, release_to;
+    struct {
+        _Atomic uint64_t index, until_ms;
+    } keeps[LIMIT_SNAP_SENDS]; /* of the log, for snapshots; until_ms 0: not */
     _Atomic uint32_t read_waits;
     _Atomic bool reads_free;   /* turn_read may say: go */
     _Atomic bool stopping, stopped;
@@ -208,6 +212,7 @@ void turn_wal_fini(struct turn *t);
 void turn_snap_stepped(struct turn *t, const struct raft_msg *m, const struct raft_out *out); /* after the step */
 void turn_snap_job(struct turn *t, const struct raft_out *out, struct store_job *j);          /* the turn */
 void turn_snap_merge(struct turn *t, const struct store_job *j);                              /* the WAL thread, as next */
+uint64_t turn_snap_floor(const struct turn *t, uint64_t to);                                  /* at most `to` may go */
 int turn_snap_install(struct turn *t); /* 0, also when there is none; -ENOSPC: try again; -errno */
 
 /* turn_propose.c */

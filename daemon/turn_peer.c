@@ -61,7 +61,7 @@ void turn_receive(struct turn *t, struct peer_msg *m)
 
     if (bytes && atomic_fetch_add_explicit(&t->inbox_bytes, bytes, memory_order_relaxed) >= LIMIT_PEER_INBOX_BYTES)
         room = false;
-    if (!room) {
+    if (!room && m->raft.type != RAFT_SNAPSHOT) { /* of which there is one at most: who has brought it waits for a verdict */
         atomic_fetch_sub_explicit(&t->inbox, 1, memory_order_relaxed);
         atomic_fetch_sub_explicit(&t->inbox_bytes, bytes, memory_order_relaxed);
         atomic_fetch_add_explicit(&t->pub_dropped, 1, memory_order_relaxed);
@@ -81,7 +81,7 @@ static void step_raft(struct turn *t, struct peer_msg *m)
     if (r->type == RAFT_APPEND)
         whole = r->last - r->index == m->n_entries;
     else if (r->type == RAFT_SNAPSHOT)
-        whole = r->conf && t->o.snap_install;
+        whole = r->conf && t->o.snap_install && m->is_here;
     else if (r->type == RAFT_TIMEOUT_NOW)
         t->may_stand = true;
     if (whole) {

@@ -9,6 +9,7 @@
  *
  * Not here: receiving it and what installing means (snap.c).
  */
+#include "limits.h"
 #include "turn_impl.h"
 
 void turn_snap_stepped(struct turn *t, const struct raft_msg *m, const struct raft_out *out)
@@ -48,4 +49,30 @@ int turn_snap_install(struct turn *t)
     if (err == 0)
         t->batch.snap_index = t->batch.released = 0;
     return err;
+}
+
+/* ---- the log behind a snapshot ---------------------------------------------------------------- */
+
+void turn_keep_log(struct turn *t, unsigned slot, uint64_t index)
+{
+    atomic_store(&t->keeps[slot].index, index);
+    atomic_store(&t->keeps[slot].until_ms, UINT64_MAX);
+}
+
+void turn_keep_log_a_while(struct turn *t, unsigned slot)
+{
+    if (atomic_load(&t->keeps[slot].until_ms))
+        atomic_store(&t->keeps[slot].until_ms, t->o.clock->now_ms(t->o.clock) + LIMIT_SNAP_LOG_MS);
+}
+
+uint64_t turn_snap_floor(const struct turn *t, uint64_t to)
+{
+    for (size_t i = 0; i < LIMIT_SNAP_SENDS; i++) {
+        uint64_t index = atomic_load_explicit(&t->keeps[i].index, memory_order_relaxed);
+
+        if (atomic_load_explicit(&t->keeps[i].until_ms, memory_order_relaxed) > t->now_ms && index < to &&
+            to - index <= LIMIT_SNAP_LOG_ENTRIES)
+            to = index;
+    }
+    return to;
 }
