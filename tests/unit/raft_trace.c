@@ -15,6 +15,7 @@
  *     conf NODE [implicit|explicit] +ID|=ID|-ID...      voter, learner, remove; no ids: leave
  *     deliver [A->B] [TYPE]      packets under way that match arrive, in the order they were sent
  *     drop [A->B] [TYPE]         the same, lost             one ...   as deliver, but only the first that matches
+ *     arrive A->B                A's snapshot arrives at B, but A's host does not say so until   sent A B [lost]
  *     split                      from now on ranges travel one entry a message, as a host may send them
  *     settle [NODE...]           disks, state machines and packets (of these nodes, between them) until nothing moves;
  *                                prints nothing                    quiet COMMAND...   the same of any other
@@ -118,6 +119,22 @@ static void deliver(int n, char **words, bool lose, bool one)
             packet_free(p);
         else
             cluster_deliver(&c, p);
+    }
+}
+
+/* The first half of a transfer's end. */
+static void arrive(char *pair)
+{
+    char *words[] = {pair, "snapshot"};
+
+    for (struct packet **at = &c.net, *p = c.net; p; at = &p->next, p = p->next) {
+        if (!matches(p, 2, words))
+            continue;
+        *at = p->next;
+        p->msg.conf = &p->conf;
+        (void)node_step(&c, &c.nodes[p->msg.to], (struct raft_in){.type = RAFT_IN_MSG, .msg = &p->msg}, p);
+        packet_free(p);
+        return;
     }
 }
 
@@ -242,6 +259,11 @@ static void command(void *ctx, FILE *to, int n, char **w)
         deliver(n - 1, w + 1, w[0][1] == 'r', false);
     else if (strcmp(w[0], "one") == 0)
         deliver(n - 1, w + 1, false, true);
+    else if (strcmp(w[0], "arrive") == 0)
+        arrive(w[1]);
+    else if (strcmp(w[0], "sent") == 0)
+        step(w[1], (struct raft_in){.type = RAFT_IN_SNAPSHOT_SENT, .member = node(w[2])->id, .ok = n == 3,
+                                    .index = n == 3 ? node(w[2])->last : 0});
     else if (strcmp(w[0], "split") == 0)
         c.split_pct = 100;
     else if (strcmp(w[0], "settle") == 0)
