@@ -5,6 +5,7 @@
 #   make demo       packages, build, a member, a mount, a tour   (ONCE=1: the tour, then exit)
 #   make test       packages, build, every test; ends with "N passed, N failed"
 #   make check      the tests without the packages              (T=pattern: only those)
+#   make robust N=100   histories of three members under faults, each checked    (FIRST=seed J=at-a-time)
 #   make bench      Cairn beside etcd and the limit             (ETCD=path: another etcd)
 #   make SAN=1 test     ASan and UBSan        make TSAN=1 test    TSan
 #   make install PREFIX=/usr/local
@@ -23,6 +24,7 @@ pb_h    = $(protos:.o=.h)
 mains   = $O/daemon/main.o $O/fusefs/main.o $O/daemon/cairnctl.o
 units   = $(patsubst tests/unit/%.c,$O/tests/unit/%,$(wildcard tests/unit/*.c))
 helpers = $(patsubst tests/e2e/%.c,$O/tests/e2e/%,$(wildcard tests/e2e/*.c))
+robust_o = $(call obj,tests/robust)
 fuzzers = $(patsubst tests/fuzz/%.c,$O/tests/fuzz/%,$(wildcard tests/fuzz/*.c))
 programs = $(if $(wildcard daemon/main.c),$O/cairnd) $(if $(wildcard fusefs/main.c),$O/cairnfs)
 
@@ -60,6 +62,7 @@ $O/tests/fuzz/fs_%: $O/tests/fuzz/fs_%.o $(fusefs_link);     $(call Q,LD)$(CC) $
 $O/tests/fuzz/%: $O/tests/fuzz/%.o $(daemon_link);           $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(DAEMON_LIBS)
 $O/tests/e2e/%: $O/tests/e2e/%.o $(daemon_link);             $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(DAEMON_LIBS)
 $O/tests/bench/%: $O/tests/bench/%.o $(daemon_link);         $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(DAEMON_LIBS)
+$O/tests/robust/robust: $(robust_o) $O/libproto.a;           $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(GRPC_LIBS) -lprotobuf-c -lm
 $O/tests/bench/fs_%: $O/tests/bench/fs_%.o $(fusefs_link);   $(call Q,LD)$(CC) $(CFLAGS) -o $@ $^ $(FUSEFS_LIBS)
 
 $O/proto/%.pb-c.c $O/proto/%.pb-c.h &: include/proto/%.proto
@@ -68,7 +71,7 @@ $O/%.o: %.c;    $(call Q,CC)mkdir -p $(@D); $(CC) $(CFLAGS) -c -o $@ $<
 $O/%.o: $O/%.c; $(call Q,CC)$(CC) $(CFLAGS) -c -o $@ $<
 
 # Generated headers come before whatever may include them.
-$(call obj,daemon fusefs tests/unit tests/fuzz tests/e2e tests/bench) $(protos): | $(pb_h)
+$(call obj,daemon fusefs tests/unit tests/fuzz tests/e2e tests/bench tests/robust) $(protos): | $(pb_h)
 
 # raftcore may call memcpy and friends, and nothing else: no clock, no file, no socket, no malloc.
 check-pure: $(call obj,raftcore) raftcore/allowed-symbols
@@ -79,7 +82,7 @@ check-pure: $(call obj,raftcore) raftcore/allowed-symbols
 check-doors:
 	@tests/doors.sh
 
-test-programs: $(units) $(fuzzers) $(helpers) $O/tests/bench/load
+test-programs: $(units) $(fuzzers) $(helpers) $O/tests/bench/load $O/tests/robust/robust
 
 deps:
 	@contrib/deps.sh
@@ -98,6 +101,9 @@ bench: deps
 	@$(MAKE) --no-print-directory all $(patsubst tests/bench/%.c,$O/tests/bench/%,$(wildcard tests/bench/*.c))
 	@O=$O tests/bench/run.sh
 
+robust: all $O/tests/robust/robust
+	@O=$O tests/robust/run.sh $(or $N,10)
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 755 $(programs) $(DESTDIR)$(PREFIX)/bin
@@ -106,7 +112,7 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all check test-programs check-pure check-doors deps test demo bench install clean
+.PHONY: all check robust test-programs check-pure check-doors deps test demo bench install clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(shell find $O -type f -name '*.d' -not -path '*mount-test*' 2>/dev/null)

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* nemesis.h - faults, chosen by the seed, each with a proof that it happened. */
+#pragma once
+#include "load.h"
+
+enum fault_kind {
+    FAULT_KILL,       /* SIGKILL; started again after a while */
+    FAULT_KILL_MOST,  /* two or all three at once */
+    FAULT_PAUSE,      /* SIGSTOP, 50 ms to 30 s */
+    FAULT_PARTITION,  /* one member is alone; clients reach it */
+    FAULT_DEAF,       /* it does not hear the others */
+    FAULT_MUTE,       /* they do not hear it */
+    FAULT_PAIR,       /* two do not hear each other, the third hears both */
+    FAULT_LINK_DOWN,  /* neither members nor clients reach it */
+    FAULT_SLOW_DISK,  /* each sync takes long */
+    FAULT_STALL_DISK, /* no sync ends */
+    FAULT_FULL_DISK,
+    FAULT_STOP,       /* SIGTERM; started again */
+    FAULT_MOVE,       /* the leader is asked to hand over */
+    FAULT_KINDS
+};
+
+struct nemesis {
+    struct cluster *cluster;
+    struct load *load;
+    uint64_t seed;
+    enum fault_kind main;             /* in every round */
+    bool alone;                       /* only that one, one at a time */
+    int64_t longest_ms;               /* of a pause */
+    unsigned tried[FAULT_KINDS], happened[FAULT_KINDS];
+    unsigned leaders;                 /* changes of leader seen */
+    unsigned died;                    /* members that ended by themselves, without a reason to */
+    FILE *log;                        /* a line for each fault, with its time */
+};
+
+const char *fault_name(enum fault_kind kind);
+int fault_by_name(const char *name); /* -1: none */
+void nemesis_run(struct nemesis *n, int64_t until_ns); /* all is healed when it returns */

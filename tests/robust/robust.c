@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* robust.c - one history: three real members, clients, faults, and at the end the checker's word.
+ *
+ *     robust run PROGRAM DIRECTORY [FLAG...]     PROGRAM is cairnd or etcd; the flags go to each member
+ *     robust check FILE                          checks a saved history again
+ *     robust show FILE                           the same in words
+ *     robust probe                               exit 0: this machine can; 77: it cannot, and why
+ *
+ * From the environment: SEED; FAULT_S, seconds of faults (6); FAULT, its main fault (by the seed), ALONE=1: no other;
+ * LEAST, calls that must have been answered (2000); LONGEST, milliseconds of a pause (3000).
+ * Prints one line: "ok" or "not ok", the seed, what happened. DIRECTORY then holds history, faults and logs; the members'
+ * data is copied there when something was wrong, for it lies on file systems that end with this process.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "check.h"
+#include "nemesis.h"
+
+enum { SKIP = 77, START_MS = 60000, HEAL_MS = 30000, LEASES_MS = 25000, REST_MS = 20000, WATCH_MS = 15000, ASK_MS = 2000, MORE_MS = 20000 };
+
+struct run {
+    struct history history;
+    struct cluster cluster;
+    struct load load;
+    struct nemesis nemesis;
+    struct caller finals[MEMBERS_END];
+    unsigned problems;
+    int64_t healed_ms;
+    FILE *report;
+};
+
+__attribute__((format(printf, 2, 3))) static void fault(struct run *r, const char *format, ...)
+{
+    va_list ap;
+
+    r->problems++;
+    va_start(ap, format);
+    (void)fputs("problem: ", r->report);
+    (void)vfprintf(r->report, format, ap);
+    (void)fputs("\n", r->report);
+    va_end(ap);
+}
+
+static void phase(struct run *r, const char *name)
+{
+    (void)fprintf(r->nemesis.log, "%.6f %s\n", (double)now_ns() / 1e9, name);
+}
+
+static int64_t number_of(const char *name, int64_t otherwise)
+{
+    const char *s = getenv(name);
+
+    return s && *s ? strtoll(s, NULL, 0) : otherwise;
+}
+
+/* ---- waiting for what must come -------------------------------------------------------------------- */
+
+static bool await(struct run *r, bool (*holds)(struct run *), int64_t ms)
+{
+    int64_t end = now_ns() + ms * 1000000;
+
+    while (!holds(r)) {
+        if (now_ns() > end)
+            return false;
+        for (int i = 1; i <= MEMBERS; i++)
+            if (member_ended(&r->cluster.members[i])) {
+                fault(r, "member %d ended by itself", i);
+                return false;
+            }
+        pause_ms(20);
+    }
+    return true;
+}
+
+static ProtobufCMessage *of_all(bool serializable, const char *from, const char *end)
+{
+    Etcdserverpb__RangeRequest req = ETCDSERVERPB__RANGE_REQUEST__INIT;
+
+    req.key = (ProtobufCBinaryData){1, (uint8_t *)(uintptr_t)from};
+    req.range_end = (ProtobufCBinaryData){strlen(end) ? strlen(end) : 1, (uint8_t *)(uintptr_t)end};
+    req.serializable = serializable;
+    return message_copy(&req.base);
+}
+
+static bool reads_everywhere(struct run *r)
+{
+    for (int i = 1; i <= MEMBERS; i++)
+        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_RANGE, of_all(false, "k", "l"), ASK_MS, NULL) != 0)
+            return false;
+    return true;
+}
+
+static bool writes_everywhere(struct run *r)
+{
+    static int n;
+
+    for (int i = 1; i <= MEMBERS; i++) {
+        Etcdserverpb__PutRequest req = ETCDSERVERPB__PUT_REQUEST__INIT;
+        char value[24];
+
+        req.key = (ProtobufCBinaryData){5, (uint8_t *)(uintptr_t)"final"};
+        req.value = (ProtobufCBinaryData){(size_t)snprintf(value, sizeof value, "%d.%d.", CLIENT_FINAL, n++), (uint8_t *)value};
+        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_PUT, message_copy(&req.base), ASK_MS, NULL) != 0)
+            return false;
+    }
+    return true;
+}
+
+static bool leases_are_gone(struct run *r)
+{
+    Etcdserverpb__LeaseLeasesRequest req = ETCDSERVERPB__LEASE_LEASES_REQUEST__INIT;
+    struct rec rec;
+
+    return load_call(&r->load, &r->finals[1], CLIENT_FINAL, 1, REC_LEASES, message_copy(&req.base), ASK_MS, &rec) == 0 &&
+           ((const Etcdserverpb__LeaseLeasesResponse *)rec.resp)->n_leases == 0;
+}
+
+/* All members show the revision that a linearizable read shows. */
+static bool is_at_rest(struct run *r)
+{
+    int64_t rev = 0;
+    struct rec rec;
+
+    for (int i = 1; i <= MEMBERS; i++) {
+        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_RANGE, of_all(i > 1, "\0", "\0"), ASK_MS, &rec) != 0)
+            return false;
+        if (rev && rec_header(&rec)->revision != rev)
+            return false;
+        rev = rec_header(&rec)->revision;
+    }
+    return rev == atomic_load(&r->load.rev_seen);
+}
+
+static bool witness_has_all(struct run *r)
+{
+    return atomic_load(&r->load.rev_witness) >= atomic_load(&r->load.rev_seen);
+}
+
+/* A member that had a full disk may have raised an alarm: an operator would take it off. */
+static void alarms_off(struct run *r)
+{
+    Etcdserverpb__AlarmRequest req = ETCDSERVERPB__ALARM_REQUEST__INIT;
+    ProtobufCMessage *resp = NULL;
+
+    req.action = ETCDSERVERPB__ALARM_REQUEST__ALARM_ACTION__DEACTIVATE;
+    req.alarm = ETCDSERVERPB__ALARM_TYPE__NOSPACE;
+    for (int i = 1; i <= MEMBERS; i++) {
+        Etcdserverpb__StatusResponse *s;
+
+        if (!member_status(&r->cluster.members[i], ASK_MS, &s))
+            continue;
+        req.memberid = s->header->member_id;
+        protobuf_c_message_free_unpacked(&s->base, NULL);
+        (void)caller_ask(&r->finals[1], "/etcdserverpb.Maintenance/Alarm", &req.base,
+                         &etcdserverpb__alarm_response__descriptor, ASK_MS, &resp, NULL); /* puts will tell */
+        if (resp)
+            protobuf_c_message_free_unpacked(resp, NULL);
+    }
+}
+
+/* ---- one history ----------------------------------------------------------------------------------- */
+
+static bool begin(struct run *r)
+{
+    for (int i = 1; i <= MEMBERS; i++) {
+        caller_open(&r->cluster.members[i].admin, r->cluster.members[i].address);
+        caller_open(&r->finals[i], r->cluster.members[i].address);
+        if (!member_start(&r->cluster, &r->cluster.members[i]))
+            return false;
+    }
+    if (await(r, reads_everywhere, START_MS))
+        return true;
+    fault(r, "the cluster does not serve %d s after its start", START_MS / 1000);
+    return false;
+}
+
+static void hashes(struct run *r)
+{
+    int64_t rev = atomic_load(&r->load.rev_seen);
+
+    for (int i = 1; i <= MEMBERS; i++) {
+        Etcdserverpb__HashKVRequest hash = ETCDSERVERPB__HASH_KVREQUEST__INIT;
+        Etcdserverpb__LeaseLeasesRequest leases = ETCDSERVERPB__LEASE_LEASES_REQUEST__INIT;
+
+        hash.revision = rev;
+        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_HASH, message_copy(&hash.base), ASK_MS * 5, NULL) != 0 ||
+            load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_LEASES, message_copy(&leases.base), ASK_MS, NULL) != 0 ||
+            load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_RANGE, of_all(true, "\0", "\0"), ASK_MS, NULL) != 0)
+            fault(r, "member %d does not say its hash, leases and keys at the end", i);
+    }
+}
+
+/* All faults are over: now it must serve, everywhere, and come to rest. */
+static void settle(struct run *r)
+{
+    int64_t since = now_ns();
+
+    phase(r, "healed");
+    if (!await(r, reads_everywhere, HEAL_MS))
+        fault(r, "not all members read %d s after the last fault", HEAL_MS / 1000);
+    alarms_off(r);
+    if (!await(r, writes_everywhere, HEAL_MS))
+        fault(r, "not all members write %d s after the last fault", HEAL_MS / 1000);
+    r->healed_ms = (now_ns() - since) / 1000000;
+    phase(r, "all members serve");
+    load_stop_clients(&r->load);
+    if (!await(r, leases_are_gone, LEASES_MS))
+        fault(r, "there are leases %d s after the last renewal", LEASES_MS / 1000);
+    if (!await(r, is_at_rest, REST_MS))
+        fault(r, "the members do not come to one revision");
+    if (!await(r, witness_has_all, REST_MS))
+        fault(r, "the witness has revision %" PRId64 " of %" PRId64, atomic_load(&r->load.rev_witness),
+              atomic_load(&r->load.rev_seen));
+    phase(r, "at rest");
+    hashes(r);
+    r->load.final_ns = now_ns() + WATCH_MS * INT64_C(1000000);
+    atomic_store(&r->load.rev_final, atomic_load(&r->load.rev_seen));
+    load_stop_watchers(&r->load);
+    phase(r, "watched to the end");
+}
+
+static bool enough_calls(struct run *r)
+{
+    return atomic_load(&r->load.done) >= (uint64_t)number_of("LEAST", 2000);
+}
+
+static void check_vacuity(struct run *r)
+{
+    uint64_t least = (uint64_t)number_of("LEAST", 2000);
+
+    if (atomic_load(&r->load.done) < least)
+        fault(r, "vacuous: %" PRIu64 " calls were answered, not %" PRIu64, atomic_load(&r->load.done), least);
+    if (r->nemesis.happened[r->nemesis.main] == 0)
+        fault(r, "vacuous: %s was meant to happen %u times, and never did", fault_name(r->nemesis.main),
+              r->nemesis.tried[r->nemesis.main]);
+    if (r->nemesis.died)
+        fault(r, "members ended by themselves, %u times", r->nemesis.died);
+}
+
+static void keep_everything(struct run *r)
+{
+    char command[1200];
+
+    (void)snprintf(command, sizeof command, "for m in 1 2 3; do mkdir -p '%s/kept' && rm -f '%s/m'$m/balloon && "
+                   "cp -a --sparse=always '%s/m'$m '%s/kept/'; done", r->cluster.dir, r->cluster.dir, r->cluster.dir,
+                   r->cluster.dir);
+    if (system(command) != 0)
+        (void)fprintf(r->report, "problem: the data could not be kept\n");
+}
+
+static void tell(struct run *r, const struct check_facts *f, double check_s)
+{
+    printf("%s - seed %" PRIu64 " %s:", r->problems ? "not ok" : "ok", r->load.seed, fault_name(r->nemesis.main));
+    for (int k = 0; k < FAULT_KINDS; k++)
+        if (r->nemesis.tried[k])
+            printf(" %s %u/%u", fault_name((enum fault_kind)k), r->nemesis.happened[k], r->nemesis.tried[k]);
+    printf("; %u leader changes; %" PRIu64 " calls answered, %" PRIu64 " revisions, %" PRIu64 " writes, %" PRIu64
+           " refused, %" PRIu64 " unknown (%" PRIu64 " found), %" PRIu64 " reads (%" PRIu64 " serializable), %" PRIu64
+           " watches (%" PRIu64 " events, %" PRIu64 " progress), leases %" PRIu64 " expired %" PRIu64 " revoked, %" PRIu64
+           " renewals, %" PRIu64 " compactions; healed in %" PRId64 " ms, checked in %.2f s\n",
+           r->nemesis.leaders, atomic_load(&r->load.done), f->revisions, f->writes, f->refused, f->unknown,
+           f->unknown_found, f->reads, f->serializable, f->watches, f->events, f->progress, f->leases_expired,
+           f->leases_revoked, f->keepalives, f->compactions, r->healed_ms, check_s);
+}
+
+static void history_of_run(struct run *r, const char *dir)
+{
+    struct check_facts facts = {0};
+    char path[300];
+    double check_s = 0;
+
+    phase(r, "start");
+    if (begin(r)) {
+        phase(r, "serves");
+        load_start(&r->load);
+        nemesis_run(&r->nemesis, now_ns() + number_of("FAULT_S", 6) * 1000000000);
+        (void)await(r, enough_calls, MORE_MS); /* else it is vacuous, below */
+        settle(r);
+        check_vacuity(r);
+        check_s = (double)now_ns() / 1e9;
+        r->problems += history_check(&r->history, r->report, &facts);
+        check_s = (double)now_ns() / 1e9 - check_s;
+    }
+    (void)snprintf(path, sizeof path, "%s/history", dir);
+    if (history_save(&r->history, path) < 0)
+        (void)fprintf(r->report, "problem: the history could not be saved\n");
+    tell(r, &facts, check_s);
+}
+
+static int run_main(int argc, char **argv)
+{
+    static struct run r;
+    const char *what = NULL, *fault = getenv("FAULT");
+    char path[300];
+    int e;
+
+    if (argc < 4)
+        return 2;
+    r.load.seed = (uint64_t)number_of("SEED", 0);
+    if (r.load.seed == 0)
+        r.load.seed = (uint64_t)(now_ns() ^ getpid()) % 1000000000 + 1;
+    r.report = stdout;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    (void)signal(SIGPIPE, SIG_IGN); /* it cannot fail for a valid signal */
+    if (mkdir(argv[3], 0700) != 0 && errno != EEXIST) {
+        perror(argv[3]);
+        return 1;
+    }
+    e = cluster_make(&r.cluster, argv[2], argv[3], &what);
+    if (e < 0) {
+        printf("this machine lacks: %s (%s)\n", what, strerror(-e));
+        return SKIP;
+    }
+    history_init(&r.history);
+    r.cluster.flags = argv + 4;
+    r.cluster.token = r.load.seed;
+    r.load.history = &r.history;
+    r.load.cluster = &r.cluster;
+    r.load.clients = (int)number_of("CLIENTS", 9);
+    r.load.watchers = (int)number_of("WATCHERS", 6);
+    r.load.rest_us = (int)number_of("REST_US", 4000);
+    (void)snprintf(path, sizeof path, "%s/faults", argv[3]);
+    r.nemesis = (struct nemesis){.cluster = &r.cluster, .load = &r.load, .seed = r.load.seed * 2654435761u + 1,
+                                 .alone = number_of("ALONE", 0) != 0, .longest_ms = number_of("LONGEST", 3000),
+                                 .log = fopen(path, "we")};
+    r.nemesis.main = (enum fault_kind)(fault && fault_by_name(fault) >= 0 ? fault_by_name(fault)
+                                                                         : (int)(r.load.seed % FAULT_KINDS));
+    assert(r.nemesis.log);
+    calls_init();
+    history_of_run(&r, argv[3]);
+    if (r.problems)
+        keep_everything(&r);
+    cluster_end(&r.cluster);
+    return r.problems ? 1 : 0;
+}
+
+static int file_main(const char *path, bool show)
+{
+    struct check_facts facts;
+    struct history h;
+    unsigned problems = 0;
+    int r;
+
+    history_init(&h);
+    r = history_load(&h, path);
+    if (r < 0) {
+        (void)fprintf(stderr, "robust: %s: %s\n", path, strerror(-r));
+        return 1;
+    }
+    for (size_t i = 0; show && i < h.n; i++)
+        rec_print(stdout, &h.recs[i]);
+    if (!show) {
+        problems = history_check(&h, stdout, &facts);
+        printf("%zu records, %" PRIu64 " revisions, %u problems\n", h.n, facts.revisions, problems);
+    }
+    history_fini(&h);
+    return problems != 0;
+}
+
+static int probe_main(void)
+{
+    static struct cluster c;
+    const char *what;
+    char dir[] = "/tmp/cairn-robust-XXXXXX";
+    int e = mkdtemp(dir) ? cluster_make(&c, "", dir, &what) : -errno;
+
+    if (e < 0)
+        printf("this machine lacks: %s (%s)\n", what, strerror(-e));
+    return e < 0 ? SKIP : 0;
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+
+    if (strcmp(what, "member") == 0 && argc > 4)
+        return member_main(argc, argv);
+    if (strcmp(what, "run") == 0)
+        return run_main(argc, argv);
+    if ((strcmp(what, "check") == 0 || strcmp(what, "show") == 0) && argc == 3)
+        return file_main(argv[2], what[0] == 's');
+    if (strcmp(what, "probe") == 0)
+        return probe_main();
+    (void)fprintf(stderr, "usage: robust run PROGRAM DIRECTORY [FLAG...] | check FILE | show FILE | probe\n");
+    return 2;
+}

@@ -1,0 +1,44 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Histories of a cluster under faults, each checked: tests/robust/robust.c makes one, this makes many.
+#
+#   tests/robust/run.sh N [PROGRAM [FLAG...]]     N histories of seeds FIRST, FIRST + 1, ... (FIRST=1)
+#
+# From the environment: J, how many at a time (2); what robust.c reads. Each has a line; at the end "N ok, N failed". A
+# failed one leaves history, faults, logs and data in build/robust/SEED. Exit 77: this machine cannot, and why.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+O=${O:-build}
+n=${1:-10} program=${2:-$O/cairnd} jobs=${J:-2} first=${FIRST:-1}
+shift $(($# < 2 ? $# : 2))
+flags=("$@")
+robust=$O/tests/robust/robust
+program=$(command -v "$program") || { echo "robust: there is no such program"; exit 1; }
+why=$("$robust" probe) || { status=$?; echo "$why"; exit $status; }
+mkdir -p "$O/robust" || exit 1
+
+# What a seed decides besides the faults: how often there is a snapshot, how soon an election.
+one() { # seed
+    local seed=$1 dir=$O/robust/$1 counts=(100 1000 100000) timers=() start=$SECONDS
+    rm -rf "$dir"
+    [ $((seed / 13 % 3)) = 0 ] && timers=(--heartbeat-interval 50 --election-timeout 500)
+    SEED=$seed timeout -k 5 "${LIMIT_S:-240}" "$robust" run "$program" "$dir" --snapshot-count "${counts[seed / 39 % 3]}" \
+        "${timers[@]}" "${flags[@]}" >"$O/robust/$seed.out" 2>&1
+    local status=$?
+    grep -q '^ok\|^not ok' "$O/robust/$seed.out" || echo "not ok - seed $seed: status $status" >>"$O/robust/$seed.out"
+    sed "s/^ok - \|^not ok - /&$((SECONDS - start)) s, /" "$O/robust/$seed.out"
+    [ $status = 0 ] && rm -rf "$dir"
+    [ $status = 0 ] || echo "$seed" >>"$failed"
+    rm -f "$O/robust/$seed.out"
+}
+
+failed=$(mktemp)
+trap 'rm -f "$failed"' EXIT
+for ((seed = first; seed < first + n; seed++)); do
+    while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n; done
+    one "$seed" &
+done
+wait
+bad=$(wc -l <"$failed")
+echo "robust: $((n - bad)) ok, $bad failed${bad:+ }$(sort -n "$failed" | tr '\n' ' ')"
+[ "$bad" = 0 ]
