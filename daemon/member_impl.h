@@ -17,7 +17,7 @@
 #include "peers.h"
 #include "svc.h"
 
-enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500 };
+enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500, TABLE_BYTES = 64 << 20 };
 
 struct member_process;
 

@@ -8,7 +8,7 @@
 #include "member_impl.h"
 #include "peer.pb-c.h"
 
-enum { ASK_MS = 3000, TABLE_BYTES = 64 << 20 };
+enum { ASK_MS = 3000 };
 
 /* ---- asking a running cluster ------------------------------------------------------------------- */
 

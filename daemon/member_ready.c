@@ -14,7 +14,7 @@
 #include "log.h"
 #include "member_impl.h"
 
-enum { MEMBER_URLS_MAX = 64, LOG_MS = 5000, RETRY_MS = 1000, LEAVE_MS = 1000 };
+enum { MEMBER_URLS_MAX = 64, LOG_MS = 5000, RETRY_MS = 1000, LEAVE_MS = 1000, JOIN_LOOK_MS = 50 };
 
 /* ---- waiting --------------------------------------------------------------------------- */
 
@@ -144,14 +144,35 @@ static void log_waiting(struct member_process *m)
     struct turn_status t;
 
     turn_status(m->svc.turn, &t);
-    log_info(t.leader ? "waiting to be published through raft" : "waiting for a leader: a quorum of the members is needed",
+    log_info(m->boot.joining ? "waiting for the cluster's data, or to be published through raft"
+             : t.leader      ? "waiting to be published through raft"
+                             : "waiting for a leader: a quorum of the members is needed",
              LOG_HEX("local-member-id", m->svc.member_id), LOG_UINT("term", t.term), LOG_HEX("leader", t.leader),
              LOG_UINT("applied-index", t.applied), LOG_UINT("committed-index", t.commit));
+}
+
+/* A joiner first waits to be told that it is a member: from then on it has the state. */
+static bool may_publish(struct member_process *m)
+{
+    struct member *members = NULL;
+    struct arena a;
+    bool found = !m->boot.joining;
+    size_t n;
+
+    if (found)
+        return true;
+    arena_init(&a, TABLE_BYTES, NULL, 0);
+    n = apply_members(m->svc.apply, &a, &members);
+    for (size_t i = 0; i < n; i++)
+        found |= members[i].id == m->svc.member_id;
+    arena_fini(&a);
+    return found;
 }
 
 enum member_event member_publish(struct member_process *m)
 {
     uint64_t log_ms = m->svc.clock->now_ms(m->svc.clock) + LOG_MS;
+    bool told = false;
 
     for (;;) {
         enum publish_state state = (enum publish_state)atomic_load(&m->publish_state);
@@ -161,9 +182,10 @@ enum member_event member_publish(struct member_process *m)
             member_publish_end(m);
         if (state == PUBLISH_DONE)
             return MEMBER_NOTHING;
-        if (state != PUBLISH_WAITS && publish_begin(m) != 0)
+        told = told || may_publish(m);
+        if (told && state != PUBLISH_WAITS && publish_begin(m) != 0)
             return MEMBER_FAILED;
-        e = member_wait(m, LOG_MS);
+        e = member_wait(m, told ? LOG_MS : JOIN_LOOK_MS);
         if (e != MEMBER_NOTHING)
             return e;
         if (m->svc.clock->now_ms(m->svc.clock) >= log_ms) {

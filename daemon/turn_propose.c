@@ -294,7 +294,23 @@ static bool propose_some(struct turn *t)
     return true;
 }
 
-/* 0: appended; ERR_PROPOSAL_DROPPED and the like: later; -EINVAL, -EBADMSG: never. */
+/* A learner that is to vote must have nearly all that the leader has: as in etcd, nine tenths. */
+static int check_promotion(struct turn *t, const struct raft_conf_change *change)
+{
+    const struct raft_conf *conf = raft_conf_of(t->raft);
+
+    for (uint32_t i = 0; i < change->n; i++) {
+        uint64_t id = change->changes[i].id;
+        struct raft_peer p;
+
+        if (change->changes[i].op == RAFT_ADD_VOTER && raft_set_has(&conf->learners, id) && raft_peer(t->raft, id, &p) &&
+            p.match / 9 < t->status.last_index / 10)
+            return ERR_LEARNER_NOT_READY;
+    }
+    return 0;
+}
+
+/* 0: appended; ERR_PROPOSAL_DROPPED and the like: later; ERR_LEARNER_NOT_READY, -EINVAL, -EBADMSG: never. */
 static int propose_conf(struct turn *t, struct entry *e)
 {
     struct raft_conf_change change;
@@ -303,6 +319,8 @@ static int propose_conf(struct turn *t, struct entry *e)
 
     if (!err)
         err = turn_conf_decode(h.body, &change, NULL);
+    if (!err && t->status.role == RAFT_LEADER)
+        err = check_promotion(t, &change);
     if (err)
         return err;
     t->job = store_job_new(1);
@@ -319,7 +337,13 @@ static int propose_conf(struct turn *t, struct entry *e)
 
 static bool is_final(int err)
 {
-    return err == 0 || err == -EINVAL || err == -EBADMSG;
+    return err == 0 || err == -EINVAL || err == -EBADMSG || err == ERR_LEARNER_NOT_READY;
+}
+
+/* What its proposer is told. */
+static int conf_err(int err)
+{
+    return err == ERR_LEARNER_NOT_READY ? err : ERR_CONF_IMPOSSIBLE;
 }
 
 static void propose_confs(struct turn *t)
@@ -334,7 +358,7 @@ static void propose_confs(struct turn *t)
         if (err == 0)
             proposal_taken(p, t->status.term, 0);
         else if (proposal_claim(t->o.account, p->request_id))
-            refuse(t, p, ERR_PROPOSAL_DROPPED);
+            refuse(t, p, conf_err(err));
     }
     while (t->foreign_confs.head && turn_room_bytes(t) > 0) {
         struct peer_msg *m = msg_of_mail(t->foreign_confs.head);
@@ -345,7 +369,7 @@ static void propose_confs(struct turn *t)
         (void)mail_pop(&t->foreign_confs); /* m */
         t->n_foreign_confs--;
         if (err)
-            send_back(t, m, 0, ERR_PROPOSAL_DROPPED);
+            send_back(t, m, 0, conf_err(err));
         else
             peer_msg_free(m);
     }
