@@ -229,7 +229,7 @@ static int make_modules(struct member_process *m)
     if (rc)
         return rc;
     apply_on_members(s->apply, member_members_changed, m);
-    if ((rc = member_peers_new(m)) != 0)
+    if ((rc = member_snap_new(m)) != 0 || (rc = member_peers_new(m)) != 0)
         return rc;
     to = (struct turn_options){.clock = s->clock,
                                .rng = s->rng,
@@ -252,11 +252,17 @@ static int make_modules(struct member_process *m)
                                .fatal = member_fatal,
                                .nospace = log_full,
                                .fatal_ctx = m,
+                               .snap_stepped = snap_turn_stepped,
+                               .snap_install = snap_turn_install,
+                               .snap_ctx = m->snap,
+                               .snapshot_send = snap_turn_send,
+                               .snapshot_ctx = m->snap,
                                .transport = peers_transport(m->peers)};
     rc = turn_new(&to, &s->turn);
     if (rc)
         return rc;
     apply_set_turn(s->apply, s->turn);
+    snap_join(m->snap, s->turn, m->peers);
     rc = make_hub(m);
     if (rc == 0)
         rc = scan_pool_new(s->store, SCAN_THREADS, &s->scan);
@@ -415,6 +421,8 @@ static void member_stop(struct member_process *m)
         compactor_stop(m->compactor);
     if (s->scan)
         scan_pool_stop(s->scan);
+    if (m->snap)
+        snap_stop(m->snap);
     if (m->peers)
         peers_stop(m->peers);
     if (s->turn)
@@ -428,6 +436,7 @@ static void member_stop(struct member_process *m)
     member_publish_end(m);
     turn_free(s->turn);
     peers_free(m->peers);
+    snap_free(m->snap);
     apply_free(s->apply);
     for (int i = 0; i < RPC_THREADS; i++)
         if (m->slots[i])

@@ -15,6 +15,7 @@
 #include "member.h"
 #include "metrics.h"
 #include "peers.h"
+#include "snap_peer.h"
 #include "svc.h"
 
 enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500, TABLE_BYTES = 64 << 20 };
@@ -40,6 +41,7 @@ struct member_process {
     struct svc svc; /* holds the other modules */
     struct metrics metrics;
     struct peers *peers;
+    struct snap *snap;
     struct publishing publishing;
     struct transfer_wait handover;
     int signal_fd, event_fd;
@@ -70,6 +72,7 @@ void member_fatal(void *ctx, int err, const char *what);
 /* member_peers.c */
 /* struct bootstrap.ask. */
 const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
+int member_snap_new(struct member_process *m);  /* before the peers and the turn */
 int member_peers_new(struct member_process *m); /* logs why not */
 int member_peers_start(struct member_process *m);
 void member_members_changed(void *m);           /* apply's thread */

@@ -4,6 +4,7 @@
  * Owner: the main thread, but for what the peers' thread (sink), apply's (members_changed) and rpc's (connected) call. */
 #include <errno.h>
 #include <unistd.h>
+#include "limits.h"
 #include "log.h"
 #include "member_impl.h"
 #include "peer.pb-c.h"
@@ -179,7 +180,8 @@ int member_peers_start(struct member_process *m)
         rc = tell_peers_running(m);
     else if (!m->config->force_new_cluster)
         member_members_changed(m);
-    return rc ? rc : peers_start(m->peers, &sink);
+    rc = rc ? rc : peers_start(m->peers, &sink);
+    return rc ? rc : snap_start(m->snap);
 }
 
 static uint64_t connected_ms(void *ctx, uint64_t member)
@@ -188,6 +190,24 @@ static uint64_t connected_ms(void *ctx, uint64_t member)
     uint64_t now_ms = m->svc.clock->now_ms(m->svc.clock), since_ms = peers_active_since(m->peers, member);
 
     return since_ms == 0 ? 0 : now_ms > since_ms ? now_ms - since_ms : 1;
+}
+
+int member_snap_new(struct member_process *m)
+{
+    struct snap_options o = {.clock = m->svc.clock,
+                             .apply = m->svc.apply,
+                             .store = m->svc.store,
+                             .place = {.dir = &m->boot.dir,
+                                       .disk = m->boot.disk,
+                                       .wal = m->boot.wal,
+                                       .wal_options = {.segment_bytes = LIMIT_WAL_SEGMENT_BYTES,
+                                                       .cluster_id = m->svc.cluster_id,
+                                                       .member_id = m->svc.member_id},
+                                       .base = bootstrap_base_options()},
+                             .cluster_id = m->svc.cluster_id,
+                             .member_id = m->svc.member_id};
+
+    return snap_new(&o, &m->snap);
 }
 
 int member_peers_new(struct member_process *m)
@@ -199,7 +219,9 @@ int member_peers_new(struct member_process *m)
                               .cluster_id = m->svc.cluster_id,
                               .member_id = m->svc.member_id,
                               .cache = m->cache,
-                              .wal = m->boot.wal};
+                              .wal = m->boot.wal,
+                              .snapshot = &snap_method,
+                              .snapshot_ctx = m->snap};
     int rc = peers_new(&o, &m->peers, &bad);
 
     m->svc.connected_ms = connected_ms;

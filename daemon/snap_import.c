@@ -23,6 +23,7 @@ enum { ID_MAX = 500 }; /* of a small table's row: what delta and base take */
 
 struct snap_import {
     struct snap_import_options o;
+    char *path;           /* owned; o's paths are this */
     struct base *base;
     struct delta *delta;
     struct snap_head head;
@@ -40,11 +41,12 @@ int snap_import_new(const struct snap_import_options *o, struct snap_import **re
     if (im == NULL)
         return -ENOMEM;
     im->o = *o;
-    im->o.base.path = o->path;
+    im->path = strdup(o->path);
+    im->o.path = im->o.base.path = im->path;
     im->o.base.no_sync = true;
     im->delta = delta_new();
-    if (im->delta == NULL) {
-        free(im);
+    if (im->delta == NULL || im->path == NULL) {
+        snap_import_free(im);
         return -ENOMEM;
     }
     *ret_im = im;
@@ -57,6 +59,7 @@ void snap_import_free(struct snap_import *im)
         return;
     base_close(im->base);
     delta_free(im->delta);
+    free(im->path);
     free(im);
 }
 
