@@ -4,6 +4,7 @@
  *     robust run PROGRAM DIRECTORY [FLAG...]     PROGRAM is cairnd or etcd; the flags go to each member
  *     robust check FILE                          checks a saved history again
  *     robust show FILE                           the same in words
+ *     robust failover PROGRAM DIRECTORY HOW ROUNDS [FLAG...]     measures (failover.c)
  *     robust probe                               exit 0: this machine can; 77: it cannot, and why
  *
  * From the environment: SEED; FAULT_S, seconds of faults (6); FAULT, its main fault (by the seed), ALONE=1: no other;
@@ -19,6 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "check.h"
+#include "failover.h"
 #include "nemesis.h"
 
 enum { SKIP = 77, START_MS = 60000, HEAL_MS = 30000, LEASES_MS = 25000, REST_MS = 20000, WATCH_MS = 15000, ASK_MS = 2000, MORE_MS = 20000 };
@@ -384,8 +386,10 @@ int main(int argc, char **argv)
         return run_main(argc, argv);
     if ((strcmp(what, "check") == 0 || strcmp(what, "show") == 0) && argc == 3)
         return file_main(argv[2], what[0] == 's');
+    if (strcmp(what, "failover") == 0 && argc > 5)
+        return failover_main(argv[2], argv[3], argv[4], atoi(argv[5]), argv + 6);
     if (strcmp(what, "probe") == 0)
         return probe_main();
-    (void)fprintf(stderr, "usage: robust run PROGRAM DIRECTORY [FLAG...] | check FILE | show FILE | probe\n");
+    (void)fprintf(stderr, "usage: robust run PROGRAM DIRECTORY [FLAG...] | failover PROGRAM DIRECTORY HOW ROUNDS [FLAG...] | check FILE | show FILE | probe\n");
     return 2;
 }

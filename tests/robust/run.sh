@@ -17,15 +17,22 @@ program=$(command -v "$program") || { echo "robust: there is no such program"; e
 why=$("$robust" probe) || { status=$?; echo "$why"; exit $status; }
 mkdir -p "$O/robust" || exit 1
 
-# What a seed decides besides the faults: how often there is a snapshot, how soon an election.
+help=$("$program" --help 2>&1)
+
+# What a seed decides besides the faults: how often there is a snapshot and what a member may lag behind without needing
+# one, how soon an election.
 one() { # seed
-    local seed=$1 dir=$O/robust/$1 counts=(100 1000 100000) timers=() start=$SECONDS
+    local seed=$1 dir=$O/robust/$1 counts=(100 1000 100000) lags=(10 200 5000) timers=() start=$SECONDS
     rm -rf "$dir"
-    [ $((seed / 13 % 3)) = 0 ] && timers=(--heartbeat-interval 50 --election-timeout 500)
+    [[ $help == *snapshot-catchup-entries* ]] && timers+=(--snapshot-catchup-entries "${lags[seed / 39 % 3]}")
+    [ $((seed / 13 % 3)) = 0 ] && timers+=(--heartbeat-interval 50 --election-timeout 500)
     SEED=$seed timeout -k 5 "${LIMIT_S:-240}" "$robust" run "$program" "$dir" --snapshot-count "${counts[seed / 39 % 3]}" \
         "${timers[@]}" "${flags[@]}" >"$O/robust/$seed.out" 2>&1
     local status=$?
     grep -q '^ok\|^not ok' "$O/robust/$seed.out" || echo "not ok - seed $seed: status $status" >>"$O/robust/$seed.out"
+    local snaps
+    snaps=$(cat "$dir"/m?.log 2>/dev/null | grep -c 'a snapshot has been received\|applied snapshot"')
+    sed -i "s/; healed in/; $snaps snapshots&/" "$O/robust/$seed.out"
     sed "s/^ok - \|^not ok - /&$((SECONDS - start)) s, /" "$O/robust/$seed.out"
     [ $status = 0 ] && rm -rf "$dir"
     [ $status = 0 ] || echo "$seed" >>"$failed"
