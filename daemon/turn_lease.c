@@ -178,7 +178,7 @@ static void query_read_done(struct read_wait *w)
 
 static void query_run(struct turn *t, struct lease_query *q);
 
-/* Unknown here: perhaps its grant is committed and not yet applied. */
+/* What is committed and not yet applied may have granted it, or taken it away. */
 static void query_read(struct turn *t, struct lease_query *q)
 {
     q->certain = true;
@@ -195,6 +195,10 @@ static void query_run(struct turn *t, struct lease_query *q)
 
     if (!t->own_applied && t->status.role == RAFT_LEADER) {
         mail_push(&t->queries, &q->mail);
+        return;
+    }
+    if (t->own_applied && !q->certain && store_applied(t->o.store) < t->status.commit) {
+        query_read(t, q);
         return;
     }
     err = t->own_applied ? lease_get(t->o.leases, q->lease, &info) : ERR_NOT_PRIMARY_LESSOR;
