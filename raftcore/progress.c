@@ -75,7 +75,8 @@ void progress_sent(struct progress *p, uint64_t n)
 
 bool progress_accepted(struct progress *p, uint64_t index)
 {
-    bool news = index > p->match || (p->state == RAFT_PROBE && index == p->match);
+    /* Not news: index 0, the answer to a message of a term gone by, while we probe further up. */
+    bool news = index > p->match || (p->state == RAFT_PROBE && index == p->match && index + 1 >= p->next);
 
     if (index > p->match)
         p->match = index;
