@@ -79,13 +79,29 @@ static void drop_entries(struct turn *t)
     t->expire = t->checkpoint = NULL;
 }
 
+/* An entry not yet applied here may end a lease and grant its id anew: the table still has the old one, and what is
+ * proposed now would end the new one. */
+static bool grant_under_way(struct turn *t)
+{
+    raft_status(t->raft, &t->status);
+    for (uint64_t i = store_applied(t->o.store) + 1; i <= t->status.last_index; i++) {
+        struct entry *e = entry_cache_get(t->o.cache, i);
+        bool is_grant = e == NULL || (e->len && entry_payload_kind(e->payload) == ENTRY_LEASE_GRANT);
+
+        entry_unref(e);
+        if (is_grant)
+            return true;
+    }
+    return false;
+}
+
 /* One entry at a turn, and only of the term in which a quorum has confirmed us: apply ignores it in any other. */
 static void expire_leases(struct turn *t)
 {
     int64_t ids[LEASE_EXPIRE_MAX];
     size_t n;
 
-    if (t->expire == NULL && lease_next_deadline_ms(t->o.leases) <= t->now_ms) {
+    if (t->expire == NULL && lease_next_deadline_ms(t->o.leases) <= t->now_ms && !grant_under_way(t)) {
         n = lease_expired(t->o.leases, ids, LEASE_EXPIRE_MAX);
         if (n)
             t->expire = expire_entry(t, ids, n); /* without memory: the table hands them out again */
