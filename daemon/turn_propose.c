@@ -178,7 +178,8 @@ void turn_proposals_foreign(struct turn *t, struct peer_msg *m)
     size_t bytes = 0;
     uint32_t kept = 0;
 
-    if (heard_before(t, m)) {
+    /* Of a term that this member may have led before it was started again: it does not know what it took then. */
+    if (heard_before(t, m) || m->index <= t->o.wal_state.term) {
         peer_msg_free(m);
         return;
     }
