@@ -6,6 +6,8 @@
 #   make test       packages, build, every test; ends with "N passed, N failed"
 #   make check      the tests without the packages              (T=pattern: only those)
 #   make robust N=100   histories of three members under faults, each checked    (FIRST=seed J=at-a-time)
+#   make sim SEED=7      one simulated cluster, a line per event    make sim SEEDS=1000   many, on two cores
+#   make mutants    planted bugs: how soon is each caught?
 #   make bench      Cairn beside etcd and the limit             (ETCD=path: another etcd)
 #   make SAN=1 test     ASan and UBSan        make TSAN=1 test    TSan
 #   make install PREFIX=/usr/local
@@ -104,6 +106,15 @@ bench: deps
 robust: all $O/tests/robust/robust
 	@O=$O tests/robust/run.sh $(or $N,10)
 
+# Whole members over a simulated disk, network and clock; tests/unit/sim.c.
+sim: deps
+	@$(MAKE) --no-print-directory $O/tests/unit/sim
+	@$(if $(SEEDS),O=$O SEEDS=$(SEEDS) SEED=$(SEED) tests/sim/run.sh,VERBOSE=1 SEED=$(or $(SEED),1) $O/tests/unit/sim)
+
+mutants: deps
+	@$(MAKE) --no-print-directory all $O/tests/unit/sim $O/tests/unit/sim_crash
+	@tests/sim/mutants.sh
+
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
 	install -m 755 $(programs) $(DESTDIR)$(PREFIX)/bin
@@ -112,7 +123,7 @@ install: all
 clean:
 	rm -rf build
 
-.PHONY: all check robust test-programs check-pure check-doors deps test demo bench install clean
+.PHONY: all check robust sim mutants test-programs check-pure check-doors deps test demo bench install clean
 .SECONDARY:
 .DELETE_ON_ERROR:
 -include $(shell find $O -type f -name '*.d' -not -path '*mount-test*' 2>/dev/null)

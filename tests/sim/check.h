@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* check.h - what must hold after every step of a member, and the steps themselves. */
+#pragma once
+#include "net.h"
+
+/* ---- raft ------------------------------------------------------------------------------------------ */
+
+/* AckImpliesQuorumFsync, LearnerNeverCounts: what becomes known as committed lies on the platters of a majority of the
+ * voters, in both halves. */
+static inline void check_quorum(struct sim_member *m, uint64_t index, uint64_t term)
+{
+    const struct raft_conf *conf = raft_conf_of(m->turn->raft);
+    const struct raft_set *halves[] = {&conf->voters, &conf->outgoing};
+
+    for (int h = 0; h < 2; h++) {
+        uint32_t have = 0;
+
+        for (uint32_t i = 0; i < halves[h]->n; i++)
+            have += member_has_durable(&m->s->m[halves[h]->ids[i]], index, term);
+        if (halves[h]->n && have < halves[h]->n / 2 + 1)
+            world_fail(m->w, "AckImpliesQuorumFsync", "member %" PRIu64 " commits %" PRIu64 "/%" PRIu64 " with %u of %u stored",
+                       m->id, index, term, have, halves[h]->n);
+    }
+}
+
+static inline struct entry *member_entry(struct sim_member *m, uint64_t index)
+{
+    struct entry *e = entry_cache_get(m->cache, index);
+
+    return e ? e : member_read(m, index);
+}
+
+static inline void check_commit(struct sim_member *m)
+{
+    const struct raft_status *st = &m->turn->status;
+    struct oracle *o = &m->s->o;
+
+    if (st->commit < m->commit_seen && m->commit_seen > m->applied_seen)
+        world_fail(m->w, "CommitMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id, st->commit, m->commit_seen);
+    if (m->commit_seen < st->first_index)
+        m->commit_seen = st->first_index; /* came by a snapshot: its state is compared */
+    for (uint64_t i = m->commit_seen + 1; i <= st->commit && i <= m->durable_last && !m->w->failed; i++) {
+        struct entry *e = member_entry(m, i);
+
+        if (e == NULL) {
+            world_fail(m->w, "StateMachineSafety", "member %" PRIu64 " has committed %" PRIu64 " and cannot read it", m->id, i);
+            return;
+        }
+        if (i > o->committed && i == st->commit) {
+            check_quorum(m, i, e->term);
+            if (st->role == RAFT_LEADER && e->term != st->term)
+                world_fail(m->w, "LeaderCompleteness", "member %" PRIu64 " commits %" PRIu64 " of term %" PRIu64
+                           " by count in term %" PRIu64, m->id, i, e->term, st->term);
+        }
+        (void)oracle_commit(m->w, o, m->id, e);
+        entry_unref(e);
+        m->commit_seen = i;
+    }
+}
+
+static inline void check_leader(struct sim_member *m)
+{
+    const struct raft_status *st = &m->turn->status;
+    struct oracle *o = &m->s->o;
+    uint64_t *leader;
+
+    if (st->role != RAFT_LEADER || st->term >= SIM_TERMS_MAX)
+        return;
+    leader = &o->leader_of[st->term];
+    if (!st->is_voter && !(m->led && m->leads_term == st->term))
+        world_fail(m->w, "NonVoterNeverElected", "member %" PRIu64 " leads term %" PRIu64, m->id, st->term);
+    if (*leader == m->id && m->led && m->leads_term == st->term)
+        return;
+    if (*leader)
+        world_fail(m->w, "ElectionSafety", "members %" PRIu64 " and %" PRIu64 " lead in term %" PRIu64, *leader, m->id, st->term);
+    *leader = m->id;
+    if (st->term > o->newest_term)
+        o->newest_term = st->term;
+    m->led = true;
+    m->leads_term = st->term;
+    m->w->did.elections++;
+    world_line(m->w, "m%" PRIu64 " leads term %" PRIu64, m->id, st->term);
+    for (uint64_t i = st->first_index + 1; i <= o->committed; i++) {
+        /* One elected late owes nothing to what later terms have committed. */
+        if (o->log[i].term < st->term && raft_term_of(m->turn->raft, i) != o->log[i].term) {
+            world_fail(m->w, "LeaderCompleteness", "member %" PRIu64 " leads term %" PRIu64 " without entry %" PRIu64, m->id,
+                       st->term, i);
+            return;
+        }
+    }
+}
+
+static inline void check_turn(struct sim_member *m)
+{
+    const struct raft_status *st = &m->turn->status;
+
+    if (st->term < m->term_seen)
+        world_fail(m->w, "TermMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id, st->term, m->term_seen);
+    m->term_seen = st->term;
+    check_leader(m);
+    check_commit(m);
+}
+
+/* ---- state ------------------------------------------------------------------------------------------ */
+
+/* ApplyDeterministic, RevisionStrictlyMonotone, NoReadOfUndurable. */
+static inline void check_applied(struct sim_member *m)
+{
+    struct apply *a = m->apply;
+    struct oracle *o = &m->s->o;
+    struct agreed *at;
+
+    if (a->applied == m->applied_seen)
+        return;
+    if (a->applied < m->applied_seen || a->applied > o->committed || a->rev < m->rev_seen) {
+        world_fail(m->w, "AppliedContiguous", "member %" PRIu64 " applied %" PRIu64 " after %" PRIu64 ", committed %" PRIu64, m->id,
+                   a->applied, m->applied_seen, o->committed);
+        return;
+    }
+    m->applied_seen = a->applied;
+    m->rev_seen = a->rev;
+    at = &o->log[a->applied];
+    if (a->rev != at->rev || a->compact_rev != at->compact_rev)
+        world_fail(m->w, "ApplyDeterministic", "member %" PRIu64 " at %" PRIu64 ": revision %" PRId64 ", compacted %" PRId64
+                   "; the model %" PRId64 ", %" PRId64, m->id, a->applied, a->rev, a->compact_rev, at->rev, at->compact_rev);
+    if (at->state_hash == 0)
+        at->state_hash = a->hash;
+    else if (at->state_hash != a->hash)
+        world_fail(m->w, "ApplyDeterministic", "member %" PRIu64 " at %" PRIu64 ": another state hash", m->id, a->applied);
+}
+
+/* ---- steps -------------------------------------------------------------------------------------------- */
+
+static inline bool box_called(struct mailbox *b)
+{
+    return atomic_load(&b->wakes) != 0 || atomic_load(&b->head) != NULL;
+}
+
+static inline void member_call(struct sim_member *m, enum thread t, uint64_t at_us)
+{
+    if (at_us < m->at[t])
+        m->at[t] = at_us;
+}
+
+static inline uint64_t member_disk_delay(struct sim_member *m)
+{
+    uint64_t d = world_delay(m->w, m->disk_us);
+
+    return m->stall_until_us > m->w->now_us + d ? m->stall_until_us - m->w->now_us : d;
+}
+
+/* Whoever was nudged comes round soon. A thread that has been called already is not called again. */
+static inline void member_poll(struct sim_member *m)
+{
+    uint64_t now = m->w->now_us, late = m->s->thread_us;
+
+    if (box_called(&m->turn->box) && m->at[T_TURN] > now + late)
+        member_call(m, T_TURN, now + world_random(m->w, late));
+    if (box_called(&m->turn->wal_box) && m->at[T_WAL] > now + 30 * 1000 * 1000)
+        member_call(m, T_WAL, now + member_disk_delay(m));
+    if (box_called(&m->apply->box) && m->at[T_APPLY] > now + late + m->s->apply_us)
+        member_call(m, T_APPLY, now + world_random(m->w, late + m->s->apply_us));
+    if (box_called(&m->apply->flusher) && m->at[T_FLUSH] > now + 10 * late + m->disk_us)
+        member_call(m, T_FLUSH, now + world_random(m->w, 10 * late + m->disk_us));
+}
+
+static inline void wal_moment(struct sim_member *m)
+{
+    uint64_t stored, deadline_ms, first = m->wal->state.first_index, last = m->wal->state.last_index;
+    size_t segments = m->wal->n_segments;
+
+    atomic_store(&m->turn->wal_box.wakes, 0);
+    if (m->wal_crash_at && m->disk.fail_call == 0 && box_called(&m->turn->wal_box)) {
+        m->disk.fail_call = m->disk.calls + m->wal_crash_at;
+        m->disk.fail_err = -EIO;
+        m->disk.fail_for_ever = true;
+    }
+    stored = atomic_load(&m->turn->stored);
+    deadline_ms = turn_wal_step(m->turn);
+    m->at[T_WAL] = member_when(m, deadline_ms);
+    if (m->failed)
+        return;
+    m->w->did.log_cuts += m->wal->state.last_index < last;
+    m->w->did.log_releases += m->wal->n_segments < segments || m->wal->state.first_index > first;
+    if (atomic_load(&m->turn->stored) != stored)
+        member_note_durable(m);
+}
+
+/* All that a batch of commits brings, or entry by entry: then every index can be compared. */
+static inline void apply_moment(struct sim_member *m)
+{
+    uint64_t commit = atomic_load(&m->apply->commit), deadline_ms;
+
+    atomic_store(&m->apply->box.wakes, 0);
+    if (world_chance(m->w, 70) && m->apply->applied + 1 < commit) {
+        atomic_store(&m->apply->commit, m->apply->applied + 1);
+        deadline_ms = apply_step(m->apply);
+        if (atomic_load(&m->apply->commit) == m->apply->applied)
+            atomic_store(&m->apply->commit, commit);
+        deadline_ms = 0;
+    } else {
+        deadline_ms = apply_step(m->apply);
+    }
+    m->at[T_APPLY] = deadline_ms ? member_when(m, deadline_ms) : m->w->now_us + 1;
+    check_applied(m);
+}
+
+static inline void flush_moment(struct sim_member *m)
+{
+    bool had_work = atomic_load(&m->apply->to_flush) != NULL;
+    uint64_t deadline_ms;
+
+    atomic_store(&m->apply->flusher.wakes, 0);
+    flushing = m;
+    flush_commits = 0;
+    deadline_ms = apply_flush_step(m->apply);
+    flushing = NULL;
+    m->w->did.flushes += had_work && atomic_load(&m->apply->to_flush) == NULL;
+    m->at[T_FLUSH] = deadline_ms ? member_when(m, deadline_ms) : m->w->now_us + 1;
+}
+
+static inline void member_step(struct sim_member *m, enum thread t)
+{
+    if (m->paused) {
+        m->at[t] = m->w->now_us + 10000;
+        return;
+    }
+    m->at[t] = NEVER;
+    m->w->did.steps++;
+    switch (t) {
+    case T_TURN:
+        atomic_store(&m->turn->box.wakes, 0);
+        m->at[T_TURN] = member_when(m, turn_step(m->turn));
+        check_turn(m);
+        break;
+    case T_WAL:
+        wal_moment(m);
+        break;
+    case T_APPLY:
+        apply_moment(m);
+        break;
+    default:
+        flush_moment(m);
+        break;
+    }
+    if (m->failed) {
+        if (m->wal_crash_at == 0 && m->disk.fail_call == 0)
+            world_fail(m->w, "member", "member %" PRIu64 " stops: %s", m->id, m->fatal);
+        else
+            m->crash_soon = 2;
+        return;
+    }
+    member_poll(m);
+}

@@ -1,0 +1,572 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* member.h - a whole member in the simulated world: log, store, apply and turn, stepped by hand.
+ *
+ * Its four threads are four moments: when the turn, the WAL thread, apply and the flush thread come round next. A nudge
+ * of its mailbox calls one in a little later (the WAL thread: as late as its disk is slow); between two moments anything
+ * may happen elsewhere. Its log lies on a fakedisk, its base is LMDB without syncs on a tmpfs.
+ *
+ * A crash throws away all memory. After a power cut the log's disk keeps what was synced and any part of the rest; a
+ * cut within a write is a disk whose n-th call from now on fails. base's file is its last commit: a cut before the
+ * flush thread's moment leaves the old one, one after it the new one, and member_cut_commit takes a picture in between
+ * two commits of one moment.
+ */
+#pragma once
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include "daemon/apply_state.h"
+#include "daemon/limits.h"
+#include "daemon/member_row.h"
+#include "daemon/raftconf.h"
+#include "daemon/turn_impl.h"
+#include "daemon/wal_impl.h"
+#include "fakedisk.h"
+#include "oracle.h"
+
+enum thread { T_TURN, T_WAL, T_APPLY, T_FLUSH, THREADS };
+
+struct sim;
+
+struct sim_member {
+    struct clock clock; /* first: the seams find the member by them */
+    struct rng rng;
+    struct transport transport;
+    struct sim *s;
+    struct world *w;
+    uint64_t id;
+    char dir[64];
+    struct fakedisk disk; /* outlives crashes */
+    bool exists, up, paused, crashing, failed, pictured;
+    unsigned wal_dir;
+
+    /* The clock: ms = from_ms + (now - from_us) * ppm / 10^9. */
+    uint64_t from_us, from_ms, ppm;
+
+    struct base *base; /* the store's */
+    struct store *store;
+    struct slot *slot;
+    struct apply *apply;
+    struct turn *turn;
+    struct wal *wal;
+    struct entry_cache *cache;
+    struct account *account;
+    struct lease_table *leases;
+    uint64_t boot;
+
+    uint64_t at[THREADS];
+    uint64_t disk_us;       /* a write takes up to this */
+    uint64_t stall_until_us;
+    uint64_t wal_crash_at;  /* the disk call of the next write that finds the power gone; 0: none */
+    unsigned commit_crash_at; /* the commit of a flush after which the power goes; 0: none */
+    unsigned crash_soon;    /* at the end of this step; 2: power is lost */
+    char fatal[96];
+
+    /* What is truly on its platters: terms of [durable_first + 1, durable_last]. */
+    uint64_t durable_first, durable_last, durable_term, durable_vote;
+    uint64_t *durable_terms; /* [SIM_LOG_MAX] */
+
+    /* Seen so far. */
+    uint64_t term_seen, commit_seen, applied_seen;
+    int64_t rev_seen;
+    bool led, removed;
+    uint64_t leads_term;
+};
+
+/* Everything of one run. */
+struct sim {
+    struct world w;
+    struct oracle o;
+    struct sim_member m[MEMBERS_SIM_MAX]; /* by id; [0] is nobody */
+    unsigned n; /* the highest id in use */
+    char root[48];
+    uint32_t heartbeat_ms, election_ms, catchup;
+    uint64_t segment_bytes, thread_us;    /* how late a thread that was called comes */
+    unsigned apply_us, conf_pct;
+    struct packet *net;
+    struct call_sim *calls;
+    struct net_options *net_options;
+};
+
+static inline void member_send(struct transport *t, struct peer_msg *msg); /* net.h */
+static inline void member_snapshot_options(struct sim_member *m, struct turn_options *o);
+
+/* ---- seams ---------------------------------------------------------------------------------------- */
+
+static inline uint64_t member_us(const struct sim_member *m)
+{
+    return m->from_ms * 1000 + (uint64_t)((unsigned __int128)(m->w->now_us - m->from_us) * m->ppm / 1000000);
+}
+
+static inline uint64_t sim_now_ms(struct clock *c)
+{
+    return member_us((struct sim_member *)c) / 1000;
+}
+
+static inline uint64_t sim_now_us(struct clock *c)
+{
+    return member_us((struct sim_member *)c);
+}
+
+/* When the member's clock will show ms. */
+static inline uint64_t member_when(const struct sim_member *m, uint64_t ms)
+{
+    uint64_t us;
+
+    if (ms > UINT64_MAX / 2000000)
+        return NEVER;
+    if (ms <= m->from_ms)
+        return m->w->now_us;
+    us = m->from_us + (uint64_t)((unsigned __int128)(ms - m->from_ms) * 1000 * 1000000 / m->ppm) + 1;
+    return us > m->w->now_us ? us : m->w->now_us;
+}
+
+static inline uint64_t sim_rng_next(struct rng *r)
+{
+    return world_random64(((struct sim_member *)((char *)r - offsetof(struct sim_member, rng)))->w);
+}
+
+static inline void member_on_fatal(void *ctx, int err, const char *what)
+{
+    struct sim_member *m = ctx;
+
+    m->failed = true;
+    (void)snprintf(m->fatal, sizeof m->fatal, "%s (%d)", what, err);
+}
+
+static inline void member_on_nospace(void *ctx, bool full)
+{
+    struct sim_member *m = ctx;
+
+    if (full)
+        m->w->did.disks_full++;
+}
+
+/* ---- what lies on the disk -------------------------------------------------------------------------- */
+
+static inline bool member_disk_clean(const struct sim_member *m)
+{
+    for (size_t i = 0; i < m->disk.n_names; i++) {
+        const struct fake_name *n = &m->disk.name[i];
+
+        if (n->now && n->now->waiting)
+            return false;
+    }
+    return true;
+}
+
+/* The log's entry, read without meeting the faults that are meant for the member. NULL: it cannot. */
+static inline struct entry *member_read(struct sim_member *m, uint64_t index)
+{
+    uint64_t fail_call = m->disk.fail_call, calls = m->disk.calls;
+    bool for_ever = m->disk.fail_for_ever;
+    struct entry *e;
+    int err;
+
+    m->disk.fail_call = 0;
+    m->disk.fail_for_ever = false;
+    err = wal_read(m->wal, index, &e);
+    m->disk.fail_call = fail_call;
+    m->disk.fail_for_ever = for_ever;
+    m->disk.calls = calls;
+    return err ? NULL : e;
+}
+
+static inline uint64_t wal_run_term(const struct wal *w, uint64_t index)
+{
+    size_t i = w->n_runs;
+
+    if (index <= w->state.first_index)
+        return index == w->state.first_index ? w->state.first_term : 0;
+    while (i && w->runs[i - 1].first > index)
+        i--;
+    return i ? w->runs[i - 1].term : 0;
+}
+
+/* The member says that all its log is stored: is it? Then this is what its platters hold. */
+static inline void member_note_durable(struct sim_member *m)
+{
+    const struct wal_state *st = &m->wal->state;
+    uint64_t changed = st->last_index;
+
+    if (!member_disk_clean(m)) {
+        world_fail(m->w, "AckImpliesQuorumFsync", "member %" PRIu64 " says stored, and its disk has unsynced writes", m->id);
+        return;
+    }
+    while (changed > st->first_index &&
+           (changed > m->durable_last || m->durable_terms[changed] != wal_run_term(m->wal, changed)))
+        changed--;
+    for (uint64_t i = changed + 1; i <= st->last_index; i++) {
+        struct entry *e = entry_cache_get(m->cache, i);
+        uint64_t term = wal_run_term(m->wal, i);
+
+        m->durable_terms[i] = term;
+        if (e && e->term != term) { /* replaced meanwhile, in memory */
+            entry_unref(e);
+            e = NULL;
+        }
+        if (e == NULL && (e = member_read(m, i)) == NULL) {
+            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " cannot read entry %" PRIu64, m->id, i);
+            return;
+        }
+        oracle_see(m->w, &m->s->o, m->id, e, wal_run_term(m->wal, i - 1));
+        entry_unref(e);
+    }
+    m->durable_first = st->first_index;
+    m->durable_last = st->last_index;
+    m->durable_term = st->term;
+    m->durable_vote = st->vote;
+}
+
+static inline bool member_has_durable(const struct sim_member *m, uint64_t index, uint64_t term)
+{
+    if (!m->exists)
+        return false;
+    return index <= m->durable_first || (index <= m->durable_last && m->durable_terms[index] == term);
+}
+
+/* ---- life --------------------------------------------------------------------------------------------- */
+
+static inline struct base_options member_base_options(const struct sim_member *m)
+{
+    return (struct base_options){.path = m->dir, .map_bytes = UINT64_C(1) << 30, .readers_max = 126, .no_sync = true};
+}
+
+static inline struct wal_options member_wal_options(struct sim_member *m, char dir[16])
+{
+    (void)snprintf(dir, 16, "wal-%u", m->wal_dir);
+    return (struct wal_options){.disk = &m->disk.disk, .dir = dir, .segment_bytes = m->s->segment_bytes,
+                                .cluster_id = 1, .member_id = m->id, .rng = &m->rng};
+}
+
+static inline void member_wipe_base(const struct sim_member *m)
+{
+    char path[96];
+
+    (void)snprintf(path, sizeof path, "%s/data.mdb", m->dir);
+    (void)unlink(path);
+    (void)snprintf(path, sizeof path, "%s/lock.mdb", m->dir);
+    (void)unlink(path);
+}
+
+struct member_row_bytes {
+    uint8_t bytes[64];
+    size_t n;
+};
+
+static inline struct member_row_bytes member_row_of(uint64_t id)
+{
+    Etcdserverpb__Member m = ETCDSERVERPB__MEMBER__INIT;
+    struct member_row_bytes row;
+    char url[24], *urls[] = {url};
+
+    (void)snprintf(url, sizeof url, "http://m%" PRIu64, id);
+    m.id = id;
+    m.peerurls = urls;
+    m.n_peerurls = 1;
+    row.n = etcdserverpb__member__pack(&m, row.bytes);
+    return row;
+}
+
+/* What the founders' bases hold: the configuration, as if it had been entry 1, and a row for each. */
+static inline int member_fill_founder(const struct base_options *bo, const struct raft_conf *conf, struct slice encoded)
+{
+    struct seal seal = {.applied_index = 1, .applied_term = 1, .revision = 1, .compact_revision = -1, .conf = encoded};
+    struct delta *d = delta_new();
+    struct base *b = NULL;
+    int err = base_open(bo, &b);
+
+    for (uint32_t i = 0; i < conf->voters.n && !err; i++) {
+        struct member_row_bytes row = member_row_of(conf->voters.ids[i]);
+        uint8_t key[8];
+
+        err = delta_row(d, TABLE_MEMBER, member_row_key(conf->voters.ids[i], key), slice_of(row.bytes, row.n));
+    }
+    delta_seal(d, &seal);
+    err = err ? err : base_flush(b, d);
+    if (b)
+        base_close(b);
+    delta_free(d);
+    return err;
+}
+
+/* A data directory as at the first start, of a founder, or (conf NULL) of one who joins. */
+static inline void member_create(struct sim_member *m, const struct raft_conf *conf)
+{
+    static const struct raft_conf nobody;
+    struct base_options bo = member_base_options(m);
+    uint8_t bytes[RAFTCONF_BYTES_MAX];
+    struct wal_state hard = {.term = conf ? 1 : 0, .commit = conf ? 1 : 0};
+    struct slice encoded = raftconf_encode(conf ? conf : &nobody, bytes);
+    char dir[16];
+    struct wal_options wo;
+    int err;
+
+    fakedisk_init(&m->disk, world_random64(m->w)); /* it does not tear sectors: the log's format relies on that */
+    m->wal_dir = 1;
+    wo = member_wal_options(m, dir);
+    (void)mkdir(m->dir, 0700);
+    member_wipe_base(m);
+    err = base_create(&bo, 1, m->id, encoded);
+    err = err || conf == NULL ? err : member_fill_founder(&bo, conf, encoded);
+    err = err ? err : wal_create(&wo, conf ? 1 : 0, conf ? 1 : 0, &hard);
+    if (err)
+        world_fail(m->w, "harness", "member %" PRIu64 " cannot be made: %d", m->id, err);
+    m->exists = true;
+    m->durable_first = m->durable_last = m->commit_seen = m->applied_seen = conf ? 1 : 0;
+    m->durable_term = m->term_seen = hard.term;
+    m->durable_vote = 0;
+    m->rev_seen = 1;
+    m->led = m->removed = false;
+}
+
+/* Called before member_create: names, clock. */
+static inline void member_init(struct sim *s, uint64_t id)
+{
+    struct sim_member *m = &s->m[id];
+
+    *m = (struct sim_member){.clock = {sim_now_ms, sim_now_us, NULL}, .rng = {sim_rng_next},
+                             .transport = {member_send}, .s = s, .w = &s->w, .id = id,
+                             .durable_terms = m->durable_terms};
+    if (m->durable_terms == NULL)
+        m->durable_terms = calloc(SIM_LOG_MAX, sizeof *m->durable_terms);
+    (void)snprintf(m->dir, sizeof m->dir, "%s/%" PRIu64, s->root, id);
+    m->from_us = s->w.now_us;
+    m->from_ms = 1000 + world_random(&s->w, 100000);
+    m->ppm = 1000000 - s->o.skew_ppm / 2 + world_random(&s->w, s->o.skew_ppm + 1);
+    m->disk_us = 200;
+}
+
+/* RestartPreservesAcked: the log has what it said it had. More is possible: writes that nobody had synced. */
+static inline void member_check_recovered(struct sim_member *m, const struct wal_state *st)
+{
+    if (st->term < m->durable_term || (st->term == m->durable_term && m->durable_vote && st->vote != m->durable_vote))
+        world_fail(m->w, "VoteOncePerTermDurable", "member %" PRIu64 " restarts with term %" PRIu64 " vote %" PRIu64
+                   ", had stored %" PRIu64 " and %" PRIu64, m->id, st->term, st->vote, m->durable_term, m->durable_vote);
+    if (st->last_index < m->durable_last) { /* only a later batch may have cut it: its first entry then is there */
+        if (st->last_term <= (m->durable_last ? m->durable_terms[m->durable_last] : 0))
+            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " restarts at %" PRIu64 ", had stored %" PRIu64, m->id,
+                       st->last_index, m->durable_last);
+        return;
+    }
+    for (uint64_t i = st->first_index + 1; i <= m->durable_last; i++) {
+        uint64_t term = wal_run_term(m->wal, i);
+
+        if (term < m->durable_terms[i])
+            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " restarts with term %" PRIu64 " at %" PRIu64
+                       ", had stored %" PRIu64, m->id, term, i, m->durable_terms[i]);
+        if (term != m->durable_terms[i])
+            break; /* replaced by a leader of a later term */
+    }
+    if (st->cut_bytes)
+        m->w->did.torn_tails++;
+}
+
+static inline int member_meta(struct base *b, struct raft_conf *ret_conf, uint64_t *ret_applied)
+{
+    struct base_reader *r = NULL;
+    struct base_meta meta;
+    int err = base_reader_new(b, &r);
+
+    err = err ? err : base_reader_renew(r);
+    err = err ? err : base_reader_meta(r, &meta);
+    err = err ? err : raftconf_decode(meta.seal.conf, ret_conf);
+    if (!err)
+        *ret_applied = meta.seal.applied_index;
+    if (r)
+        base_reader_free(r);
+    return err;
+}
+
+static inline uint64_t member_boot_id(struct sim_member *m)
+{
+    return world_random64(m->w);
+}
+
+/* As the daemon does it: base, log, do they fit, the modules. False: it cannot, and the run has failed. */
+static inline bool member_start(struct sim_member *m)
+{
+    struct base_options bo = member_base_options(m);
+    char why[256] = "", dir[16];
+    struct wal_options wo = member_wal_options(m, dir);
+    struct turn_options to = {
+        .clock = &m->clock, .rng = &m->rng, .member_id = m->id, .catchup_entries = m->s->catchup,
+        .heartbeat_ms = m->s->heartbeat_ms, .election_ms = m->s->election_ms, .fatal = member_on_fatal,
+        .nospace = member_on_nospace, .fatal_ctx = m,
+    };
+    struct apply_options ao;
+    struct base *b = NULL;
+    int err;
+
+    assert(!m->up && m->exists);
+    m->failed = m->crashing = false;
+    m->boot++;
+    err = base_open(&bo, &b);
+    err = err ? err : member_meta(b, &to.conf, &to.applied_index);
+    if (err) {
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": base does not open: %d", m->id, err);
+        return false;
+    }
+    err = wal_open(&wo, &m->wal, &to.wal_state, why, sizeof why);
+    if (err) {
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": log does not open: %d %s", m->id, err, why);
+        base_close(b);
+        return false;
+    }
+    if (to.applied_index < to.wal_state.first_index || to.applied_index > to.wal_state.last_index)
+        world_fail(m->w, "AppliedIndexInSameTxn", "member %" PRIu64 ": base at %" PRIu64 ", log %" PRIu64 " to %" PRIu64, m->id,
+                   to.applied_index, to.wal_state.first_index, to.wal_state.last_index);
+    member_check_recovered(m, &to.wal_state);
+    if (m->w->failed) {
+        wal_close(m->wal);
+        base_close(b);
+        return false;
+    }
+    m->cache = entry_cache_new(64 << 10); /* small: old entries are read from the log */
+    m->account = account_new(LIMIT_PROPOSALS, LIMIT_PROPOSAL_BYTES, member_boot_id(m));
+    m->leases = lease_table_new(&m->clock, 1);
+    err = store_new(b, &m->store);
+    assert(err == 0);
+    m->slot = slot_new(m->store);
+    ao = (struct apply_options){.clock = &m->clock, .store = m->store, .cache = m->cache, .wal = m->wal,
+                                .account = m->account, .leases = m->leases, .cluster_id = 1, .member_id = m->id,
+                                .quota_bytes = -1, .max_txn_ops = 128, .base = bo, .fatal = member_on_fatal,
+                                .fatal_ctx = m};
+    err = apply_new(&ao, &m->apply);
+    if (err) {
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": apply does not start: %d", m->id, err);
+        return false;
+    }
+    to.wal = m->wal;
+    to.cache = m->cache;
+    to.account = m->account;
+    to.apply = m->apply;
+    to.store = m->store;
+    to.leases = m->leases;
+    to.transport = &m->transport;
+    member_snapshot_options(m, &to);
+    err = turn_new(&to, &m->turn);
+    if (err) {
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": turn does not start: %d", m->id, err);
+        return false;
+    }
+    apply_set_turn(m->apply, m->turn);
+    m->up = true;
+    m->w->did.restarts++;
+    m->applied_seen = m->apply->applied;
+    m->commit_seen = to.applied_index;
+    m->term_seen = m->durable_term; /* what was not stored yet is forgotten */
+    m->rev_seen = m->apply->rev;
+    m->led = false;
+    member_note_durable(m); /* wal_open has cut and synced */
+    for (int t = 0; t < THREADS; t++)
+        m->at[t] = m->w->now_us + 1 + world_random(m->w, 1000);
+    world_line(m->w, "m%" PRIu64 " starts: log %" PRIu64 "..%" PRIu64 " term %" PRIu64 " applied %" PRIu64, m->id,
+               to.wal_state.first_index, to.wal_state.last_index, to.wal_state.term, to.applied_index);
+    return true;
+}
+
+/* Who waits for apply will never hear; their memory goes all the same. */
+static inline void member_drop_waits(struct sim_member *m)
+{
+    struct apply_wait *w = m->apply->waits, *next;
+
+    m->apply->waits = NULL;
+    for (; w; w = next) {
+        next = (struct apply_wait *)w->mail.next;
+        w->done(w);
+    }
+    for (w = (struct apply_wait *)mailbox_take(&m->apply->wait_box); w; w = next) {
+        next = (struct apply_wait *)w->mail.next;
+        w->done(w);
+    }
+}
+
+static inline void member_throw_away(struct sim_member *m)
+{
+    m->crashing = true;
+    turn_stop(m->turn);
+    flush_give_up(m->apply);
+    member_drop_waits(m);
+    turn_free(m->turn);
+    apply_free(m->apply);
+    slot_free(m->store, m->slot);
+    store_free(m->store);
+    lease_table_free(m->leases);
+    account_free(m->account);
+    entry_cache_free(m->cache);
+    m->disk.fail_call = 0;
+    m->disk.fail_for_ever = false;
+    wal_close(m->wal);
+    m->up = m->crashing = false;
+    m->paused = false;
+    m->stall_until_us = 0;
+    m->disk.capacity = 0;
+    m->wal_crash_at = m->commit_crash_at = 0;
+    for (int t = 0; t < THREADS; t++)
+        m->at[t] = NEVER;
+}
+
+/* ---- a cut between two commits of one flush ------------------------------------------------------------- */
+
+static struct sim_member *flushing; /* whose flush thread has its moment */
+static unsigned flush_commits;
+
+static inline void member_base_file(const struct sim_member *m, const char *name, char path[96])
+{
+    (void)snprintf(path, 96, "%s/%s", m->dir, name);
+}
+
+static inline void copy_file(const char *from, const char *to)
+{
+    static char buf[1 << 16];
+    FILE *a = fopen(from, "rb"), *b = fopen(to, "wb");
+    size_t n;
+
+    assert(a && b);
+    while ((n = fread(buf, 1, sizeof buf, a)) > 0)
+        (void)fwrite(buf, 1, n, b);
+    (void)fclose(a);
+    (void)fclose(b);
+}
+
+/* Stands before LMDB's: after the wanted commit, a picture of the file is taken, for the crash to come. */
+int mdb_txn_commit(void *txn);
+int mdb_txn_commit(void *txn)
+{
+    static int (*real)(void *);
+    char from[96], to[96];
+    int rc;
+
+    if (real == NULL)
+        *(void **)&real = dlsym(RTLD_NEXT, "mdb_txn_commit");
+    rc = real(txn);
+    if (flushing && rc == 0 && ++flush_commits == flushing->commit_crash_at) {
+        member_base_file(flushing, "data.mdb", from);
+        member_base_file(flushing, "picture", to);
+        copy_file(from, to);
+        flushing->crash_soon = 2;
+        flushing->pictured = true;
+    }
+    return rc;
+}
+
+/* power: unsynced writes are at stake, else the page cache keeps them. */
+static inline void member_crash(struct sim_member *m, bool power)
+{
+    bool clean = member_disk_clean(m);
+
+    member_throw_away(m);
+    if (power && m->pictured) { /* what the file was in the middle of the flush */
+        char from[96], to[96];
+
+        member_base_file(m, "picture", from);
+        member_base_file(m, "data.mdb", to);
+        (void)rename(from, to);
+        m->w->did.cuts_in_flush++;
+    }
+    m->pictured = false;
+    fakedisk_crash(&m->disk, power ? FAKE_RANDOM : FAKE_KEEP_ALL);
+    m->w->did.crashes++;
+    m->w->did.power_cuts += power;
+    m->w->did.lost_writes += power && !clean;
+    world_line(m->w, "m%" PRIu64 " %s", m->id, power ? "loses power" : "is killed");
+}
