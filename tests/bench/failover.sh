@@ -1,9 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# How long three members take no put when their leader goes: tests/robust/failover.c says what is measured, and how. Default
-# timers (heartbeat 100 ms, election 1 s). Needs root, for network namespaces.
+# How long three members take no put when their leader goes: tests/robust/failover.c says what is measured, and how.
+# Default timers (heartbeat 100 ms, election 1 s). Needs root, for network namespaces.
 #
-#   ROUNDS=n  (50)      ETCD=path  another etcd than Debian's      ONLY="cairn etcd"      HOWS="kill pause cut stop move none"
+#   ROUNDS=n  (50)      ETCD=path  another etcd than Debian's
+#   ONLY="cairn etcd"   HOWS="kill pause cut stop move none"
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 O=${O:-build}

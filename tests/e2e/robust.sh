@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Proves that a cluster of three real members, each behind a link of its own, answers its clients as one correct etcd would
-# while members are killed, paused, cut off and their disks are slow or full: tests/robust/robust.c makes a history of
-# each of ten main faults, and the checker compares all that was answered with the committed order. Needs root, for
-# network namespaces; skipped where there are none.
+# Proves that a cluster of three real members, each behind a link of its own, answers its clients as one correct etcd
+# would while members are killed, paused, cut off and their disks are slow or full: tests/robust/robust.c makes a
+# history of each of ten main faults, and the checker compares all that was answered with the committed order. Needs
+# root, for network namespaces; skipped where there are none.
 #
 #   N=50    more of them (10)      FIRST=n    from this seed      J=1    one at a time (3)
 set -u

@@ -454,7 +454,8 @@ static void replay_delete(struct replay *p, const Etcdserverpb__DeleteRangeReque
         problem(p->c, p->rec, "delete: says %" PRId64 " keys, %" PRId64 " were there", resp->deleted, deleted);
 }
 
-static void replay_range(struct replay *p, const Etcdserverpb__RangeRequest *req, const Etcdserverpb__RangeResponse *resp)
+static void replay_range(struct replay *p, const Etcdserverpb__RangeRequest *req,
+                         const Etcdserverpb__RangeResponse *resp)
 {
     struct slice from = bytes_of(req->key), end = bytes_of(req->range_end);
     int64_t count = 0, limit = req->limit ? req->limit : INT64_MAX;
@@ -536,7 +537,8 @@ static void replay_txn(struct replay *p, const Etcdserverpb__TxnRequest *t, cons
     size_t n = holds ? t->n_success : t->n_failure;
 
     if (resp && ((bool)resp->succeeded != holds || resp->n_responses != n)) {
-        problem(p->c, p->rec, "txn: on the state at revision %" PRId64 " it %s", p->base, holds ? "holds" : "does not hold");
+        problem(p->c, p->rec, "txn: on the state at revision %" PRId64 " it %s", p->base,
+                holds ? "holds" : "does not hold");
         return;
     }
     for (size_t i = 0; i < n; i++) {
@@ -736,7 +738,8 @@ static void check_writes(struct check *c)
         else if (!lease_ended_here(c, rev))
             deletes[n++] = rev;
         if (c->acked[rev] && c->commits[rev].writer != c->acked[rev])
-            problem(c, c->acked[rev], "writes: what was acknowledged at revision %" PRId64 " does not stand there", rev);
+            problem(c, c->acked[rev], "writes: what was acknowledged at revision %" PRId64 " does not stand there",
+                    rev);
     }
     commits_of_deletes(c, deletes, n);
     free(deletes);

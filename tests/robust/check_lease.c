@@ -3,7 +3,7 @@
  *
  * The end of a lease is a commit that deletes all its keys and nothing else. It is a revocation if one was asked for in
  * time, else the lease ran out: then every renewal that succeeded lies at least the TTL before the moment at which the
- * end was first seen. A renewal is counted from before it was asked for, the end from after it was seen: no slack needed.
+ * end was first seen. A renewal counts from before it was asked for, the end from after it was seen: no slack needed.
  */
 #include "check_impl.h"
 #include <inttypes.h>
@@ -49,8 +49,8 @@ bool lease_ended_here(struct check *c, int64_t rev)
         attached += kv && kv->lease == lease;
     }
     if (attached != m->n)
-        problem(c, NULL, "lease: revision %" PRId64 " deletes %zu of the %zu keys of lease %" PRIx64, rev, m->n, attached,
-                (uint64_t)lease);
+        problem(c, NULL, "lease: revision %" PRId64 " deletes %zu of the %zu keys of lease %" PRIx64, rev, m->n,
+                attached, (uint64_t)lease);
     return true;
 }
 

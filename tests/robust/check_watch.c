@@ -33,8 +33,9 @@ static void skip_to(struct check *c, struct watch *w, const struct rec *r, int64
             continue;
         for (size_t i = 0; i < m->n; i++)
             if (wants(w, m->events[i])) {
-                problem(c, r, "watch #%u: %s revision %" PRId64 ", and was never told of %.*s at %" PRId64, w->asked->stream,
-                        what, rev, (int)m->events[i]->kv->key.len, m->events[i]->kv->key.data, w->next);
+                problem(c, r, "watch #%u: %s revision %" PRId64 ", and was never told of %.*s at %" PRId64,
+                        w->asked->stream, what, rev, (int)m->events[i]->kv->key.len, m->events[i]->kv->key.data,
+                        w->next);
                 w->next = rev; /* one loss, one problem */
                 return;
             }

@@ -215,8 +215,8 @@ enum { FLAGS_MAX = 40 };
 bool member_start(struct cluster *c, struct member *m)
 {
     char name[8], data[320], client[48], peer[48], all[200], token[32], fd[12];
-    char *argv[FLAGS_MAX + 30] = {"robust", "member", fd, m->log, (char *)c->program, "--name", name, "--data-dir", data,
-                                  "--listen-client-urls", client, "--advertise-client-urls", client,
+    char *argv[FLAGS_MAX + 30] = {"robust", "member", fd, m->log, (char *)c->program, "--name", name,
+                                  "--data-dir", data, "--listen-client-urls", client, "--advertise-client-urls", client,
                                   "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
                                   "--initial-cluster", all, "--initial-cluster-token", token,
                                   "--initial-cluster-state", "new"};

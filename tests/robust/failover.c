@@ -3,17 +3,18 @@
  *
  *     robust failover PROGRAM DIRECTORY HOW ROUNDS [FLAG...]
  *
- * HOW: kill (SIGKILL), pause (SIGSTOP), cut (its link goes down), stop (SIGTERM: it hands over), move (MoveLeader), none
- * (nothing: what the machine itself does to the figure).
- * Clients put through the two other members all the time, a few at once, so that one call that waits for something lost
- * does not hide that others are served. Of a leader that is lost, the time from its end to the first answer to a put that
- * began after it; of one that hands over, the longest time without an answer, from then on for a second and a half.
+ * HOW: kill (SIGKILL), pause (SIGSTOP), cut (its link goes down), stop (SIGTERM: it hands over), move (MoveLeader),
+ * none (nothing: what the machine itself does to the figure).
+ * Clients put through the two other members all the time, a few at once, so that one call that waits for something
+ * lost does not hide that others are served. Of a leader that is lost, the time from its end to the first answer to a
+ * put that began after it; of one that hands over, the longest time without an answer, from then on for 1.5 seconds.
  * Prints p50, p99 and max in milliseconds. The data is on tmpfs: what is measured is the election, not a disk.
  */
 #include "failover.h"
 #include <signal.h>
 
-enum { PUTTERS = 3, PUT_MS = 3000, REST_MS = 3, LOOK_MS = 1500, GIVE_UP_MS = 30000, ROUNDS_MAX = 1000, SERVE_MS = 60000 };
+enum { PUTTERS = 3, PUT_MS = 3000, REST_MS = 3, LOOK_MS = 1500, GIVE_UP_MS = 30000, ROUNDS_MAX = 1000 };
+enum { SERVE_MS = 60000 };
 
 struct putter {
     struct failover *f;
@@ -76,8 +77,8 @@ static bool put_once(struct failover *f, int member)
     ProtobufCMessage *resp = NULL;
 
     req.key = req.value = (ProtobufCBinaryData){1, (uint8_t *)"x"};
-    if (caller_ask(&f->cluster.members[member].admin, rec_path(REC_PUT), &req.base, rec_response(REC_PUT), PUT_MS, &resp,
-                   NULL) != 0)
+    if (caller_ask(&f->cluster.members[member].admin, rec_path(REC_PUT), &req.base, rec_response(REC_PUT), PUT_MS,
+                   &resp, NULL) != 0)
         return false;
     protobuf_c_message_free_unpacked(resp, NULL);
     return true;

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* nemesis.c - rounds of faults: begin one to three, keep each as long as it was meant to, end it, rest.
  *
- * A fault counts only if there is a proof: the process is gone, or stopped as /proc says; the kernel has dropped packets;
- * the link is down; syncs were held; no byte is free; another member leads.
+ * A fault counts only if there is a proof: the process is gone, or stopped as /proc says; the kernel has dropped
+ * packets; the link is down; syncs were held; no byte is free; another member leads.
  */
 #include "nemesis.h"
 #include <inttypes.h>
 #include <signal.h>
 
-enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, DROPS_MS = 2500 };
+enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300 };
 
 struct fault {
     enum fault_kind kind;

@@ -9,8 +9,8 @@
  *
  * From the environment: SEED; FAULT_S, seconds of faults (6); FAULT, its main fault (by the seed), ALONE=1: no other;
  * LEAST, calls that must have been answered (2000); LONGEST, milliseconds of a pause (3000).
- * Prints one line: "ok" or "not ok", the seed, what happened. DIRECTORY then holds history, faults and logs; the members'
- * data is copied there when something was wrong, for it lies on file systems that end with this process.
+ * Prints one line: "ok" or "not ok", the seed, what happened. DIRECTORY then holds history, faults and logs; the
+ * members' data is copied there when something was wrong, for it lies on file systems that end with this process.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -23,7 +23,8 @@
 #include "failover.h"
 #include "nemesis.h"
 
-enum { SKIP = 77, START_MS = 60000, HEAL_MS = 30000, LEASES_MS = 25000, REST_MS = 20000, WATCH_MS = 15000, ASK_MS = 2000, MORE_MS = 20000 };
+enum { SKIP = 77, START_MS = 60000, HEAL_MS = 30000, LEASES_MS = 25000, REST_MS = 20000, WATCH_MS = 15000 };
+enum { ASK_MS = 2000, MORE_MS = 20000 };
 
 struct run {
     struct history history;
@@ -60,6 +61,14 @@ static int64_t number_of(const char *name, int64_t otherwise)
     return s && *s ? strtoll(s, NULL, 0) : otherwise;
 }
 
+/* A call of ours to one member, into the history. */
+static bool ask_member(struct run *r, int member, enum rec_kind kind, const void *req, struct rec *ret_rec)
+{
+    int ms = kind == REC_HASH ? ASK_MS * 5 : ASK_MS;
+
+    return load_call(&r->load, &r->finals[member], CLIENT_FINAL, member, kind, message_copy(req), ms, ret_rec) == 0;
+}
+
 /* ---- waiting for what must come -------------------------------------------------------------------- */
 
 static bool await(struct run *r, bool (*holds)(struct run *), int64_t ms)
@@ -79,22 +88,18 @@ static bool await(struct run *r, bool (*holds)(struct run *), int64_t ms)
     return true;
 }
 
-static ProtobufCMessage *of_all(bool serializable, const char *from, const char *end)
+static bool read_all(struct run *r, int member, bool serializable, struct rec *ret_rec)
 {
     Etcdserverpb__RangeRequest req = ETCDSERVERPB__RANGE_REQUEST__INIT;
 
-    req.key = (ProtobufCBinaryData){1, (uint8_t *)(uintptr_t)from};
-    req.range_end = (ProtobufCBinaryData){strlen(end) ? strlen(end) : 1, (uint8_t *)(uintptr_t)end};
+    req.key = req.range_end = (ProtobufCBinaryData){1, (uint8_t *)""};
     req.serializable = serializable;
-    return message_copy(&req.base);
+    return ask_member(r, member, REC_RANGE, &req, ret_rec);
 }
 
 static bool reads_everywhere(struct run *r)
 {
-    for (int i = 1; i <= MEMBERS; i++)
-        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_RANGE, of_all(false, "k", "l"), ASK_MS, NULL) != 0)
-            return false;
-    return true;
+    return read_all(r, 1, false, NULL) && read_all(r, 2, false, NULL) && read_all(r, 3, false, NULL);
 }
 
 static bool writes_everywhere(struct run *r)
@@ -104,10 +109,11 @@ static bool writes_everywhere(struct run *r)
     for (int i = 1; i <= MEMBERS; i++) {
         Etcdserverpb__PutRequest req = ETCDSERVERPB__PUT_REQUEST__INIT;
         char value[24];
+        int len = snprintf(value, sizeof value, "%d.%d.", CLIENT_FINAL, n++);
 
-        req.key = (ProtobufCBinaryData){5, (uint8_t *)(uintptr_t)"final"};
-        req.value = (ProtobufCBinaryData){(size_t)snprintf(value, sizeof value, "%d.%d.", CLIENT_FINAL, n++), (uint8_t *)value};
-        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_PUT, message_copy(&req.base), ASK_MS, NULL) != 0)
+        req.key = (ProtobufCBinaryData){5, (uint8_t *)"final"};
+        req.value = (ProtobufCBinaryData){(size_t)len, (uint8_t *)value};
+        if (!ask_member(r, i, REC_PUT, &req, NULL))
             return false;
     }
     return true;
@@ -118,7 +124,7 @@ static bool leases_are_gone(struct run *r)
     Etcdserverpb__LeaseLeasesRequest req = ETCDSERVERPB__LEASE_LEASES_REQUEST__INIT;
     struct rec rec;
 
-    return load_call(&r->load, &r->finals[1], CLIENT_FINAL, 1, REC_LEASES, message_copy(&req.base), ASK_MS, &rec) == 0 &&
+    return ask_member(r, 1, REC_LEASES, &req, &rec) &&
            ((const Etcdserverpb__LeaseLeasesResponse *)rec.resp)->n_leases == 0;
 }
 
@@ -129,9 +135,7 @@ static bool is_at_rest(struct run *r)
     struct rec rec;
 
     for (int i = 1; i <= MEMBERS; i++) {
-        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_RANGE, of_all(i > 1, "\0", "\0"), ASK_MS, &rec) != 0)
-            return false;
-        if (rev && rec_header(&rec)->revision != rev)
+        if (!read_all(r, i, i > 1, &rec) || (rev && rec_header(&rec)->revision != rev))
             return false;
         rev = rec_header(&rec)->revision;
     }
@@ -190,9 +194,8 @@ static void hashes(struct run *r)
         Etcdserverpb__LeaseLeasesRequest leases = ETCDSERVERPB__LEASE_LEASES_REQUEST__INIT;
 
         hash.revision = rev;
-        if (load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_HASH, message_copy(&hash.base), ASK_MS * 5, NULL) != 0 ||
-            load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_LEASES, message_copy(&leases.base), ASK_MS, NULL) != 0 ||
-            load_call(&r->load, &r->finals[i], CLIENT_FINAL, i, REC_RANGE, of_all(true, "\0", "\0"), ASK_MS, NULL) != 0)
+        if (!ask_member(r, i, REC_HASH, &hash, NULL) || !ask_member(r, i, REC_LEASES, &leases, NULL) ||
+            !read_all(r, i, true, NULL))
             fault(r, "member %d does not say its hash, leases and keys at the end", i);
     }
 }
@@ -263,8 +266,8 @@ static void tell(struct run *r, const struct check_facts *f, double check_s)
             printf(" %s %u/%u", fault_name((enum fault_kind)k), r->nemesis.happened[k], r->nemesis.tried[k]);
     printf("; %u leader changes; %" PRIu64 " calls answered, %" PRIu64 " revisions, %" PRIu64 " writes, %" PRIu64
            " refused, %" PRIu64 " unknown (%" PRIu64 " found), %" PRIu64 " reads (%" PRIu64 " serializable), %" PRIu64
-           " watches (%" PRIu64 " events, %" PRIu64 " progress), leases %" PRIu64 " expired %" PRIu64 " revoked, %" PRIu64
-           " renewals, %" PRIu64 " compactions; healed in %" PRId64 " ms, checked in %.2f s\n",
+           " watches (%" PRIu64 " events, %" PRIu64 " progress), leases %" PRIu64 " expired %" PRIu64
+           " revoked, %" PRIu64 " renewals, %" PRIu64 " compactions; healed in %" PRId64 " ms, checked in %.2f s\n",
            r->nemesis.leaders, atomic_load(&r->load.done), f->revisions, f->writes, f->refused, f->unknown,
            f->unknown_found, f->reads, f->serializable, f->watches, f->events, f->progress, f->leases_expired,
            f->leases_revoked, f->keepalives, f->compactions, r->healed_ms, check_s);
@@ -390,6 +393,7 @@ int main(int argc, char **argv)
         return failover_main(argv[2], argv[3], argv[4], atoi(argv[5]), argv + 6);
     if (strcmp(what, "probe") == 0)
         return probe_main();
-    (void)fprintf(stderr, "usage: robust run PROGRAM DIRECTORY [FLAG...] | failover PROGRAM DIRECTORY HOW ROUNDS [FLAG...] | check FILE | show FILE | probe\n");
+    (void)fprintf(stderr, "usage: robust run PROGRAM DIRECTORY [FLAG...] | failover PROGRAM DIRECTORY HOW ROUNDS "
+                          "[FLAG...] | check FILE | show FILE | probe\n");
     return 2;
 }

@@ -26,8 +26,9 @@ one() { # seed
     rm -rf "$dir"
     [[ $help == *snapshot-catchup-entries* ]] && timers+=(--snapshot-catchup-entries "${lags[seed / 39 % 3]}")
     [ $((seed / 13 % 3)) = 0 ] && timers+=(--heartbeat-interval 50 --election-timeout 500)
-    SEED=$seed timeout -k 5 "${LIMIT_S:-240}" "$robust" run "$program" "$dir" --snapshot-count "${counts[seed / 39 % 3]}" \
-        "${timers[@]}" "${flags[@]}" >"$O/robust/$seed.out" 2>&1
+    timers+=(--snapshot-count "${counts[seed / 39 % 3]}")
+    SEED=$seed timeout -k 5 "${LIMIT_S:-240}" "$robust" run "$program" "$dir" "${timers[@]}" "${flags[@]}" \
+        >"$O/robust/$seed.out" 2>&1
     local status=$?
     grep -q '^ok\|^not ok' "$O/robust/$seed.out" || echo "not ok - seed $seed: status $status" >>"$O/robust/$seed.out"
     local snaps

@@ -35,7 +35,8 @@ static void add_watch(struct watcher *w, struct watch *x, const Etcdserverpb__Wa
 {
     struct rec r = {.kind = REC_WATCH, .outcome = UNKNOWN, .member = (uint32_t)w->member, .start_ns = now_ns()};
 
-    *x = (struct watch){.stream = atomic_fetch_add(&w->load->streams, 1) + 1, .id = -1, .start = create->start_revision};
+    *x = (struct watch){.id = -1, .start = create->start_revision};
+    x->stream = atomic_fetch_add(&w->load->streams, 1) + 1;
     r.client = is_witness(w) ? CLIENT_WITNESS : 1000 + (uint32_t)w->number;
     r.end_ns = r.start_ns;
     r.stream = x->stream;
@@ -48,11 +49,12 @@ static void add_watch(struct watcher *w, struct watch *x, const Etcdserverpb__Wa
 
 static void choose(struct watcher *w, Etcdserverpb__WatchCreateRequest *create, bool first)
 {
-    static Etcdserverpb__WatchCreateRequest__FilterType no_put[] = {ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NOPUT},
-                                                        no_delete[] = {
-                                                            ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NODELETE};
-    static const struct { const char *key, *end; } ranges[] = {{"k/", "k0"}, {"k/03", ""}, {"k/04", "k/09"}, {"l/", "l0"},
-                                                               {"a", "z"}};
+    static Etcdserverpb__WatchCreateRequest__FilterType
+        no_put[] = {ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NOPUT},
+        no_delete[] = {ETCDSERVERPB__WATCH_CREATE_REQUEST__FILTER_TYPE__NODELETE};
+    static const struct {
+        const char *key, *end;
+    } ranges[] = {{"k/", "k0"}, {"k/03", ""}, {"k/04", "k/09"}, {"l/", "l0"}, {"a", "z"}};
     uint64_t range = below(&w->seed, 5), start = below(&w->seed, 10);
     int64_t seen = atomic_load(&w->load->rev_seen);
 
@@ -119,7 +121,8 @@ static struct watch *watch_of(struct watcher *w, const Etcdserverpb__WatchRespon
 
 static void note(struct watcher *w, struct watch *x, const Etcdserverpb__WatchResponse *m, int64_t at_ns)
 {
-    struct rec r = {.kind = REC_NOTICE, .outcome = DONE, .member = (uint32_t)w->member, .start_ns = at_ns, .end_ns = at_ns};
+    struct rec r = {
+        .kind = REC_NOTICE, .outcome = DONE, .member = (uint32_t)w->member, .start_ns = at_ns, .end_ns = at_ns};
     int64_t told = m->header ? m->header->revision : 0;
 
     r.client = is_witness(w) ? CLIENT_WITNESS : 1000 + (uint32_t)w->number;
@@ -204,7 +207,8 @@ static void finish(struct watcher *w)
     pthread_mutex_lock(&w->load->history->mu);
     for (int i = 0; open && i < w->n; i++)
         for (size_t k = w->watches[i].rec; k < w->load->history->n; k++)
-            if (w->load->history->recs[k].kind == REC_WATCH && w->load->history->recs[k].stream == w->watches[i].stream) {
+            if (w->load->history->recs[k].kind == REC_WATCH &&
+                w->load->history->recs[k].stream == w->watches[i].stream) {
                 w->load->history->recs[k].outcome = DONE;
                 break;
             }

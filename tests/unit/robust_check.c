@@ -3,7 +3,8 @@
  * of a correct store, and finds nearly everything that a broken one could have done.
  *
  * A little store in memory is asked by clients whose calls overlap; each takes effect at one moment between its start
- * and its end. That history is correct by construction. Then one thing in it is made wrong, of 24 kinds: in what was answered, or in what the store does.
+ * and its end. That history is correct by construction. Then one thing in it is made wrong, of 24 kinds: in what was
+ * answered, or in what the store does.
  *
  *   SEED=n    CLEAN=n histories without a fault (150)    EACH=n of each kind with one (30)
  */
@@ -159,7 +160,8 @@ static Etcdserverpb__RangeResponse *range(const Etcdserverpb__RangeRequest *req,
     r->kvs = calloc(KEYS, sizeof *r->kvs);
     for (unsigned k = 0; k < KEYS; k++) {
         ProtobufCBinaryData key = key_n(k);
-        const Mvccpb__KeyValue *kv = in_range(bytes_of(key), bytes_of(req->key), bytes_of(req->range_end)) ? get(key, at) : NULL;
+        const Mvccpb__KeyValue *kv =
+            in_range(bytes_of(key), bytes_of(req->key), bytes_of(req->range_end)) ? get(key, at) : NULL;
 
         free(key.data);
         if (kv == NULL)
@@ -185,7 +187,8 @@ static Etcdserverpb__PutRequest *put_request(ProtobufCBinaryData key, int64_t le
 
 static void call_put(struct rec *r, bool acts, int64_t lease, unsigned which)
 {
-    Etcdserverpb__PutRequest *req = put_request(lease ? text("l/%lld/%u", (long long)lease, which) : key_n(below(KEYS)), lease);
+    Etcdserverpb__PutRequest *req =
+        put_request(lease ? text("l/%lld/%u", (long long)lease, which) : key_n(below(KEYS)), lease);
     Etcdserverpb__PutResponse *resp = made(&etcdserverpb__put_response__descriptor);
 
     if (req->prev_kv)
@@ -228,7 +231,8 @@ static void call_range(struct rec *r, bool serializable)
         req->range_end = text("k0");
     req->limit = below(4) ? 0 : 1 + (int64_t)below(KEYS);
     req->serializable = serializable;
-    member_rev[member] = serializable ? member_rev[member] + (int64_t)below((uint64_t)(rev - member_rev[member]) + 1) : rev;
+    member_rev[member] =
+        serializable ? member_rev[member] + (int64_t)below((uint64_t)(rev - member_rev[member]) + 1) : rev;
     resp = range(req, member_rev[member]);
     resp->header = header();
     resp->header->revision = member_rev[member];
@@ -395,9 +399,11 @@ static int64_t rev_at(int64_t ns)
     return at;
 }
 
-static void notice(struct history *h, uint32_t client, uint32_t stream, Etcdserverpb__WatchResponse *m, int64_t told, int64_t ns)
+static void notice(struct history *h, uint32_t client, uint32_t stream, Etcdserverpb__WatchResponse *m, int64_t told,
+                   int64_t ns)
 {
-    struct rec r = {.kind = REC_NOTICE, .client = client, .stream = stream, .start_ns = ns, .end_ns = ns, .resp = &m->base};
+    struct rec r = {
+        .kind = REC_NOTICE, .client = client, .stream = stream, .start_ns = ns, .end_ns = ns, .resp = &m->base};
 
     m->header = header();
     m->header->revision = told;
@@ -414,7 +420,8 @@ static bool is_wanted(const Etcdserverpb__WatchCreateRequest *w, const struct ev
 static void make_watch(struct history *h, uint32_t stream, int64_t end_ns)
 {
     Etcdserverpb__WatchCreateRequest *w = made(&etcdserverpb__watch_create_request__descriptor);
-    struct rec r = {.kind = REC_WATCH, .stream = stream, .client = stream == 1 ? CLIENT_WITNESS : 100 + stream, .req = &w->base};
+    struct rec r = {
+        .kind = REC_WATCH, .stream = stream, .client = stream == 1 ? CLIENT_WITNESS : 100 + stream, .req = &w->base};
     int64_t at = stream == 1 ? 0 : (int64_t)below((uint64_t)end_ns), from;
     size_t i = 0;
 
@@ -536,7 +543,11 @@ static struct rec *pick(struct history *h, bool (*fits)(struct history *, struct
 static Etcdserverpb__WatchResponse *notice_of(struct rec *r) { return (void *)r->resp; }
 static Etcdserverpb__RangeResponse *range_of(struct rec *r) { return (void *)r->resp; }
 
-static bool is_told(struct history *h, struct rec *r) { (void)h; return r->kind == REC_NOTICE && notice_of(r)->n_events; }
+static bool is_told(struct history *h, struct rec *r)
+{
+    (void)h;
+    return r->kind == REC_NOTICE && notice_of(r)->n_events;
+}
 static bool is_watched(struct history *h, struct rec *r) { return is_told(h, r) && r->client != CLIENT_WITNESS; }
 static bool is_witnessed(struct history *h, struct rec *r) { return is_told(h, r) && r->client == CLIENT_WITNESS; }
 
@@ -558,10 +569,15 @@ static bool is_put_told(struct history *h, struct rec *r)
 {
     return is_watched(h, r) && notice_of(r)->events[0]->type == MVCCPB__EVENT__EVENT_TYPE__PUT;
 }
-static bool is_read(struct history *h, struct rec *r) { (void)h; return r->kind == REC_RANGE && r->outcome == DONE && range_of(r)->n_kvs; }
+static bool is_read(struct history *h, struct rec *r)
+{
+    (void)h;
+    return r->kind == REC_RANGE && r->outcome == DONE && range_of(r)->n_kvs;
+}
 static bool is_late_read(struct history *h, struct rec *r)
 {
-    return is_read(h, r) && !((const Etcdserverpb__RangeRequest *)r->req)->serializable && r->start_ns > 300 * MS && range_of(r)->header->revision > 5;
+    return is_read(h, r) && !((const Etcdserverpb__RangeRequest *)r->req)->serializable && r->start_ns > 300 * MS &&
+           range_of(r)->header->revision > 5;
 }
 static bool is_late_local_read(struct history *h, struct rec *r)
 {
@@ -574,7 +590,11 @@ static bool is_acked(struct history *h, struct rec *r)
 }
 static bool is_early_acked(struct history *h, struct rec *r) { return is_acked(h, r) && r->end_ns < now - 500 * MS; }
 static bool is_txn(struct history *h, struct rec *r) { (void)h; return r->kind == REC_TXN && r->outcome == DONE; }
-static bool is_deleted(struct history *h, struct rec *r) { (void)h; return r->kind == REC_DELETE && r->outcome == DONE; }
+static bool is_deleted(struct history *h, struct rec *r)
+{
+    (void)h;
+    return r->kind == REC_DELETE && r->outcome == DONE;
+}
 static bool is_hash(struct history *h, struct rec *r) { (void)h; return r->kind == REC_HASH; }
 static bool put_prev(struct history *h, struct rec *r)
 {
@@ -615,22 +635,65 @@ static int64_t known_before(struct history *h, const struct rec *r, bool member)
 }
 
 enum wrong {
-    W_DROP_COMMIT, W_DROP_EVENT, W_DOUBLE_NOTICE, W_SWAP_NOTICES, W_SPLIT, W_WATCH_PREV, W_WATCH_VALUE, W_READ_VALUE, W_READ_KEY,
-    W_READ_COUNT, W_STALE_READ, W_MEMBER_BACK, W_ACK_REV, W_ACK_LATE, W_TXN_BRANCH, W_DELETE_COUNT, W_PUT_PREV, W_HASH, WRONGS
+    W_DROP_COMMIT,
+    W_DROP_EVENT,
+    W_DOUBLE_NOTICE,
+    W_SWAP_NOTICES,
+    W_SPLIT,
+    W_WATCH_PREV,
+    W_WATCH_VALUE,
+    W_READ_VALUE,
+    W_READ_KEY,
+    W_READ_COUNT,
+    W_STALE_READ,
+    W_MEMBER_BACK,
+    W_ACK_REV,
+    W_ACK_LATE,
+    W_TXN_BRANCH,
+    W_DELETE_COUNT,
+    W_PUT_PREV,
+    W_HASH,
+    WRONGS
 };
-static const char *const wrong_names[] = {
-    "commit lost", "event lost", "notice doubled", "notices swapped", "revision split", "prev_kv of a watch", "value of an event",
-    "value read", "key not read", "count read", "stale read", "member goes back", "acknowledged at another revision",
-    "written before it began", "other branch", "deletes counted", "prev_kv of a put", "hash"};
+static const char *const wrong_names[] = {"commit lost",
+                                          "event lost",
+                                          "notice doubled",
+                                          "notices swapped",
+                                          "revision split",
+                                          "prev_kv of a watch",
+                                          "value of an event",
+                                          "value read",
+                                          "key not read",
+                                          "count read",
+                                          "stale read",
+                                          "member goes back",
+                                          "acknowledged at another revision",
+                                          "written before it began",
+                                          "other branch",
+                                          "deletes counted",
+                                          "prev_kv of a put",
+                                          "hash"};
 
 static bool make_wrong(struct history *h, enum wrong w)
 {
-    static bool (*const fits[WRONGS])(struct history *, struct rec *) = {
-        [W_DROP_COMMIT] = is_witnessed, [W_DROP_EVENT] = is_watched, [W_DOUBLE_NOTICE] = is_watched, [W_SWAP_NOTICES] = has_next,
-        [W_SPLIT] = is_two, [W_WATCH_PREV] = has_prev, [W_WATCH_VALUE] = is_put_told, [W_READ_VALUE] = is_read,
-        [W_READ_KEY] = is_read, [W_READ_COUNT] = is_read, [W_STALE_READ] = is_late_read, [W_MEMBER_BACK] = is_late_local_read,
-        [W_ACK_REV] = is_acked, [W_ACK_LATE] = is_early_acked, [W_TXN_BRANCH] = is_txn, [W_DELETE_COUNT] = is_deleted,
-        [W_PUT_PREV] = put_prev, [W_HASH] = is_hash};
+    static bool (*const fits[WRONGS])(struct history *, struct rec *) = {[W_DROP_COMMIT] = is_witnessed,
+                                                                         [W_DROP_EVENT] = is_watched,
+                                                                         [W_DOUBLE_NOTICE] = is_watched,
+                                                                         [W_SWAP_NOTICES] = has_next,
+                                                                         [W_SPLIT] = is_two,
+                                                                         [W_WATCH_PREV] = has_prev,
+                                                                         [W_WATCH_VALUE] = is_put_told,
+                                                                         [W_READ_VALUE] = is_read,
+                                                                         [W_READ_KEY] = is_read,
+                                                                         [W_READ_COUNT] = is_read,
+                                                                         [W_STALE_READ] = is_late_read,
+                                                                         [W_MEMBER_BACK] = is_late_local_read,
+                                                                         [W_ACK_REV] = is_acked,
+                                                                         [W_ACK_LATE] = is_early_acked,
+                                                                         [W_TXN_BRANCH] = is_txn,
+                                                                         [W_DELETE_COUNT] = is_deleted,
+                                                                         [W_PUT_PREV] = put_prev,
+                                                                         [W_HASH] = is_hash};
     struct rec *r = pick(h, fits[w]);
     int64_t at;
 
@@ -638,7 +701,8 @@ static bool make_wrong(struct history *h, enum wrong w)
         return false;
     switch (w) {
     case W_DROP_COMMIT:
-        for (at = notice_of(r)->events[0]->kv->mod_revision; notice_of(r)->n_events && notice_of(r)->events[0]->kv->mod_revision == at;)
+        for (at = notice_of(r)->events[0]->kv->mod_revision;
+             notice_of(r)->n_events && notice_of(r)->events[0]->kv->mod_revision == at;)
             drop_event(notice_of(r), 0);
         break;
     case W_DROP_EVENT:
@@ -793,8 +857,9 @@ static void wrong_answers_are_found(void)
 
 static void broken_stores_are_found(void)
 {
-    static const char *const bug_names[] = {"", "lease ends early", "key outlives its lease", "acknowledged, never done", "done twice",
-                                            "refused, and done", "renewed when it was gone"};
+    static const char *const bug_names[] = {
+        "",           "lease ends early",  "key outlives its lease",  "acknowledged, never done",
+        "done twice", "refused, and done", "renewed when it was gone"};
 
     made_wrong = found = 0;
     for (int b = NO_BUG + 1; b < BUGS; b++) {
