@@ -32,7 +32,7 @@ static void call_done(struct client *c, struct client_op *op, enum client_outcom
         call->reply = op->reply;
         call->op = NULL;
         call->answered = op;
-        c->health.failed_total += outcome != CLIENT_OK;
+        c->health.failed_total += outcome != CLIENT_OK && op->only == NULL;
         call->done(call); /* may free the call, or start it again */
     }
     client_op_free(c, op);
@@ -53,15 +53,14 @@ static bool may_repeat(const struct client_op *op)
 static bool worth_a_retry(const struct client_op *op, enum client_outcome outcome, enum err err,
                           enum status code)
 {
-    if (op->call == NULL || op->started_ms == 0 || client_now_ms() + RETRY_FIRST_MS >= op->deadline_ms)
+    if (op->call == NULL || op->only || op->started_ms == 0 ||
+        client_now_ms() + RETRY_FIRST_MS >= op->deadline_ms)
         return false;
     if (err == ERR_TOO_MANY_REQUESTS)
-        return true; /* refused before it was proposed: anything may be sent again */
-    if (!may_repeat(op))
-        return false;
-    if (err == ERR_NO_LEADER)
-        return op->client->n_endpoints > 1 && op->tries < op->client->n_endpoints;
-    return outcome == CLIENT_UNKNOWN && code == STATUS_UNAVAILABLE;
+        return true;          /* refused before it was proposed: anything may be sent again */
+    if (err == ERR_NO_LEADER) /* the same; an election is waited out, but no longer than the grace */
+        return may_repeat(op) || client_now_ms() < op->first_ms + op->client->grace_ms;
+    return may_repeat(op) && outcome == CLIENT_UNKNOWN && (code == STATUS_UNAVAILABLE || op->moved);
 }
 
 static void retry_later(struct client *c, struct client_op *op)
@@ -72,12 +71,19 @@ static void retry_later(struct client *c, struct client_op *op)
     client_op_reset(op);
     op->not_before_ms = client_now_ms() + (pause_ms < RETRY_MAX_MS ? pause_ms : RETRY_MAX_MS);
     client_op_wait(c, op);
-    client_timer_set(c, true);
+    client_timer_fast(c);
 }
 
 static bool proves_quorum(const struct client_op *op)
 {
     return client_methods[op->method].quorum && !(op->call && op->call->serializable);
+}
+
+/* The server's own words, not gRPC's about it. */
+static bool is_answer(enum err err, enum status code)
+{
+    return err != ERR_NONE || (code != STATUS_UNAVAILABLE && code != STATUS_DEADLINE_EXCEEDED &&
+                               code != STATUS_CANCELLED && code != STATUS_INTERNAL);
 }
 
 void client_call_arrived(struct client *c, struct tag *t)
@@ -91,13 +97,14 @@ void client_call_arrived(struct client *c, struct tag *t)
         code = STATUS_INTERNAL; /* bytes that are no answer: whatever was asked may have been done */
         outcome = CLIENT_UNKNOWN;
     }
+    if (is_answer(err, code))
+        client_heard(op->endpoint);
     client_note_header(c, op->reply);
-    if (outcome == CLIENT_OK && proves_quorum(op))
-        client_note_quorum(c);
-    if (proves_quorum(op) && (outcome == CLIENT_UNKNOWN || err == ERR_NO_LEADER)) {
-        client_note_doubt(c);
-        if (op->endpoint == client_current(c))
-            client_fail_over(c);
+    if (proves_quorum(op) && op->only == NULL && op->endpoint == client_current(c)) {
+        if (outcome == CLIENT_OK)
+            client_note_quorum(c);
+        else if (outcome == CLIENT_UNKNOWN || err == ERR_NO_LEADER)
+            client_question(c, op->endpoint);
     }
     if (worth_a_retry(op, outcome, err, code))
         retry_later(c, op);
@@ -111,15 +118,13 @@ void client_run_waiting(struct client *c)
     int64_t now_ms = client_now_ms();
     struct client_op *op, *next, *late = NULL;
 
-    if (!endpoint_connected(client_current(c)))
-        client_fail_over(c);
     for (op = c->waiting; op; op = next) {
         next = op->next;
         if (now_ms >= op->deadline_ms) {
             client_op_unlink(c, op);
             op->next = late;
             late = op;
-        } else if (endpoint_connected(client_current(c)) && now_ms >= op->not_before_ms) {
+        } else if (endpoint_usable(op->only ? op->only : client_current(c)) && now_ms >= op->not_before_ms) {
             client_op_start(c, op);
         }
     }
@@ -138,14 +143,15 @@ void client_run_waiting(struct client *c)
 /* Sends it if there is somebody to send it to; else it waits for that. */
 static void submit(struct client *c, struct client_op *op)
 {
-    if (endpoint_connected(client_current(c)) && c->n_ops <= CLIENT_CALLS_MAX) {
+    if ((op->only ? endpoint_connected(op->only) : endpoint_usable(client_current(c))) &&
+        c->n_ops <= CLIENT_CALLS_MAX) {
         client_op_start(c, op);
         return;
     }
     if (c->n_ops > CLIENT_CALLS_MAX)
         op->deadline_ms = 0; /* ends as not sent at the next tick */
     client_op_wait(c, op);
-    client_timer_set(c, true);
+    client_timer_fast(c);
 }
 
 void client_start(struct client *c, struct client_call *call, enum client_method method,
@@ -157,6 +163,18 @@ void client_start(struct client *c, struct client_call *call, enum client_method
     call->op = op;
     op->call = call;
     c->health.calls_total++;
+    submit(c, op);
+}
+
+void client_start_only(struct client *c, struct client_call *call, enum client_method method,
+                       const ProtobufCMessage *req, int64_t timeout_ms, struct endpoint *e)
+{
+    struct client_op *op = client_op_new(c, method, req, timeout_ms);
+
+    assert(call->op == NULL);
+    call->op = op;
+    op->call = call;
+    op->only = e;
     submit(c, op);
 }
 
@@ -226,6 +244,8 @@ void client_stream_received(struct client *c, struct tag *t)
     ProtobufCMessage *msg = op->reply;
 
     op->reply = NULL;
+    if (msg)
+        client_heard(op->endpoint);
     if (msg && op->stream) {
         client_note_header(c, msg);
         op->stream->message(op->stream, msg); /* may close the stream: the op stays until the status is in */
@@ -247,6 +267,8 @@ void client_stream_ended(struct client *c, struct tag *t)
     if (n)
         memcpy(text, s.ptr, n);
     text[n] = 0;
+    if (c->n_endpoints > 1 && op->stream && !op->moved)
+        client_question(c, op->endpoint);
     stream_over(c, op, client_err_of_text(text), (enum status)op->status, text);
 }
 
@@ -309,7 +331,7 @@ void client_dispatch(struct client *c)
             t->op->n_tags--;
         t->arrived(c, t);
     }
-    if (c->timer_on)
+    if (c->timer_ms && client_now_ms() + 1 >= c->tick_ms)
         client_tick(c);
     c->dispatching = false;
 }
@@ -349,6 +371,7 @@ int client_open(const struct client_config *cfg, struct client **ret_client)
     if (c == NULL)
         return -ENOMEM;
     c->waiting_end = &c->waiting;
+    c->grace_ms = cfg->grace_ms;
     c->timeout_ms = cfg->timeout_ms ? cfg->timeout_ms : CLIENT_CALL_TIMEOUT_MS;
     /* gRPC's own tracing writes to standard error for every call; a mount inherits such variables by
      * accident. */

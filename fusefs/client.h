@@ -7,9 +7,9 @@
  *
  * Endpoints: each has its own channel, kept connected. Calls go to the current one; a call is *started* only
  * on a channel that is connected, so that "not sent" is certain. A call for which none is connected waits
- * here until its deadline. When the current endpoint breaks, or answers that it has no leader, the next
- * connected one becomes current. A call of a method that only reads is sent again to another endpoint when
- * its connection breaks; one that may change the store never is: its outcome is CLIENT_UNKNOWN.
+ * here until its deadline. When the current endpoint breaks, falls silent or has no leader, another one
+ * becomes current (client_health.c). A call of a method that only reads is sent again there; one that may
+ * change the store never is: its outcome is CLIENT_UNKNOWN. Streams end, and are opened anew by their owners.
  *
  * Owner:    the core thread, but for what client.c marks as the polling thread's.
  * Not here: what an error means to a user of the file system, beyond client_errno().
@@ -86,6 +86,7 @@ struct client_config {
     const char *endpoints[CLIENT_ENDPOINTS_MAX];
     unsigned n_endpoints;
     int64_t timeout_ms; /* of a call started with timeout_ms 0; 0: CLIENT_CALL_TIMEOUT_MS */
+    int64_t grace_ms;   /* how long a change that was refused for want of a leader is offered again */
 };
 
 /* Starts gRPC and the polling thread, and begins to connect. No fork after this. The strings are copied.
@@ -134,10 +135,13 @@ struct client_health {
     int64_t last_revision;      /* highest header.revision seen */
     uint64_t cluster_id, member_id, raft_term; /* of the newest header */
     const char *endpoint;       /* current; borrowed */
+    unsigned n_endpoints;
     uint32_t calls;             /* waiting or under way */
     uint64_t calls_total, failed_total, failovers_total;
 };
 void client_get_health(const struct client *c, struct client_health *ret_health);
+/* In a few words how the i-th endpoint is, and its name; both borrowed. */
+const char *client_endpoint_state(const struct client *c, unsigned i, const char **ret_name);
 
 /* True when a quorum was confirmed within the last CLIENT_QUORUM_FRESH_MS (A.5: WRITE checks it) and nothing
  * has spoken against it since. */

@@ -1,96 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* client_endpoint.c - whom to talk to: connections, what is known of the quorum, failing over.
- *
- * A timer (100 ms) runs only while something waits or the quorum is in doubt.
- */
-#include <sys/timerfd.h>
-#include <unistd.h>
-
+/* client_endpoint.c - the connections: one channel for each endpoint, always connected or being connected. */
 #include "client_private.h"
 
 #define TICK_MS            100
 #define PROBE_TIMEOUT_MS   2000
 #define HEALTHY_CONNECT_MS 3000 /* how long one attempt to connect may take */
 
-int64_t client_now_ms(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_BOOTTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
-/* ---- health ----------------------------------------------------------------------- */
-
-struct endpoint *client_current(struct client *c)
-{
-    return &c->endpoints[c->current];
-}
-
 bool endpoint_connected(const struct endpoint *e)
 {
     return e->state == GRPC_CHANNEL_READY;
-}
-
-void client_timer_set(struct client *c, bool on)
-{
-    struct itimerspec spec = {.it_value.tv_nsec = TICK_MS * 1000000,
-                              .it_interval.tv_nsec = TICK_MS * 1000000};
-
-    if (on == c->timer_on)
-        return;
-    if (!on)
-        memset(&spec, 0, sizeof spec);
-    timerfd_settime(c->timer_fd, 0, &spec, NULL);
-    c->timer_on = on;
-}
-
-void client_note_doubt(struct client *c)
-{
-    if (!c->health.in_doubt) {
-        c->health.in_doubt = true;
-        c->health.lost_ms = client_now_ms();
-    }
-    client_timer_set(c, true);
-}
-
-void client_note_quorum(struct client *c)
-{
-    c->health.quorum_ms = client_now_ms();
-    c->health.in_doubt = false;
-    c->health.lost_ms = 0;
-}
-
-/* Another connected endpoint, if there is one. */
-void client_fail_over(struct client *c)
-{
-    for (unsigned i = 1; i < c->n_endpoints; i++) {
-        unsigned k = (c->current + i) % c->n_endpoints;
-
-        if (endpoint_connected(&c->endpoints[k])) {
-            c->current = k;
-            c->health.failovers_total++;
-            return;
-        }
-    }
-}
-
-/* Every response's first field is the header, but for the few without one. */
-void client_note_header(struct client *c, const ProtobufCMessage *msg)
-{
-    const Etcdserverpb__ResponseHeader *h;
-
-    if (msg == NULL || msg->descriptor->n_fields == 0 ||
-        msg->descriptor->fields[0].descriptor != &etcdserverpb__response_header__descriptor)
-        return;
-    h = *(Etcdserverpb__ResponseHeader *const *)((const char *)msg + msg->descriptor->fields[0].offset);
-    if (h == NULL)
-        return;
-    c->health.cluster_id = h->cluster_id;
-    c->health.member_id = h->member_id;
-    c->health.raft_term = h->raft_term;
-    if (h->revision > c->health.last_revision)
-        c->health.last_revision = h->revision;
 }
 
 /* ---- connections ------------------------------------------------------------------------ */
@@ -110,59 +28,9 @@ static void state_changed(struct client *c, struct tag *t)
     e->watching = false;
     /* 1: an idle channel connects at once, so that a connection that is lost is always being made again. */
     e->state = grpc_channel_check_connectivity_state(e->channel, 1);
-    if (e == client_current(c) && !endpoint_connected(e)) {
-        client_note_doubt(c);
-        client_fail_over(c);
-    }
     watch_state(e);
+    client_endpoint_changed(c, e);
     client_run_waiting(c);
-}
-
-void client_suspect(struct client *c)
-{
-    client_note_doubt(c);
-}
-
-static void probe_done(struct client_call *call)
-{
-    (void)call; /* call_arrived has noted what it shows */
-}
-
-void client_confirm(struct client *c, struct client_call *call, int64_t timeout_ms)
-{
-    static const uint8_t key[1] = {0};
-    Etcdserverpb__RangeRequest req = ETCDSERVERPB__RANGE_REQUEST__INIT;
-
-    req.key = (ProtobufCBinaryData){1, (uint8_t *)key};
-    req.count_only = true;
-    client_start(c, call, CLIENT_RANGE, &req.base, timeout_ms);
-}
-
-void client_tick(struct client *c)
-{
-    uint64_t times;
-
-    (void)!read(c->timer_fd, &times, sizeof times); /* nothing to read: fine */
-    client_run_waiting(c);
-    if (c->health.in_doubt && endpoint_connected(client_current(c)) && c->probe.op == NULL)
-        client_confirm(c, &c->probe, PROBE_TIMEOUT_MS);
-    if (c->waiting == NULL && !c->health.in_doubt)
-        client_timer_set(c, false);
-}
-
-void client_get_health(const struct client *c, struct client_health *ret_health)
-{
-    *ret_health = c->health;
-    ret_health->connected = endpoint_connected(&c->endpoints[c->current]);
-    ret_health->in_doubt = c->health.in_doubt || !ret_health->connected;
-    ret_health->endpoint = c->endpoints[c->current].name;
-    ret_health->calls = c->n_ops;
-}
-
-bool client_quorum_fresh(const struct client *c)
-{
-    return !c->health.in_doubt && c->health.quorum_ms &&
-           client_now_ms() - c->health.quorum_ms <= CLIENT_QUORUM_FRESH_MS;
 }
 
 /* ---- opening and closing ------------------------------------------------------------------ */
@@ -257,12 +125,11 @@ int client_endpoints_open(struct client *c, const struct client_config *cfg)
 
 void client_endpoints_connect(struct client *c)
 {
-    c->probe.done = probe_done;
     for (unsigned i = 0; i < c->n_endpoints; i++) {
         c->endpoints[i].state = grpc_channel_check_connectivity_state(c->endpoints[i].channel, 1);
         watch_state(&c->endpoints[i]);
     }
-    client_note_doubt(c);
+    client_health_init(c);
 }
 
 void client_endpoints_close(struct client *c)

@@ -93,7 +93,8 @@ struct client_op *client_op_new(struct client *c, enum client_method m, const Pr
     op->method = m;
     op->out = client_message_pack(msg);
     op->out_end = &op->out->next;
-    op->deadline_ms = client_now_ms() + (timeout_ms ? timeout_ms : c->timeout_ms);
+    op->first_ms = client_now_ms();
+    op->deadline_ms = op->first_ms + (timeout_ms ? timeout_ms : c->timeout_ms);
     op->details = grpc_empty_slice();
     c->n_ops++;
     return op;
@@ -110,6 +111,9 @@ void client_op_reset(struct client_op *op)
     grpc_metadata_array_destroy(&op->trailing);
     grpc_slice_unref(op->details);
     op->details = grpc_empty_slice();
+    if (op->sending)
+        grpc_byte_buffer_destroy(op->sending);
+    op->sending = NULL;
     if (op->received)
         grpc_byte_buffer_destroy(op->received);
     op->received = NULL;
@@ -143,11 +147,14 @@ static void batch(struct client_op *op, struct tag *t, const grpc_op *ops, size_
     assert(e == GRPC_CALL_OK);
 }
 
+/* gRPC empties the buffer that it sends from: it gets one of its own, so that the request can be sent again. */
 static void start_call(struct client_op *op)
 {
+    op->sending = grpc_byte_buffer_copy(op->out->bytes); /* shares the bytes */
+
     const grpc_op ops[] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA},
-        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = op->out->bytes},
+        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = op->sending},
         {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
         {.op = GRPC_OP_RECV_INITIAL_METADATA,
          .data.recv_initial_metadata.recv_initial_metadata = &op->initial},
@@ -205,13 +212,14 @@ static void start_stream(struct client_op *op)
 /* The endpoint is connected: from here on the request counts as sent. */
 void client_op_start(struct client *c, struct client_op *op)
 {
-    struct endpoint *e = client_current(c);
+    struct endpoint *e = op->only ? op->only : client_current(c);
     int64_t now_ms = client_now_ms();
     gpr_timespec deadline = gpr_inf_future(GPR_CLOCK_MONOTONIC);
 
     client_op_unlink(c, op);
     client_op_run(c, op);
     op->endpoint = e;
+    op->moved = false;
     op->started_ms = now_ms;
     op->tries++;
     if (!op->is_stream)

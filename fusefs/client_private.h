@@ -14,7 +14,8 @@
  *     client.c           calls and streams; opening and closing
  *     client_op.c        one op: its messages, its batches
  *     client_poll.c      the polling thread and its mailbox
- *     client_endpoint.c  whom to talk to: connections, health, failing over
+ *     client_endpoint.c  the connections
+ *     client_health.c    which of them to use: beats, probes, failing over
  *     client_error.c     what an error means
  */
 #pragma once
@@ -52,6 +53,13 @@ struct endpoint {
     bool watching; /* state_tag is with gRPC */
     struct tag state_tag;
     struct client *client;
+    /* What is known of the member behind it, client_health.c's. */
+    bool verified;               /* it has answered since it was connected, and is of our cluster */
+    bool foreign;                /* it is of another */
+    bool learner, no_leader;     /* as it said itself, at the last beat */
+    int64_t heard_ms, beat_ms;   /* when it last said anything; when the last beat was sent */
+    int64_t proved_ms;           /* when it last proved a quorum to a probe */
+    struct client_call beat, probe;
 };
 
 struct message {
@@ -66,17 +74,20 @@ struct client_op {
     enum client_method method;
     struct client_call *call;       /* NULL: abandoned, or a stream */
     struct client_stream *stream;   /* NULL: closed, or a call */
+    struct endpoint *only;          /* it asks this one, wherever calls go; NULL: the current one */
     bool is_stream, closing;
     struct message *out, **out_end; /* to be sent; of a call the one request, kept for a retry */
-    int64_t deadline_ms, not_before_ms, started_ms;
+    int64_t deadline_ms, not_before_ms;
+    int64_t first_ms, started_ms; /* made; last sent, 0: never */
     uint32_t tries;
     uint32_t n_tags; /* with gRPC or in the mailbox */
 
     /* Lent to gRPC while running. */
     grpc_call *gcall;
     struct endpoint *endpoint;
+    bool moved; /* cancelled because its endpoint was left for another */
     struct tag open_tag, recv_tag, send_tag, status_tag;
-    grpc_byte_buffer *received;
+    grpc_byte_buffer *sending, *received;
     grpc_metadata_array initial, trailing;
     grpc_status_code status;
     grpc_slice details;
@@ -88,15 +99,18 @@ struct client_op {
 struct client {
     struct endpoint endpoints[CLIENT_ENDPOINTS_MAX];
     unsigned n_endpoints, current;
-    int64_t timeout_ms;
+    int64_t timeout_ms, grace_ms;
     grpc_completion_queue *cq;
     pthread_t poller;
     int epoll_fd, event_fd, timer_fd;
-    bool timer_on, dispatching;
+    bool dispatching;
+    int64_t timer_ms, tick_ms; /* the timer's interval (0: off), and when it is due */
     struct client_op *waiting, **waiting_end, *running;
     uint32_t n_ops;
     struct client_health health;
-    struct client_call probe;
+    int64_t opened_ms;
+    uint64_t cluster_id;    /* the first endpoint's; 0: not known yet */
+    int64_t check_since_ms; /* the current endpoint is in question from here; 0: it is not */
 
     pthread_mutex_t mu; /* the mailbox: gRPC has one consumer thread, so a plain locked list does */
     struct tag *mail, **mail_end; /* protected by mu */
@@ -147,20 +161,36 @@ int client_poll_start(struct client *c); /* the thread; all signals must be bloc
 void client_poll_close(struct client *c, bool polling);
 struct tag *client_mail_take(struct client *c);
 
-/* ---- client_endpoint.c ------------------------------------------------------------------ */
+/* ---- client_endpoint.c: connections ------------------------------------------------------- */
 
 int client_endpoints_open(struct client *c, const struct client_config *cfg);
 void client_endpoints_connect(struct client *c);
 void client_endpoints_close(struct client *c);
-struct endpoint *client_current(struct client *c);
 bool endpoint_connected(const struct endpoint *e);
-/* Another connected endpoint, if there is one. */
-void client_fail_over(struct client *c);
-void client_note_doubt(struct client *c);
-void client_note_quorum(struct client *c);
+
+/* ---- client_health.c: whom to talk to ------------------------------------------------------- */
+
+struct endpoint *client_current(struct client *c);
+/* Calls may be sent to it. */
+bool endpoint_usable(const struct endpoint *e);
+void client_health_init(struct client *c);
+/* It was connected, or is no more. */
+void client_endpoint_changed(struct client *c, struct endpoint *e);
+/* The server behind it said something. */
+void client_heard(struct endpoint *e);
 void client_note_header(struct client *c, const ProtobufCMessage *msg);
-void client_timer_set(struct client *c, bool on);
+void client_note_quorum(struct client *c);
+void client_note_doubt(struct client *c);
+/* A call failed in a way that speaks against its endpoint. */
+void client_question(struct client *c, struct endpoint *e);
+void client_timer_fast(struct client *c); /* something waits */
 void client_tick(struct client *c);
+
+/* ---- client.c --------------------------------------------------------------------------------- */
+
+/* A call to one endpoint, never sent to another and never twice; nothing is concluded from its outcome. */
+void client_start_only(struct client *c, struct client_call *call, enum client_method method,
+                       const ProtobufCMessage *req, int64_t timeout_ms, struct endpoint *e);
 
 /* ---- client_error.c ----------------------------------------------------------------------- */
 

@@ -88,9 +88,16 @@ static void text_status(const struct control *c, FILE *f)
     overlay_get_stats(fs->overlay, &o);
     fputs("{\n  ", f);
     json_field(f, "endpoint", slice_str(h.endpoint ? h.endpoint : ""));
+    fputs(",\n  \"endpoints\": {", f);
+    for (unsigned k = 0; k < h.n_endpoints; k++) {
+        const char *name, *state = client_endpoint_state(fs->client, k, &name);
+
+        fputs(k ? ", " : "", f);
+        json_field(f, name, slice_str(state));
+    }
     fprintf(
         f,
-        ",\n  \"connected\": %s,\n  \"quorum\": %s,\n  \"cluster_id\": \"%lx\",\n  \"member_id\": \"%lx\",\n"
+        "},\n  \"connected\": %s,\n  \"quorum\": %s,\n  \"cluster_id\": \"%lx\",\n  \"member_id\": \"%lx\",\n"
         "  \"raft_term\": %lu,\n  \"revision\": %ld,\n  \"watch\": {\"standing\": %s, \"revision\": %ld, "
         "\"stale_ms\": %ld,"
         " \"events\": %lu, \"gaps\": %lu, \"restarts\": %lu, \"own\": %lu},\n",

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle_commit.c - publishing what a handle holds (A.5): one transaction at a time for each handle.
  *
- *     whole    exists? put, lease kept : put              the other way round if that changed
+ *     whole    exists? put, lease kept : put              the other way round if that changed. What exists is
+ *              replaced at the revision that is known of it, so that it can be sent again when the outcome is
+ *              unknown (handle_txn.c); overtaken by others some times, it is replaced whatever it is.
  *     pieces   mod_revision = base's ? put, lease kept    : lay the pieces over what is there and try again
  *     append   the same, with the new bytes behind what is there
  *
@@ -71,6 +73,7 @@ struct attempt {
     struct handle *h;
     struct value *value;
     bool guessed_present; /* whole: the key was thought to exist */
+    int64_t known_rev;    /* whole: at this revision; 0: at any */
 };
 
 static void attempt_free(struct attempt *a)
@@ -93,11 +96,15 @@ static void attempt_build(const struct attempt *a, struct txn *t, struct slice k
     txn_compare(t, key, SLICE_NONE, TXN_CREATE_REV, a->guessed_present ? TXN_GREATER : TXN_EQUAL, 0);
     if (h->fs->opt.conflict_fail)
         txn_compare(t, key, SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, h->expected_rev);
+    else if (a->known_rev)
+        txn_compare(t, key, SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, a->known_rev);
     txn_put(t, key, a->value, a->guessed_present ? TXN_IGNORE_LEASE : 0);
+    txn_look_on_failure(t, key);
 }
 
-/* guess: whole: whether the key is thought to exist. 0 or an errno; then nothing was started. */
-static int attempt_start(struct handle *h, bool guess)
+/* guess: whole: whether the key is thought to exist, and known_rev at which revision (0: any). 0 or an errno;
+ * then nothing was started. */
+static int attempt_start(struct handle *h, bool guess, int64_t known_rev)
 {
     struct attempt *a = calloc(1, sizeof *a);
     struct txn *t = a ? txn_new(h->fs, commit_done, a) : NULL;
@@ -109,6 +116,7 @@ static int attempt_start(struct handle *h, bool guess)
         goto out;
     a->h = h;
     a->guessed_present = guess;
+    a->known_rev = guess ? known_rev : 0;
     a->value = compose(h, &h->sent, h->sent.len, h->pin);
     if (a->value == NULL)
         goto out;
@@ -218,14 +226,16 @@ static int try_again(const struct attempt *a, struct txn *t)
 
     if (++h->retries > COMMIT_RETRIES || client_now_ms() > h->deadline_ms)
         return ESTALE;
+    if (h->sent.whole && h->fs->opt.conflict_fail)
+        return ESTALE;
     if (h->sent.whole)
-        return h->fs->opt.conflict_fail ? ESTALE : attempt_start(h, !a->guessed_present);
+        return attempt_start(h, txn_now_rev(t) > 0, h->retries < COMMIT_PINNED_TRIES ? txn_now_rev(t) : 0);
     now = txn_current(t, 0);
     if (now == NULL && h->pin)
         return ESTALE; /* deleted by others: what was to be changed is no more */
     value_unref(h->pin);
     h->pin = now;
-    return attempt_start(h, true);
+    return attempt_start(h, true, 0);
 }
 
 static void commit_done(struct txn *t, void *arg, int err)
@@ -282,7 +292,8 @@ void handle_start_commit(struct handle *h)
     changes_send(h);
     h->retries = 0;
     h->deadline_ms = client_now_ms() + h->fs->opt.timeout_ms;
-    err = attempt_start(h, h->fs->opt.conflict_fail && h->sent.whole ? h->expected_rev > 0 : h->node->present);
+    err = attempt_start(h, h->fs->opt.conflict_fail && h->sent.whole ? h->expected_rev > 0 : h->node->present,
+                        h->node->meta.mod_rev);
     if (err)
         commit_failed(h, err, "");
 }

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle_txn.c - one change of the store (see handle_txn.h).
  *
+ * A pin is a compare with the exact revision of a key that the transaction itself changes: such a transaction
+ * can take effect once at most, however often it is sent. So when its outcome is unknown and the key still has
+ * that revision, it is sent again. One without a pin never is: the first may still be on its way, and would
+ * undo what others did meanwhile. That a key is absent is no pin: it can have been made and deleted since.
+ *
  * After each put the transaction reads the key's metadata back (keys_only), so that version, lease and
  * create_revision are known without another question.
  */
@@ -36,7 +41,9 @@ struct txn {
     struct value *current[4];
     unsigned n_current;
     int64_t rev, lease_doubt;
-    bool no_memory, told_feed;
+    struct slice pin_key; /* ptr NULL: no pin */
+    int64_t pin_rev, now_rev;
+    bool no_memory, told_feed, sent_again;
     int64_t deadline_ms;
     struct gate gate;
     struct client_call call;
@@ -238,6 +245,12 @@ void txn_read_on_failure(struct txn *t, struct slice key)
     add_range(t, txn_copy(t, key), false, false);
 }
 
+void txn_look_on_failure(struct txn *t, struct slice key)
+{
+    add_range(t, txn_copy(t, key), false, true);
+    t->now_rev = -1;
+}
+
 size_t txn_size(const struct txn *t)
 {
     return protobuf_c_message_get_packed_size(&t->req.base);
@@ -330,6 +343,10 @@ static void take_failure(struct txn *t, const Etcdserverpb__TxnResponse *r)
             const Mvccpb__KeyValue *kv = op->response_range->kvs[0];
             struct key_meta meta = meta_of(kv);
 
+            if (t->now_rev) { /* looked at only */
+                t->now_rev = kv->mod_revision;
+                return;
+            }
             v = value_new(slice_of(kv->value.data, kv->value.len), &meta);
             if (v)
                 (void)tree_learn_put(t->fs->tree, slice_of(kv->key.data, kv->key.len), &v->meta, v, false);
@@ -341,6 +358,16 @@ static void take_failure(struct txn *t, const Etcdserverpb__TxnResponse *r)
 /* ---- an unknown outcome ------------------------------------------------------------------- */
 
 static void reread_done(struct client_call *call);
+static void txn_answered(struct client_call *call);
+static void txn_post(struct txn *t);
+
+static struct put *put_of(struct txn *t, struct slice key)
+{
+    for (unsigned i = 0; i < t->n_puts; i++)
+        if (slice_eq(t->puts[i].key, key))
+            return &t->puts[i];
+    return NULL;
+}
 
 static void reread_fire(struct timer *timer)
 {
@@ -352,32 +379,42 @@ static void reread_fire(struct timer *timer)
         txn_finish(t, ETIMEDOUT);
         return;
     }
-    r.key = pb_of(t->n_puts ? t->puts[0].key : t->deletes[0]);
+    r.key = pb_of(t->pin_key.ptr ? t->pin_key : t->n_puts ? t->puts[0].key : t->deletes[0]);
     t->call = (struct client_call){.done = reread_done};
-    client_start(t->fs->client, &t->call, CLIENT_RANGE, &r.base, left);
+    client_start(t->fs->client, &t->call, CLIENT_RANGE, &r.base,
+                 left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
 }
 
-/* Did it happen? A put: the key holds our bytes with a revision that is news. A delete: the key is gone. */
+static bool put_happened(struct txn *t, struct put *p, const Mvccpb__KeyValue *kv)
+{
+    if (kv == NULL || kv->mod_revision <= t->lease_doubt ||
+        !slice_eq(slice_of(kv->value.data, kv->value.len), slice_of(p->value->bytes, p->value->meta.size)))
+        return false;
+    p->meta = meta_of(kv);
+    p->meta.hash = p->value->meta.hash;
+    t->rev = kv->mod_revision;
+    return true;
+}
+
+/* Did it happen? A put: the key holds our bytes with a revision that is news. A delete: the key is gone. If
+ * not, and the pin holds, it may be sent once more. */
 static void reread_done(struct client_call *call)
 {
     struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
     const Etcdserverpb__RangeResponse *r = call->outcome == CLIENT_OK ? (const void *)call->reply : NULL;
+    const Mvccpb__KeyValue *kv = r && r->n_kvs == 1 ? r->kvs[0] : NULL;
+    struct put *p = t->pin_key.ptr ? put_of(t, t->pin_key) : t->n_puts ? &t->puts[0] : NULL;
     bool happened = false;
 
-    if (r && t->n_puts) {
-        struct put *p = &t->puts[0];
-        const Mvccpb__KeyValue *kv = r->n_kvs == 1 ? r->kvs[0] : NULL;
-
-        happened =
-            kv && kv->mod_revision > t->lease_doubt &&
-            slice_eq(slice_of(kv->value.data, kv->value.len), slice_of(p->value->bytes, p->value->meta.size));
-        if (happened) {
-            p->meta = meta_of(kv);
-            p->meta.hash = p->value->meta.hash;
-            t->rev = kv->mod_revision;
-        }
+    if (kv && t->pin_key.ptr && kv->mod_revision == t->pin_rev) {
+        t->sent_again = true;
+        txn_post(t);
+        return;
+    }
+    if (r && p) {
+        happened = put_happened(t, p, kv);
     } else if (r) {
-        happened = r->n_kvs == 0;
+        happened = kv == NULL;
         t->rev = happened && r->header ? r->header->revision : 0;
     }
     if (happened)
@@ -391,6 +428,10 @@ static void txn_answered(struct client_call *call)
     struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
     const Etcdserverpb__TxnResponse *r = (const void *)call->reply;
 
+    if (call->outcome == CLIENT_OK && !r->succeeded && t->sent_again) { /* perhaps it was we who changed it */
+        session_timer_set(&t->fs->session, &t->reread, 0);
+        return;
+    }
     if (call->outcome == CLIENT_OK) {
         t->rev = r->header ? r->header->revision : 0;
         if (r->succeeded)
@@ -410,6 +451,38 @@ static void txn_answered(struct client_call *call)
     txn_finish(t, client_errno(call, CLIENT_USE_WRITE));
 }
 
+static bool changes_key(const struct txn *t, struct slice key)
+{
+    for (unsigned i = 0; i < t->n_puts + t->n_deletes; i++)
+        if (slice_eq(key, i < t->n_puts ? t->puts[i].key : t->deletes[i - t->n_puts]))
+            return true;
+    return false;
+}
+
+static void find_pin(struct txn *t)
+{
+    for (size_t i = 0; i < t->req.n_compare && t->pin_key.ptr == NULL; i++) {
+        const Etcdserverpb__Compare *c = t->compares[i];
+        struct slice key = slice_of(c->key.data, c->key.len);
+
+        if (c->result == ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL && c->range_end.len == 0 &&
+            c->target == ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD && c->mod_revision > 0 &&
+            changes_key(t, key)) {
+            t->pin_key = key;
+            t->pin_rev = c->mod_revision;
+        }
+    }
+}
+
+static void txn_post(struct txn *t)
+{
+    int64_t left = t->deadline_ms - client_now_ms();
+
+    t->call = (struct client_call){.done = txn_answered};
+    client_start(t->fs->client, &t->call, CLIENT_TXN, &t->req.base,
+                 t->pin_key.ptr && left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
+}
+
 static void txn_send(struct gate *g, int err)
 {
     struct txn *t = (struct txn *)((char *)g - offsetof(struct txn, gate));
@@ -422,8 +495,8 @@ static void txn_send(struct gate *g, int err)
     client_get_health(t->fs->client, &h);
     t->lease_doubt = h.last_revision;
     tell_feed(t, true);
-    t->call = (struct client_call){.done = txn_answered};
-    client_start(t->fs->client, &t->call, CLIENT_TXN, &t->req.base, t->deadline_ms - client_now_ms());
+    find_pin(t);
+    txn_post(t);
 }
 
 static void txn_no_memory(struct timer *timer)
@@ -468,6 +541,11 @@ const struct key_meta *txn_put_meta(const struct txn *t, unsigned i)
 struct value *txn_current(const struct txn *t, unsigned i)
 {
     return i < t->n_current && t->current[i] ? value_ref(t->current[i]) : NULL;
+}
+
+int64_t txn_now_rev(const struct txn *t)
+{
+    return t->now_rev > 0 ? t->now_rev : 0;
 }
 
 const char *txn_text(const struct txn *t)

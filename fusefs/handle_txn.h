@@ -3,8 +3,8 @@
  *
  * Every change the mount makes is a struct txn: compares, operations, keys whose present state to tell on
  * refusal. Running it means: wait for a confirmed quorum (at most the grace of A.12), tell the feed which
- * keys are about to change, send once, and, should the outcome be unknown, read the first key that changes
- * until it shows the outcome or time is up (never send again).
+ * keys are about to change, send once, and, should the outcome be unknown, read the key that changes until it
+ * shows the outcome or time is up. Sent again is only what cannot take effect twice (handle_txn.c).
  *
  * Owner: the core thread. Memory: the txn copies keys and holds references to values; it frees itself after
  * done.
@@ -46,6 +46,9 @@ void txn_delete_range(struct txn *t, struct slice key, struct slice end);
 /* When the compares fail, tell what this key holds now (txn_current). */
 void txn_read_on_failure(struct txn *t, struct slice key);
 
+/* When the compares fail, tell which revision this key has now (txn_now_rev); instead of the above. */
+void txn_look_on_failure(struct txn *t, struct slice key);
+
 /* Bytes of the request as it stands. */
 size_t txn_size(const struct txn *t);
 /* Frees one that was not run. */
@@ -60,6 +63,8 @@ int64_t txn_rev(const struct txn *t);
 const struct key_meta *txn_put_meta(const struct txn *t, unsigned i);
 /* After -1: what the i-th key of txn_read_on_failure holds: a new reference, or NULL: absent. */
 struct value *txn_current(const struct txn *t, unsigned i);
+/* After -1: the revision of the key of txn_look_on_failure, 0: it is absent. */
+int64_t txn_now_rev(const struct txn *t);
 /* The server's words, or "". */
 const char *txn_text(const struct txn *t);
 

@@ -10,6 +10,9 @@
 #define CLIENT_CALLS_MAX 4096               /* calls that wait or are under way; beyond it NOT_SENT */
 #define CLIENT_RECV_BYTES (256u << 20)      /* one answer */
 #define CLIENT_TEXT_BYTES 256               /* of an error text that is kept */
+#define CLIENT_BEAT_MS 400                  /* with several endpoints: the current one is asked when quiet so long */
+#define CLIENT_SILENCE_MS 500               /* a beat unanswered for so long: the others are asked */
+#define CLIENT_DOUBT_MS 1000                /* none has proved a quorum for so long: in doubt */
 #define CLIENT_QUORUM_FRESH_MS 100          /* "a quorum confirmed within" (A.5) */
 #define CLIENT_KEEPALIVE_MS 10000           /* HTTP/2 ping on an idle connection; etcd allows one each 5 s */
 #define CLIENT_KEEPALIVE_TIMEOUT_MS 3000
@@ -57,6 +60,8 @@
 #define UNBORN_LOOK_MS 3
 #define HANDLE_EXTENTS_MAX 1024             /* pieces written in place that are kept apart; then they are joined */
 #define COMMIT_RETRIES 64                   /* rebasing on a value that others keep changing */
+#define COMMIT_ATTEMPT_MS 2000              /* then the outcome of one that can be sent again is looked at */
+#define COMMIT_PINNED_TRIES 3               /* a save that others keep overtaking is then made unconditionally */
 #define COMMIT_REREAD_MS 200                /* between two looks whether a commit of unknown outcome arrived */
 #define CODEC_KEY_MAX (1u << 20)              /* of a key that a renamed directory makes */
 #define REQUEST_OVERHEAD_BYTES 512          /* of a save's Txn beside its key (twice) and value */

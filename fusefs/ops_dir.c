@@ -422,24 +422,49 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 /* ---- unlink
  * ---------------------------------------------------------------------------------------------- */
 
+static void unlink_run(struct op *op, int64_t known_rev);
+
 static void unlink_done(struct txn *t, void *arg, int err)
 {
     struct op *op = arg;
 
     (void)t;
+    if (err == -1 && op->off == 0) { /* it is gone, or was changed: whatever it is now */
+        op->off = 1;
+        unlink_run(op, 0);
+        return;
+    }
     if (err == 0)
         handles_orphan(op->node);
     op_err(op, err == -1 ? ENOENT : err);
     op_free(op);
 }
 
-static void unlink_resume(struct op *op)
+/* known_rev: so that it can be sent again if its outcome stays unknown; 0: it is deleted as it is. */
+static void unlink_run(struct op *op, int64_t known_rev)
 {
     struct fs *fs = op->fs;
-    struct txn *t;
+    struct txn *t = txn_new(fs, unlink_done, op);
     uint8_t *key = NULL;
     size_t len = 0;
 
+    if (t == NULL || node_key(fs->tree, op->node, &key, &len) != 0) {
+        txn_cancel(t);
+        op_err(op, ENOMEM);
+        op_free(op);
+        return;
+    }
+    if (known_rev)
+        txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, known_rev);
+    else
+        txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_GREATER, 0);
+    txn_delete(t, slice_of(key, len));
+    txn_run(t);
+    free(key);
+}
+
+static void unlink_resume(struct op *op)
+{
     if (!op->node->present) { /* only being created, by handles here: they publish nothing any more */
         int err = node_visible(op->node) ? 0 : ENOENT;
 
@@ -448,17 +473,7 @@ static void unlink_resume(struct op *op)
         op_free(op);
         return;
     }
-    t = txn_new(fs, unlink_done, op);
-    if (t == NULL || node_key(fs->tree, op->node, &key, &len) != 0) {
-        txn_cancel(t);
-        op_err(op, ENOMEM);
-        op_free(op);
-        return;
-    }
-    txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_GREATER, 0);
-    txn_delete(t, slice_of(key, len));
-    txn_run(t);
-    free(key);
+    unlink_run(op, op->node->meta.mod_rev);
 }
 
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)

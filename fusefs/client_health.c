@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* client_health.c - which endpoint calls go to, and whether a quorum stands behind it.
+ *
+ * One endpoint is current: calls and streams go to it. With several, it is watched over:
+ *
+ *     its connection breaks ................................. left at once for a usable one
+ *     it says nothing for CLIENT_SILENCE_MS though asked .... \
+ *     it knows no leader, or calls fail or hang ............... } in question: all are asked to prove a quorum;
+ *     somebody waited too long (client_suspect) ............. /  another that does is used, if this one does not
+ *     none proves one for CLIENT_DOUBT_MS ................... in doubt: reads are marked, changes wait (A.12)
+ *
+ * Asked means a beat: Maintenance.Status, when nothing came from it for CLIENT_BEAT_MS. An endpoint is usable
+ * when it has answered one since it was connected, is of the cluster that the first one was of, and no
+ * learner. Whoever is left loses its streams (the watch is opened anew elsewhere, from the revision it had
+ * come to) and its calls: those that only read are sent again, the outcome of others is unknown.
+ *
+ * With one endpoint there is no beat and no choice: what speaks against it is doubt.
+ */
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "client_private.h"
+
+#define TICK_MS         100
+#define BEAT_TIMEOUT_MS 2000
+#define PROBE_ONE_MS    2000 /* the only endpoint may take longer */
+#define PROBE_MS        1000
+#define FIRST_WAIT_MS   300
+
+int64_t client_now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_BOOTTIME, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+struct endpoint *client_current(struct client *c)
+{
+    return &c->endpoints[c->current];
+}
+
+bool endpoint_usable(const struct endpoint *e)
+{
+    if (e->client->n_endpoints == 1)
+        return endpoint_connected(e);
+    return endpoint_connected(e) && e->verified && !e->foreign && !e->learner;
+}
+
+/* ---- the timer ------------------------------------------------------------------------ */
+
+static void timer_set(struct client *c, int64_t ms)
+{
+    struct itimerspec spec = {.it_value = {ms / 1000, ms % 1000 * 1000000},
+                              .it_interval = {ms / 1000, ms % 1000 * 1000000}};
+
+    if (ms == c->timer_ms)
+        return;
+    timerfd_settime(c->timer_fd, 0, &spec, NULL);
+    c->timer_ms = ms;
+    c->tick_ms = client_now_ms() + ms;
+}
+
+void client_timer_fast(struct client *c)
+{
+    timer_set(c, TICK_MS);
+}
+
+static bool is_waiting(const struct client *c)
+{
+    bool waits = c->waiting || c->health.in_doubt || c->check_since_ms;
+
+    for (unsigned i = 0; i < c->n_endpoints; i++)
+        waits = waits || c->endpoints[i].beat.op;
+    return waits;
+}
+
+/* ---- what is known ------------------------------------------------------------------------ */
+
+/* Every response's first field is the header, but for the few without one. */
+static const Etcdserverpb__ResponseHeader *header_of(const ProtobufCMessage *msg)
+{
+    if (msg == NULL || msg->descriptor->n_fields == 0 ||
+        msg->descriptor->fields[0].descriptor != &etcdserverpb__response_header__descriptor)
+        return NULL;
+    return *(Etcdserverpb__ResponseHeader *const *)((const char *)msg + msg->descriptor->fields[0].offset);
+}
+
+void client_note_header(struct client *c, const ProtobufCMessage *msg)
+{
+    const Etcdserverpb__ResponseHeader *h = header_of(msg);
+
+    if (h == NULL)
+        return;
+    c->health.cluster_id = h->cluster_id;
+    c->health.member_id = h->member_id;
+    c->health.raft_term = h->raft_term;
+    if (h->revision > c->health.last_revision)
+        c->health.last_revision = h->revision;
+}
+
+static void check_start(struct client *c)
+{
+    if (c->check_since_ms == 0)
+        c->check_since_ms = client_now_ms();
+    client_timer_fast(c);
+}
+
+void client_note_doubt(struct client *c)
+{
+    check_start(c);
+    if (!c->health.in_doubt) {
+        c->health.in_doubt = true;
+        c->health.lost_ms = c->check_since_ms;
+    }
+}
+
+void client_note_quorum(struct client *c)
+{
+    c->health.quorum_ms = client_now_ms();
+    c->health.in_doubt = false;
+    c->health.lost_ms = 0;
+    c->check_since_ms = 0;
+}
+
+void client_question(struct client *c, struct endpoint *e)
+{
+    if (e != client_current(c))
+        return;
+    if (c->n_endpoints == 1)
+        client_note_doubt(c);
+    else
+        check_start(c);
+}
+
+void client_suspect(struct client *c)
+{
+    client_note_doubt(c);
+}
+
+void client_heard(struct endpoint *e)
+{
+    e->heard_ms = client_now_ms();
+}
+
+/* ---- choosing ----------------------------------------------------------------------------- */
+
+static bool is_silent(const struct endpoint *e)
+{
+    return e->beat.op && e->heard_ms < e->beat_ms && client_now_ms() - e->beat_ms >= CLIENT_SILENCE_MS;
+}
+
+static bool is_sound(const struct endpoint *e)
+{
+    return endpoint_usable(e) && !e->no_leader && !is_silent(e);
+}
+
+/* What is under way at the endpoint that was left is to be asked again elsewhere, or to be found out. */
+static void leave(struct client *c, const struct endpoint *e)
+{
+    for (struct client_op *op = c->running; op; op = op->next)
+        if (op->endpoint == e && op->only == NULL && !op->moved) {
+            op->moved = true;
+            grpc_call_cancel(op->gcall, NULL);
+        }
+}
+
+static void switch_to(struct client *c, struct endpoint *e)
+{
+    struct endpoint *old = client_current(c);
+
+    if (e == old)
+        return;
+    c->current = (unsigned)(e - c->endpoints);
+    c->health.failovers_total++;
+    leave(c, old);
+}
+
+/* A usable endpoint other than the current one: a sound one if there is, else any. */
+static struct endpoint *other_usable(struct client *c)
+{
+    struct endpoint *found = NULL;
+
+    for (unsigned i = 1; i < c->n_endpoints; i++) {
+        struct endpoint *e = &c->endpoints[(c->current + i) % c->n_endpoints];
+
+        if (is_sound(e))
+            return e;
+        if (found == NULL && endpoint_usable(e))
+            found = e;
+    }
+    return found;
+}
+
+/* The current endpoint cannot be used: the next one, unproven; it has to prove itself. At the start the first
+ * named is given a moment. */
+static void replace_current(struct client *c)
+{
+    bool connecting = client_current(c)->state != GRPC_CHANNEL_TRANSIENT_FAILURE &&
+                      client_now_ms() < c->opened_ms + FIRST_WAIT_MS;
+    struct endpoint *e = connecting ? NULL : other_usable(c);
+
+    if (e) {
+        switch_to(c, e);
+        check_start(c);
+    } else
+        client_note_doubt(c);
+}
+
+/* While the current endpoint is in question: has another one proved what it has not? */
+static void decide(struct client *c)
+{
+    struct endpoint *current = client_current(c);
+    int64_t now = client_now_ms(), age = now - c->check_since_ms;
+
+    if (c->check_since_ms == 0)
+        return;
+    for (unsigned i = 1; i < c->n_endpoints && (age >= TICK_MS || !is_sound(current)); i++) {
+        struct endpoint *e = &c->endpoints[(c->current + i) % c->n_endpoints];
+
+        if (endpoint_usable(e) && e->proved_ms >= c->check_since_ms) {
+            switch_to(c, e);
+            client_note_quorum(c);
+            client_run_waiting(c);
+            return;
+        }
+    }
+    if (age >= CLIENT_DOUBT_MS)
+        client_note_doubt(c);
+}
+
+/* ---- probes --------------------------------------------------------------------------------- */
+
+static void confirm_request(Etcdserverpb__RangeRequest *req)
+{
+    static const uint8_t key[1] = {0};
+
+    etcdserverpb__range_request__init(req);
+    req->key = (ProtobufCBinaryData){1, (uint8_t *)key};
+    req->count_only = true;
+}
+
+void client_confirm(struct client *c, struct client_call *call, int64_t timeout_ms)
+{
+    Etcdserverpb__RangeRequest req;
+
+    confirm_request(&req);
+    client_start(c, call, CLIENT_RANGE, &req.base, timeout_ms);
+}
+
+static void probe_done(struct client_call *call)
+{
+    struct endpoint *e = (struct endpoint *)((char *)call - offsetof(struct endpoint, probe));
+    struct client *c = e->client;
+
+    if (call->outcome != CLIENT_OK &&
+        client_errno(call, CLIENT_USE_READ) != EACCES) /* which it read to say so */
+        return;
+    e->proved_ms = client_now_ms();
+    if (e == client_current(c))
+        client_note_quorum(c);
+    else
+        decide(c);
+}
+
+static void probe_all(struct client *c)
+{
+    Etcdserverpb__RangeRequest req;
+
+    confirm_request(&req);
+    for (unsigned i = 0; i < c->n_endpoints; i++) {
+        struct endpoint *e = &c->endpoints[i];
+
+        if (endpoint_usable(e) && e->probe.op == NULL) {
+            e->probe.done = probe_done;
+            client_start_only(c, &e->probe, CLIENT_RANGE, &req.base,
+                              c->n_endpoints > 1 ? PROBE_MS : PROBE_ONE_MS, e);
+        }
+    }
+}
+
+/* ---- beats ------------------------------------------------------------------------------------ */
+
+static void beat_done(struct client_call *call)
+{
+    struct endpoint *e = (struct endpoint *)((char *)call - offsetof(struct endpoint, beat));
+    const Etcdserverpb__StatusResponse *r = (const Etcdserverpb__StatusResponse *)call->reply;
+    struct client *c = e->client;
+
+    if (call->outcome == CLIENT_UNKNOWN || call->outcome == CLIENT_NOT_SENT)
+        return;
+    e->verified = endpoint_connected(e);
+    if (call->outcome == CLIENT_OK && r->header) {
+        if (c->cluster_id == 0)
+            c->cluster_id = r->header->cluster_id;
+        e->foreign = r->header->cluster_id != c->cluster_id;
+        e->no_leader = r->leader == 0;
+        e->learner = r->islearner;
+    }
+    if (!endpoint_usable(client_current(c)))
+        replace_current(c);
+    else if (!is_sound(client_current(c)))
+        check_start(c);
+    client_run_waiting(c);
+}
+
+static void beat_send(struct endpoint *e)
+{
+    Etcdserverpb__StatusRequest req = ETCDSERVERPB__STATUS_REQUEST__INIT;
+
+    e->beat_ms = client_now_ms();
+    e->beat.done = beat_done;
+    client_start_only(e->client, &e->beat, CLIENT_STATUS, &req.base, BEAT_TIMEOUT_MS, e);
+}
+
+/* Those that are not known yet, and the current one when it has been quiet. */
+static void beats(struct client *c)
+{
+    int64_t now = client_now_ms();
+
+    for (unsigned i = 0; i < c->n_endpoints; i++) {
+        struct endpoint *e = &c->endpoints[i];
+        bool wanted =
+            !e->verified || c->check_since_ms || (i == c->current && now - e->heard_ms >= CLIENT_BEAT_MS);
+
+        if (endpoint_connected(e) && e->beat.op == NULL && wanted)
+            beat_send(e);
+    }
+    if (!endpoint_usable(client_current(c)))
+        replace_current(c);
+    else if (is_silent(client_current(c)))
+        check_start(c);
+}
+
+/* ---- what happens --------------------------------------------------------------------------------- */
+
+void client_endpoint_changed(struct client *c, struct endpoint *e)
+{
+    e->verified = false;
+    if (endpoint_connected(e) && c->n_endpoints > 1 && e->beat.op == NULL)
+        beat_send(e);
+    if (e != client_current(c) || endpoint_usable(e))
+        return;
+    if (c->n_endpoints > 1)
+        replace_current(c);
+    else
+        client_note_doubt(c);
+}
+
+void client_health_init(struct client *c)
+{
+    c->opened_ms = client_now_ms();
+    client_note_doubt(c);
+}
+
+void client_tick(struct client *c)
+{
+    uint64_t times;
+
+    (void)!read(c->timer_fd, &times, sizeof times); /* nothing to read: fine */
+    c->tick_ms = client_now_ms() + c->timer_ms;
+    client_run_waiting(c);
+    if (c->n_endpoints > 1)
+        beats(c);
+    if (c->check_since_ms)
+        probe_all(c);
+    if (c->n_endpoints > 1)
+        decide(c);
+    timer_set(c, is_waiting(c) ? TICK_MS : c->n_endpoints > 1 ? CLIENT_BEAT_MS : 0);
+}
+
+/* ---- for the owner ---------------------------------------------------------------------------------- */
+
+void client_get_health(const struct client *c, struct client_health *ret_health)
+{
+    *ret_health = c->health;
+    ret_health->connected = endpoint_usable(&c->endpoints[c->current]);
+    ret_health->in_doubt = c->health.in_doubt || !ret_health->connected;
+    ret_health->endpoint = c->endpoints[c->current].name;
+    ret_health->n_endpoints = c->n_endpoints;
+    ret_health->calls = c->n_ops;
+}
+
+const char *client_endpoint_state(const struct client *c, unsigned i, const char **ret_name)
+{
+    const struct endpoint *e = &c->endpoints[i];
+
+    *ret_name = e->name;
+    return !endpoint_connected(e) ? "not connected"
+           : c->n_endpoints == 1  ? "connected"
+           : !e->verified         ? "not heard of"
+           : e->foreign           ? "of another cluster"
+           : e->learner           ? "a learner"
+           : is_silent(e)         ? "silent"
+           : e->no_leader         ? "without a leader"
+                                  : "connected";
+}
+
+bool client_quorum_fresh(const struct client *c)
+{
+    return !c->health.in_doubt && c->health.quorum_ms &&
+           client_now_ms() - c->health.quorum_ms <= CLIENT_QUORUM_FRESH_MS;
+}

@@ -1,0 +1,215 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Proves: a mount of three members' endpoints goes on when the one in use is killed, stopped or removed, and through the election
+# after the leader's end: reads never fail, saves fail at most for the few that were under way, each event comes once and in order.
+# Without a quorum reads go on and are marked, saves end with EROFS after the grace, and nothing hangs; all of it heals by itself.
+# The times that it takes are printed; on an idle machine moving takes some milliseconds after a kill, about a second after a stop.
+# shellcheck source=tests/e2e/mount_lib.sh
+. "$(dirname "$0")/mount_lib.sh"
+
+MEMBERS="1 2 3"
+declare -A MEMBER_PID
+STOPPED=''
+GRACE=4
+
+client_port() { echo $((PORT + 2 * $1)); }
+peer_port() { echo $((PORT + 2 * $1 + 1)); }
+url() { echo "http://127.0.0.1:$1"; }
+initial() { local i s=; for i in $MEMBERS; do s=$s${s:+,}m$i=$(url "$(peer_port "$i")"); done; echo "$s"; }
+endpoints() { local i s=; for i in ${*:-$MEMBERS}; do s=$s${s:+,}127.0.0.1:$(client_port "$i"); done; echo "$s"; }
+
+member_start() { # MEMBER [new|existing]
+    local program=$CAIRND c
+    c=$(url "$(client_port "$1")")
+    [ "$B" = etcd ] && program=$(command -v etcd)
+    "$program" --name "m$1" --data-dir "$T/m$1" --listen-client-urls "$c" --advertise-client-urls "$c" \
+        --listen-peer-urls "$(url "$(peer_port "$1")")" --initial-advertise-peer-urls "$(url "$(peer_port "$1")")" \
+        --initial-cluster "$(initial)" --initial-cluster-token mount --initial-cluster-state "${2:-new}" >>"$T/m$1.log" 2>&1 &
+    MEMBER_PID[$1]=$!
+    disown "${MEMBER_PID[$1]}"
+}
+member_kill() { kill -9 "${MEMBER_PID[$1]}"; await 5 not_running "${MEMBER_PID[$1]}"; unset "MEMBER_PID[$1]"; }
+member_stop() { kill -STOP "${MEMBER_PID[$1]}"; STOPPED="$STOPPED ${MEMBER_PID[$1]}"; }
+member_cont() { kill -CONT "${MEMBER_PID[$1]}"; }
+healthy() { timeout 5 etcdctl --endpoints="$(endpoints "$1")" endpoint health >/dev/null 2>&1; }
+all_healthy() { local i; for i in $MEMBERS; do await "${1:-30}" healthy "$i" || { echo "member $i is not well"; tail -n 5 "$T/m$i.log"; return 1; }; done; }
+# leader: which member it is, asked of those that answer
+leader() {
+    local i
+    for i in $MEMBERS; do
+        timeout 3 etcdctl --endpoints="$(endpoints "$i")" endpoint status -w fields 2>/dev/null |
+            awk -F' : ' '$1 == "\"MemberID\"" { m = $2 } $1 == "\"Leader\"" { l = $2 } END { exit !(m == l && l != 0 && l != "") }' && { echo "$i"; return; }
+    done
+    return 1
+}
+in_use() { # which member the mount talks to
+    local p
+    p=$(sed -n 's/^  "endpoint":"127.0.0.1:\([0-9]*\)",$/\1/p' "$M/.etcd/status")
+    echo $(((p - PORT) / 2))
+}
+is_in_use() { [ "$(in_use)" = "$1" ] && grep -q "\"quorum\": true" "$M/.etcd/status" && grep -q "\"standing\": true" "$M/.etcd/status"; }
+moved_from() { [ "$(in_use)" != "$1" ] && is_in_use "$(in_use)"; }
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
+other_than() { local i; for i in $MEMBERS; do [ "$i" != "$1" ] && [ "$i" != "${2:-}" ] && { echo "$i"; return; }; done; }
+version() { timeout 10 etcdctl --endpoints="$(endpoints)" get c/save -w fields | sed -n 's/^"Version" : //p'; }
+
+# The mount uses member N: a new mount with N's endpoint first.
+use() {
+    [ "$(in_use)" = "$1" ] && return
+    umount "$M" || umount -l "$M"
+    mount_at "$M" "grace=$GRACE" "$(endpoints "$1" "$(other_than "$1")" "$(other_than "$1" "$(other_than "$1")")")" &&
+        { await 10 is_in_use "$1" || { cat "$M/.etcd/status"; return 1; }; } && cat "$M/c/read" >/dev/null
+}
+work_start() {
+    rm -f "$T/stop"
+    VERSION=$(version)
+    timeout 120 python3 tests/e2e/mount_cluster.py "$M" "$T/stop" >"$T/work" 2>"$T/work.err" &
+    WORK=$!
+    await 10 eval '[ "$(version)" -gt "${VERSION:-0}" ]'
+}
+work_field() { sed -n "s/.*\"$1\": \([0-9]*\|{[^}]*}\)[,}].*/\1/p" "$T/work"; }
+# work_ends FAILURES: the work stops; at most so many saves failed, none as if the store were read-only.
+work_ends() {
+    touch "$T/stop"
+    wait $WORK || { cat "$T/work.err"; return 1; }
+    echo "#   $CHECK: $(cat "$T/work")" >&3
+    same "$(work_field read_errors)" "{}" || return 1
+    case "$(work_field save_errors)" in
+    "{}") ;;
+    *ETIMEDOUT*) [ "$(work_field save_errors | grep -o '[0-9]*' | tail -n 1)" -le "$1" ] && ! work_field save_errors | grep -q "EROFS\|EIO" || return 1 ;;
+    *) return 1 ;;
+    esac
+    same "$(work_field twice) $(work_field backwards)" "0 0" && same "$(work_field events)" "$(($(version) - ${VERSION:-0}))"
+}
+# moves_away MEMBER SECONDS: until the mount uses another; prints how long that took.
+moves_away() {
+    local t
+    t=$(now_ms)
+    await "$2" moved_from "$1" || { cat "$M/.etcd/status"; return 1; }
+    echo "#   $CHECK: moved to another within $(($(now_ms) - t)) ms" >&3
+}
+
+follower() { local l i; l=$(leader) && i=$(other_than "$l") && echo "$i"; }
+killed_in_use() {
+    local n
+    n=$(follower) && use "$n" && work_start || return 1
+    member_kill "$n" && moves_away "$n" 10 && await 10 eval 'timeout 5 sh -c "echo 1 >$M/c/after"' && work_ends 1
+    local rc=$?
+    member_start "$n" && all_healthy && return $rc
+}
+killed_leader() { # not the one in use
+    local l n
+    l=$(leader) && n=$(other_than "$l") && use "$n" && work_start || return 1
+    member_kill "$l" && await 20 eval 'timeout 15 sh -c "echo 2 >$M/c/after"' && work_ends 2
+    local rc=$?
+    member_start "$l" && all_healthy && return $rc
+}
+killed_leader_in_use() {
+    local l
+    l=$(leader) && use "$l" && work_start || return 1
+    member_kill "$l" && moves_away "$l" 20 && await 20 eval 'timeout 15 sh -c "echo 3 >$M/c/after"' && work_ends 2
+    local rc=$?
+    member_start "$l" && all_healthy && return $rc
+}
+stopped_in_use() {
+    local n
+    n=$(follower) && use "$n" && work_start || return 1
+    member_stop "$n"
+    moves_away "$n" 10 && await 10 eval 'timeout 15 sh -c "echo 4 >$M/c/after"' && work_ends 1
+    local rc=$?
+    member_cont "$n" && all_healthy && return $rc
+}
+stopped_leader_in_use() {
+    local l
+    l=$(leader) && use "$l" && work_start || return 1
+    member_stop "$l"
+    moves_away "$l" 20 && await 20 eval 'timeout 15 sh -c "echo 5 >$M/c/after"' && work_ends 2
+    local rc=$?
+    member_cont "$l" && all_healthy && return $rc
+}
+# What was left comes back and is used again, when the other one in use goes.
+used_again() {
+    local a b c
+    a=$(follower) && use "$a" && member_kill "$a" && await 10 moved_from "$a" && b=$(in_use) && c=$(other_than "$a" "$b") || return 1
+    member_start "$a" && all_healthy && member_stop "$c" || return 1
+    await 15 eval 'grep -q "127.0.0.1:$(client_port '"$a"')\":\"connected" "$M/.etcd/status"' && member_kill "$b"
+    member_cont "$c"
+    await 20 moved_from "$b" && await 20 eval 'timeout 15 sh -c "echo 6 >$M/c/after"'
+    local rc=$?
+    member_start "$b" && all_healthy && return $rc
+}
+no_quorum() {
+    local n t a b rc=0
+    n=$(follower) && use "$n" && a=$(other_than "$n") && b=$(other_than "$n" "$a") && cat "$M"/c/* >/dev/null || return 1
+    member_kill "$a" && member_kill "$b"
+    await 20 grep -q '"quorum": false' "$M/.etcd/status" || rc=1
+    t=$(now_ms)
+    for i in 1 2 3 4 5; do same "$(timeout 5 cat "$M/c/read")" "still here" || rc=1; done
+    [ $(($(now_ms) - t)) -lt 4000 ] || { echo "five reads took $(($(now_ms) - t)) ms"; rc=1; }
+    same "$(getfattr --only-values -n user.etcd.stale "$M/c/read")" 1 || rc=1
+    timeout 5 ls -l "$M/c" | grep -q read || rc=1
+    t=$(now_ms)
+    timeout $((GRACE + 15)) python3 -c 'import errno, sys
+try:
+    open(sys.argv[1], "w").write("x")
+except OSError as e: sys.exit(e.errno != errno.EROFS)
+sys.exit(2)' "$M/c/nobody" || { echo "a save did not end with EROFS: $?"; rc=1; }
+    echo "#   $CHECK: a save was refused after $(($(now_ms) - t)) ms (grace $GRACE s)" >&3
+    timeout 10 mkdir "$M/c/none" && { echo "mkdir without a quorum"; rc=1; }
+    member_start "$a"
+    await 30 eval 'timeout 15 sh -c "echo 7 >$M/c/after"' && await 10 grep -q '"quorum": true' "$M/.etcd/status" || rc=1
+    same "$(getfattr --only-values -n user.etcd.stale "$M/c/read")" 0 || rc=1
+    member_start "$b" && all_healthy && return $rc
+}
+removed() { # the one in use is no member any more
+    local n id
+    n=$(follower) && use "$n" || return 1
+    id=$(timeout 5 etcdctl --endpoints="$(endpoints)" member list | sed -n "s/^\([0-9a-f]*\), .*, m$n, .*/\1/p")
+    # etcd wants to have seen all members for some seconds first.
+    work_start && await 30 timeout 10 etcdctl --endpoints="$(endpoints "$(leader)")" member remove "$id" || return 1
+    moves_away "$n" 20 && await 10 eval 'timeout 15 sh -c "echo 8 >$M/c/after"' && work_ends 1
+}
+
+check() { CHECK=$1; shift; { set -x; "$@"; local rc=$?; set +x; } 3>&1 >"$T/check.out" 2>&1; if [ $rc = 0 ]; then say_ok "$CHECK"; else say_bad "$CHECK"; sed 's/^/#   /' "$T/check.out" | grep -v '+ await\|+ local\|+ shift\|+ sleep\|+ is_in_use\|+ moved_from\|+ .\[. [0-9]* -lt' | tail -n 40 | cut -c1-300; fi; }
+
+cluster_cleanup() {
+    local i
+    for i in $STOPPED; do kill -CONT "$i" 2>/dev/null; done
+    for i in "${MEMBER_PID[@]}"; do kill -9 "$i" 2>/dev/null; done
+    MEMBER_PID=() STOPPED=''
+    cleanup
+}
+
+run() {
+    local i
+    for i in $MEMBERS; do member_start "$i"; done
+    if [ "$B" = cairnd ] && ! await 20 healthy 1; then
+        echo "# cairnd: no cluster came up, nothing tested: $(tail -n 1 "$T/m1.log")"
+        return
+    fi
+    all_healthy && timeout 10 etcdctl --endpoints="$(endpoints)" put c/read "still here" >/dev/null && mount_at "$M" "grace=$GRACE" "$(endpoints)" ||
+        { say_bad "starting"; return; }
+    printf 'still here' >"$M/c/read" && same "$(cat "$M/c/read")" "still here" || { say_bad "a first save"; return; }
+    check "the endpoint in use is killed" killed_in_use
+    check "the leader is killed" killed_leader
+    check "the leader is killed, and is the endpoint in use" killed_leader_in_use
+    check "the endpoint in use is stopped" stopped_in_use
+    check "the leader is stopped, and is the endpoint in use" stopped_leader_in_use
+    check "what came back is used again" used_again
+    check "no quorum: reads go on, saves are refused after the grace, and it heals" no_quorum
+    check "the member in use is removed" removed
+}
+
+[ -c /dev/fuse ] && [ "$(id -u)" = 0 ] || { echo "needs root and /dev/fuse"; exit 77; }
+command -v etcdctl >/dev/null || { echo "needs etcdctl"; exit 77; }
+trap cluster_cleanup EXIT
+trap 'exit 1' INT TERM
+for B in ${BACKEND:-$([ -x "$CAIRND" ] && echo cairnd) $(command -v etcd >/dev/null && echo etcd)}; do
+    T=$(mktemp -d "$PWD/$O/mount-test.XXXXXX")
+    M=$T.mnt
+    PORT=$(free_port)
+    mkdir -p "$M"
+    run
+    cluster_cleanup
+done
+exit $FAILED
