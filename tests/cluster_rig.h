@@ -62,7 +62,8 @@ static struct cr {
     struct cr_rng rng;
     int n;
     struct cr_member member[CR_MEMBERS + 1]; /* by id, from 1 */
-    bool cut[CR_MEMBERS + 1][CR_MEMBERS + 1]; /* from, to */
+    bool cut[CR_MEMBERS + 1][CR_MEMBERS + 1]; /* from, to: lost */
+    bool held[CR_MEMBERS + 1][CR_MEMBERS + 1]; /* the same: on its way until the link is whole again */
     struct cr_wire *wire, **wire_end;
     uint64_t sent;                /* messages in all */
     unsigned twice;               /* every so manieth message arrives twice; 0: none */
@@ -139,19 +140,25 @@ static void cr_send(struct transport *t, struct peer_msg *m)
     }
 }
 
-/* Everything that is on its way now arrives, or is lost. False: there was nothing. */
+/* Everything that is on its way now arrives, or is lost. False: nothing moved. */
 static inline bool cr_deliver(void)
 {
     struct cr_wire *w = cr.wire, *next;
+    bool moved = false;
 
     cr.wire = NULL;
     cr.wire_end = &cr.wire;
-    if (w == NULL)
-        return false;
     for (; w; w = next) {
         struct peer_msg *m;
 
         next = w->next;
+        if (cr.held[w->from][w->to]) {
+            w->next = NULL;
+            *cr.wire_end = w;
+            cr.wire_end = &w->next;
+            continue;
+        }
+        moved = true;
         REQUIRE(w->to >= 1 && w->to <= CR_MEMBERS);
         if (!cr.cut[w->from][w->to] && cr.member[w->to].up) {
             REQUIRE(peer_msg_decode(slice_of(w->bytes, w->n), &m) == 0);
@@ -161,7 +168,7 @@ static inline bool cr_deliver(void)
         }
         free(w);
     }
-    return true;
+    return moved;
 }
 
 /* ---- members ------------------------------------------------------------------------------------------- */

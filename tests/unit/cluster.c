@@ -186,6 +186,50 @@ static void a_leader_that_is_cut_off(void)
     cr_free();
 }
 
+static int transfers_done;
+
+static void transfer_done(struct transfer_wait *w)
+{
+    (void)w;
+    transfers_done++;
+}
+
+static void hand_over(int to)
+{
+    struct transfer_wait w = {.member = (uint64_t)to, .done = transfer_done};
+    int before = transfers_done;
+
+    turn_transfer(cr.member[cr_leader()].turn, &w);
+    cr_run(300);
+    REQUIRE(transfers_done == before + 1);
+    REQUIRE(w.err == 0 && cr_leader() == to);
+}
+
+/* A write on its way to a leader of old, who leads again when it arrives: it has been made by way of another meanwhile. */
+static void a_write_that_comes_late(void)
+{
+    int a, b, f;
+
+    cr_new(3, 14);
+    a = cr_await_leader();
+    f = a % 3 + 1;
+    b = f % 3 + 1;
+    cr.held[f][a] = true;
+    cr_put_key(f, &calls[0], 1);
+    cr_run(100);
+    CHECK(calls[0].answers == 0);
+    hand_over(b);
+    CHECK(answered(0, 1) == 1);
+    CHECK(cr_versions(f, 1) == 1);
+    hand_over(a);
+    cr.held[f][a] = false;
+    cr_run(300);
+    for (int i = 1; i <= 3; i++)
+        CHECK(cr_versions(i, 1) == 1);
+    cr_check_equal();
+    cr_free();
+}
+
 static void suspicion_is_faster_than_time(void)
 {
     int leader;
@@ -209,14 +253,6 @@ static void suspicion_is_faster_than_time(void)
 }
 
 /* ---- transfers ------------------------------------------------------------------------------------------------ */
-
-static int transfers_done;
-
-static void transfer_done(struct transfer_wait *w)
-{
-    (void)w;
-    transfers_done++;
-}
 
 static void leadership_is_handed_over(void)
 {
@@ -412,22 +448,54 @@ static void renewed_leases_live(void)
 {
     cr_new(3, 11);
     (void)cr_await_leader();
-    grant(1, 5, 6);
-    for (int round = 0; round < 20; round++) {
+    grant(1, 5, 12);
+    for (int round = 0; round < 12; round++) {
         struct lease_ask a = ask(round % 3 + 1, 5, true);
 
-        CHECK(a.err == 0 && a.ttl_s == 6);
+        CHECK(a.err == 0 && a.ttl_s == 12);
         if (round % 2) {
-            struct transfer_wait w = {.done = transfer_done};
-
-            turn_transfer(cr.member[cr_await_leader()].turn, &w);
-            cr_run(2000);
+            hand_over(cr_await_leader() % 3 + 1);
+            cr_run(8000);
         } else {
-            cr_run(round % 4 ? 2000 : 5000); /* beyond its first checkpoint */
+            cr_run(10500); /* beyond its first checkpoint */
         }
         CHECK(lease_is_there(5));
     }
-    cr_run(6000 + 4000);
+    cr_run(12000 + 4000);
+    CHECK(!lease_is_there(5));
+    cr_check_equal();
+    cr_free();
+}
+
+/* A leader that is cut off renews until it notices: what it has promised holds with the next one. */
+static void the_last_promise_holds(void)
+{
+    uint64_t promised = 0;
+    int leader;
+
+    cr_new(3, 15);
+    leader = cr_await_leader();
+    grant(1, 5, 10);
+    cr_run(500);
+    cr_partition(1u << leader);
+    for (int i = 1; i <= 3; i++)
+        if (i != leader)
+            turn_suspect(cr.member[i].turn, (uint64_t)leader);
+    for (int i = 0; i < 300; i++) {
+        int64_t ttl_s;
+
+        if (lease_renew(cr.member[leader].leases, 5, &ttl_s) == 0)
+            promised = cr.clock.ms + 10000;
+        cr_run(10);
+    }
+    printf("# renewed for %d ms after it was cut off\n", (int)(promised - 10000 - (cr.clock.ms - 3000)));
+    REQUIRE(promised > cr.clock.ms);
+    cr_run(promised - cr.clock.ms);
+    for (int i = 1; i <= 3; i++)
+        CHECK(lease_exists(cr.member[i].leases, 5));
+    cr_run(3000);
+    cr_partition(0);
+    cr_run(3000);
     CHECK(!lease_is_there(5));
     cr_check_equal();
     cr_free();
@@ -473,12 +541,14 @@ int main(void)
     TEST(reads_survive_the_leader);
     TEST(the_leader_is_killed);
     TEST(a_leader_that_is_cut_off);
+    TEST(a_write_that_comes_late);
     TEST(suspicion_is_faster_than_time);
     TEST(leadership_is_handed_over);
     TEST(a_leader_whose_disk_hangs);
     TEST(leases_at_any_member);
     TEST(ttl_survives_leaders);
     TEST(renewed_leases_live);
+    TEST(the_last_promise_holds);
     TEST(configurations_change_one_by_one);
     return tap_done();
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: the account refuses beyond its entries and beyond its bytes and takes again after a give; a request id is
  * claimed by exactly one of many threads; an id of another boot, or used before, claims nothing; only proposals the
- * turn has taken expire. */
+ * turn has taken expire, and only those are retaken that were sent by the message that is refused, or in an older term. */
 #include "daemon/limits.h"
 #include "daemon/proposal.h"
 #include "daemon/seam.h"
@@ -94,6 +94,40 @@ static void expiry(void)
     account_free(a);
 }
 
+/* 0, 1: appended here in terms 5 and 6; 2, 3: sent in term 5 and 6 by messages 7 and 8; 4: waits. */
+static void retaking(void)
+{
+    struct account *a = account_new(10, 100, 7);
+    struct proposal *q;
+    int n = 0;
+
+    REQUIRE(a != NULL);
+    for (int i = 0; i < 5; i++) {
+        REQUIRE(account_take(a, &p[i], 1) == 0);
+        if (i < 4)
+            proposal_taken(&p[i], i % 2 ? 6 : 5, i < 2 ? 0 : (uint64_t)i + 5);
+    }
+    CHECK(account_retake(a, p[2].request_id, 8) == NULL);
+    CHECK(account_retake(a, p[4].request_id, 0) == NULL);
+    CHECK(account_retake(a, 0, 7) == NULL);
+    CHECK(account_retake(a, p[2].request_id, 7) == &p[2]);
+    CHECK(account_retake(a, p[2].request_id, 7) == NULL); /* said twice */
+    proposal_taken(&p[2], 5, 9);
+    CHECK(account_retake(a, p[2].request_id, 7) == NULL); /* sent anew meanwhile */
+    CHECK(account_retake_older(a, 5) == NULL);
+    for (q = account_retake_older(a, 6); q; q = (struct proposal *)q->mail.next, n++)
+        CHECK(q == &p[0] || q == &p[2]);
+    CHECK(n == 2);
+    CHECK(account_retake_older(a, 6) == NULL);
+    account_keep_unknown(a);
+    CHECK(account_retake_older(a, UINT64_MAX) == NULL); /* a snapshot may hold them */
+    for (int i = 0; i < 5; i++) {
+        CHECK(proposal_claim(a, p[i].request_id) == &p[i]);
+        account_give(a, &p[i], 1);
+    }
+    account_free(a);
+}
+
 /* Four threads claim the same ids: each is got once. */
 static struct account *shared;
 static _Atomic uint32_t claimed, ready;
@@ -138,6 +172,7 @@ int main(void)
     TEST(bounds);
     TEST(ids);
     TEST(expiry);
+    TEST(retaking);
     TEST(one_claims);
     return tap_done();
 }
