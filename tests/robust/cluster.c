@@ -279,18 +279,19 @@ static void member_gone(struct member *m)
     disk_unwatch(m);
 }
 
-void member_kill(struct member *m, int sig)
+bool member_kill(struct member *m, int sig)
 {
     int64_t end = now_ns() + STOP_MS * INT64_C(1000000);
+    bool stopped = true;
 
     if (m->pid == 0)
-        return;
+        return true;
     (void)kill(m->pid, sig); /* it is our child and not reaped: it exists */
     if (m->stopped)
         (void)kill(m->pid, SIGCONT);
     while (sig != SIGKILL && waitpid(m->pid, NULL, WNOHANG) == 0) {
         if (now_ns() > end) {
-            (void)fprintf(stderr, "robust: member %d does not stop\n", m->number);
+            stopped = false;
             (void)kill(m->pid, SIGKILL);
             (void)waitpid(m->pid, NULL, 0);
             break;
@@ -300,6 +301,7 @@ void member_kill(struct member *m, int sig)
     if (sig == SIGKILL)
         (void)waitpid(m->pid, NULL, 0);
     member_gone(m);
+    return stopped;
 }
 
 bool member_ended(struct member *m)
@@ -341,7 +343,7 @@ void member_resume(struct member *m)
 void cluster_end(struct cluster *c)
 {
     for (int i = 1; i <= MEMBERS; i++)
-        member_kill(&c->members[i], SIGKILL);
+        (void)member_kill(&c->members[i], SIGKILL); /* always enough */
 }
 
 /* ---- who leads ------------------------------------------------------------------------------------- */

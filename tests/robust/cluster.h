@@ -43,7 +43,7 @@ struct cluster {
 /* 0, or -errno with a word on what this machine lacks in ret_what. Before any thread starts. */
 int cluster_make(struct cluster *c, const char *program, const char *dir, const char **ret_what);
 bool member_start(struct cluster *c, struct member *m); /* false: no process; says why on stderr */
-void member_kill(struct member *m, int sig);            /* SIGKILL or SIGTERM, and waits for its end */
+bool member_kill(struct member *m, int sig);            /* and waits; false: SIGTERM was not enough within 20 s */
 bool member_ended(struct member *m);                    /* did it end by itself? then it is noted as not running */
 void cluster_end(struct cluster *c);
 void disk_set(struct member *m, int64_t delay_us);

@@ -159,7 +159,7 @@ static double one_round(struct failover *f, enum how how)
     else if (how == CUT)
         (void)link_set(&f->cluster, leader, true); /* steady() would not come */
     else if (how == KILL || how == STOP) {
-        member_kill(m, how == KILL ? SIGKILL : SIGTERM);
+        (void)member_kill(m, how == KILL ? SIGKILL : SIGTERM); /* it is late by now */
         (void)member_start(&f->cluster, m); /* the same */
     }
     atomic_store(&f->lost, 0);

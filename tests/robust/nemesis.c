@@ -79,7 +79,7 @@ static void kill_most(struct nemesis *n, struct fault *f)
     f->happened = true;
     for (int i = 1; i <= MEMBERS; i++)
         if (f->all || i != f->member)
-            member_kill(member_of(n, i), SIGKILL);
+            (void)member_kill(member_of(n, i), SIGKILL); /* always enough */
 }
 
 static void move_leader(struct nemesis *n, struct fault *f)
@@ -110,7 +110,7 @@ static void begin(struct nemesis *n, struct fault *f)
     case FAULT_KILL:
     case FAULT_STOP:
         f->happened = m->pid != 0;
-        member_kill(m, f->kind == FAULT_KILL ? SIGKILL : SIGTERM);
+        n->hung += !member_kill(m, f->kind == FAULT_KILL ? SIGKILL : SIGTERM);
         break;
     case FAULT_KILL_MOST:
         kill_most(n, f);
@@ -237,6 +237,12 @@ static int class_of(enum fault_kind k)
     }
 }
 
+/* No program ends before its disk does what it was told. */
+static bool cannot_stop(const struct fault *a, const struct fault *b)
+{
+    return a->kind == FAULT_STOP && b->kind == FAULT_STALL_DISK;
+}
+
 static int64_t length_ms(struct nemesis *n, enum fault_kind kind)
 {
     int64_t ms = 50;
@@ -288,7 +294,8 @@ static void run_round(struct nemesis *n, int leader)
 
         choose(n, &faults[n_faults], (enum fault_kind)below(&n->seed, FAULT_KINDS), leader);
         for (int i = 0; i < n_faults; i++)
-            clash |= class_of(faults[i].kind) == class_of(faults[n_faults].kind);
+            clash |= class_of(faults[i].kind) == class_of(faults[n_faults].kind) ||
+                     cannot_stop(&faults[i], &faults[n_faults]) || cannot_stop(&faults[n_faults], &faults[i]);
         if (clash)
             break;
         n_faults++;

@@ -30,6 +30,7 @@ struct nemesis {
     unsigned tried[FAULT_KINDS], happened[FAULT_KINDS];
     unsigned leaders;                 /* changes of leader seen */
     unsigned died;                    /* members that ended by themselves, without a reason to */
+    unsigned hung;                    /* ... that did not when told to */
     FILE *log;                        /* a line for each fault, with its time */
 };
 

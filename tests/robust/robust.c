@@ -245,6 +245,8 @@ static void check_vacuity(struct run *r)
               r->nemesis.tried[r->nemesis.main]);
     if (r->nemesis.died)
         fault(r, "members ended by themselves, %u times", r->nemesis.died);
+    if (r->nemesis.hung)
+        fault(r, "members did not end when told to, %u times", r->nemesis.hung);
 }
 
 static void keep_everything(struct run *r)
