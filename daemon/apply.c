@@ -145,6 +145,7 @@ static void apply_entry(struct apply *a, const struct entry *e)
     }
     a->applied = e->index;
     a->applied_term = e->term;
+    state_hash_note(a);
     publish(a, &x, err);
     arena_fini(&a->work);
 }
@@ -489,6 +490,7 @@ int state_load(struct apply *a)
         a->compact_rev = a->sweep_goal = m.seal.compact_revision;
         a->key_count = m.seal.key_count;
         a->hash = m.seal.state_hash;
+        state_hash_note(a);
         atomic_store(&a->keys, a->key_count);
         /* Whether the last sweep was finished is not known: it goes on, and finds out. */
         atomic_store(&a->swept_to, INT64_MIN);

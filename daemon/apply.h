@@ -91,6 +91,11 @@ struct apply_stats {
 };
 void apply_stats(const struct apply *a, struct apply_stats *ret_stats);
 
+/* Any thread: what the state hashes to after the entry at index. False: not applied yet, or longer than
+ * STATE_HASHES_KEPT entries ago. */
+#define STATE_HASHES_KEPT 4096
+bool apply_state_hash(const struct apply *a, uint64_t index, uint64_t *ret_hash);
+
 /* A scan thread: HashKV at rev (0: now), as mvcc_hashkv; of a compaction, its hash as of before the sweep. */
 int apply_hashkv(struct apply *a, struct slot *sl, int64_t rev, uint32_t *ret_hash, int64_t *ret_compact_rev,
                  int64_t *ret_hash_rev);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* apply_hash.c - the hash of each compaction, computed before its sweep and kept.
+/* apply_hash.c - the hash of each compaction, computed before its sweep and kept; and the state's hash after each of the
+ * newest entries, by which members compare (snap_check.c).
  *
  * Members compare HashKV(C) of the newest compaction C: the value must be the same whether a member has swept already or
  * not. So, as etcd since 3.5.5, it is taken over what there was before the deletion, from the compact revision before C
@@ -112,4 +113,32 @@ int apply_hashkv(struct apply *a, struct slot *sl, int64_t rev, uint32_t *ret_ha
     *ret_compact_rev = c.prev_rev;
     *ret_hash_rev = c.rev;
     return 0;
+}
+
+/* ---- the state's hash after each entry ---------------------------------------------------------- */
+
+/* The apply thread. */
+void state_hash_note(struct apply *a)
+{
+    size_t at = a->applied % STATE_HASHES_KEPT;
+
+    atomic_store_explicit(&a->state_hashes[at].index, 0, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release);
+    atomic_store_explicit(&a->state_hashes[at].hash, a->hash, memory_order_relaxed);
+    atomic_store_explicit(&a->state_hashes[at].index, a->applied, memory_order_release);
+}
+
+bool apply_state_hash(const struct apply *a, uint64_t index, uint64_t *ret_hash)
+{
+    size_t at = index % STATE_HASHES_KEPT;
+    uint64_t hash;
+
+    if (index == 0 || atomic_load_explicit(&a->state_hashes[at].index, memory_order_acquire) != index)
+        return false;
+    hash = atomic_load_explicit(&a->state_hashes[at].hash, memory_order_relaxed);
+    atomic_thread_fence(memory_order_acquire);
+    if (atomic_load_explicit(&a->state_hashes[at].index, memory_order_relaxed) != index)
+        return false; /* it is being replaced */
+    *ret_hash = hash;
+    return true;
 }

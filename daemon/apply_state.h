@@ -130,6 +130,11 @@ struct apply {
     struct compact_hash hashes[HASHES_KEPT]; /* by rev; under hash_mu */
     size_t n_hashes;                   /* under hash_mu */
 
+    /* the hash after each of the newest entries; index is 0 while hash is written */
+    struct {
+        _Atomic uint64_t index, hash;
+    } state_hashes[STATE_HASHES_KEPT];
+
     /* counters for metrics and the quota, relaxed */
     _Atomic uint64_t puts, deletes, ranges, txns, compacted_records, slow_applies;
     _Atomic int64_t put_bytes, keys;
@@ -199,6 +204,7 @@ void note_sizes(struct apply *a);     /* the flush thread */
 
 /* apply_hash.c */
 void hash_note(struct apply *a, int64_t prev_rev, int64_t rev);
+void state_hash_note(struct apply *a); /* of a->applied */
 int hash_step(struct apply *a); /* the flush thread. 0: none is due, 1: some work done, come again; -errno */
 
 /* apply_defrag.c */

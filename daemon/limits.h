@@ -99,6 +99,8 @@ enum {
     LIMIT_SNAP_CONNECT_MS = 5000,         /* to the receiver: the transfer fails, as by the next two */
     LIMIT_SNAP_STALL_MS = 30 * 1000,      /* without progress */
     LIMIT_SNAP_FINISH_MS = 120 * 1000,    /* the receiver has all of it: to sync and to install it */
+    LIMIT_HASH_CHECK_MS = 1000,           /* the leader compares the members' states so often, */
+    LIMIT_HASH_WAIT_MS = 5000,            /* and waits so long for who has not applied as far yet */
     LIMIT_SNAP_LOG_MS = 30 * 1000,        /* the log behind a snapshot is kept so long after it was taken, */
     LIMIT_SNAP_LOG_ENTRIES = 1000000,     /* but never more of it than this */
 

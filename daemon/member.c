@@ -257,6 +257,8 @@ static int make_modules(struct member_process *m)
                                .snap_ctx = m->snap,
                                .snapshot_send = snap_turn_send,
                                .snapshot_ctx = m->snap,
+                               .state_hash = snap_turn_hash,
+                               .state_hash_ctx = m->snap,
                                .transport = peers_transport(m->peers)};
     rc = turn_new(&to, &s->turn);
     if (rc)

@@ -124,6 +124,7 @@ void member_members_changed(void *ctx)
     arena_init(&a, TABLE_BYTES, NULL, 0);
     rc = tell_peers(m, &a);
     arena_fini(&a);
+    snap_members_changed(m->snap);
     if (rc)
         member_fatal(m, rc, "telling the transport who the members are");
 }

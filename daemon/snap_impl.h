@@ -21,6 +21,16 @@ enum verdict { VERDICT_NONE, VERDICT_REFUSED, VERDICT_TAKEN, VERDICT_INSTALLED }
 
 struct receiving; /* snap_receive.c */
 
+/* A comparison of states; snap_check.c. */
+struct hash_round {
+    uint64_t index, hash, began_ms; /* index 0: none under way */
+    size_t n;
+    struct {
+        uint64_t id, hash;
+        bool known;
+    } members[RAFT_MEMBERS_MAX]; /* this one too */
+};
+
 struct snap {
     struct snap_options o;
     struct turn *turn;
@@ -34,11 +44,27 @@ struct snap {
     _Atomic(struct receiving *) current; /* set by the peers' thread, cleared by the receiver: one at a time */
     _Atomic int verdict;
 
+    /* snap_check.c: the receiving thread's own, but for the box and the flag */
+    struct mailbox hash_box;            /* what members say */
+    _Atomic bool members_changed;
+    size_t n_members;
+    struct hash_round round;
+    uint64_t round_ms;                  /* when to begin the next one */
+    uint64_t equal_index;               /* all were equal there */
+    struct {
+        uint64_t member, index, hash, until_ms; /* what the leader asks, before it is applied here; member 0: nothing */
+    } asked;
+    uint64_t differs_at;                /* this member from the leader; logged once */
+
     _Atomic uint64_t sent, send_failures, received, receive_failures, sent_bytes, received_bytes; /* relaxed */
 };
 
 /* snap_send.c */
 void *snap_sender_main(void *arg);
+
+/* snap_check.c */
+uint64_t snap_check(struct snap *s); /* the receiving thread; when to come again */
+void snap_check_fini(struct snap *s);
 
 /* snap_receive.c */
 void *snap_receiver_main(void *arg);

@@ -57,6 +57,8 @@ int snap_new(const struct snap_options *o, struct snap **ret_snap)
         return -ENOMEM;
     s->o = *o;
     mailbox_init(&s->box, -1);
+    mailbox_init(&s->hash_box, -1);
+    atomic_init(&s->members_changed, true);
     for (unsigned i = 0; i < LIMIT_SNAP_SENDS; i++) {
         s->senders[i].snap = s;
         s->senders[i].number = i;
@@ -111,6 +113,7 @@ void snap_free(struct snap *s)
         return;
     snap_stop(s);
     snap_pieces_free(s);
+    snap_check_fini(s);
     for (unsigned i = 0; i < LIMIT_SNAP_SENDS; i++)
         for (struct mail *m = mailbox_take(&s->senders[i].box), *next; m; m = next) {
             next = m->next;

@@ -38,6 +38,11 @@ void snap_turn_stepped(void *ctx, uint64_t index, bool taken);
 int snap_turn_install(void *ctx, uint64_t index, uint64_t term, const struct wal_state *hard);
 void snap_turn_send(void *ctx, struct peer_msg *m);
 
+/* turn_options.state_hash (state_hash_ctx). */
+void snap_turn_hash(void *ctx, uint64_t member, uint64_t index, uint64_t hash);
+/* Any thread: there are other members than before. */
+void snap_members_changed(struct snap *s);
+
 /* peers_options.snapshot; snapshot_ctx is the struct snap. */
 extern const struct rpc_method snap_method;
 

@@ -326,6 +326,7 @@ static uint64_t watch(struct snap *s)
 void *snap_receiver_main(void *arg)
 {
     struct snap *s = arg;
+    uint64_t deadline_ms, check_ms;
     struct receiving *r;
 
     (void)datadir_remove_incoming(s->o.place.dir); /* what a crash has left */
@@ -334,7 +335,9 @@ void *snap_receiver_main(void *arg)
             next = m->next;
             take_piece((struct piece *)m);
         }
-        mailbox_wait(&s->box, watch(s));
+        deadline_ms = watch(s);
+        check_ms = snap_check(s);
+        mailbox_wait(&s->box, check_ms < deadline_ms ? check_ms : deadline_ms);
     }
     r = atomic_load(&s->current);
     if (r && r->stepping)

@@ -109,7 +109,7 @@ static int transfer(struct sender *sd, struct peer_msg *m, uint64_t *ret_index, 
     if (err)
         return err;
     *ret_index = snap_export_head(x)->index;
-    turn_keep_log(s->turn, sd->number, *ret_index);
+    turn_keep_log(s->turn, sd->number, m->to, *ret_index);
     err = peers_call(s->peers, m->to, "/cairn.Peer/Snapshot", LIMIT_SNAP_CONNECT_MS, &ask);
     if (err)
         goto out;

@@ -333,6 +333,7 @@ static void tick(struct turn *t)
     t->tick_ms = t->now_ms + TICK_MS;
     turn_proposals_expire(t);
     turn_reads_expire(t);
+    turn_snap_tick(t);
 }
 
 static void publish(struct turn *t)

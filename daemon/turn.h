@@ -106,8 +106,9 @@ void turn_unreachable(struct turn *t, uint64_t member);
 void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index);
 
 /* Any thread. What is in the log above index stays there for the receiver of a snapshot, as long as that is no more than
- * LIMIT_SNAP_LOG_ENTRIES; a_while: for LIMIT_SNAP_LOG_MS from now. slot: below LIMIT_SNAP_SENDS, one for each transfer. */
-void turn_keep_log(struct turn *t, unsigned slot, uint64_t index);
+ * LIMIT_SNAP_LOG_ENTRIES; a_while: until it has some of it, or for LIMIT_SNAP_LOG_MS from now. slot: below LIMIT_SNAP_SENDS,
+ * one for each transfer. */
+void turn_keep_log(struct turn *t, unsigned slot, uint64_t member, uint64_t index);
 void turn_keep_log_a_while(struct turn *t, unsigned slot);
 
 /* Any thread: sends m by the turn, whose transport it is. m is the turn's. */

@@ -53,8 +53,9 @@ int turn_snap_install(struct turn *t)
 
 /* ---- the log behind a snapshot ---------------------------------------------------------------- */
 
-void turn_keep_log(struct turn *t, unsigned slot, uint64_t index)
+void turn_keep_log(struct turn *t, unsigned slot, uint64_t member, uint64_t index)
 {
+    atomic_store(&t->keeps[slot].member, member);
     atomic_store(&t->keeps[slot].index, index);
     atomic_store(&t->keeps[slot].until_ms, UINT64_MAX);
 }
@@ -63,6 +64,25 @@ void turn_keep_log_a_while(struct turn *t, unsigned slot)
 {
     if (atomic_load(&t->keeps[slot].until_ms))
         atomic_store(&t->keeps[slot].until_ms, t->o.clock->now_ms(t->o.clock) + LIMIT_SNAP_LOG_MS);
+}
+
+/* The receiver has what the snapshot brought, and takes entries: the log is kept for it as for any follower. */
+static bool is_level(const struct turn *t, uint64_t member, uint64_t index)
+{
+    struct raft_peer p;
+
+    return raft_peer(t->raft, member, &p) && p.state == RAFT_REPLICATE && p.match >= index;
+}
+
+void turn_snap_tick(struct turn *t)
+{
+    for (size_t i = 0; i < LIMIT_SNAP_SENDS; i++) {
+        uint64_t until_ms = atomic_load(&t->keeps[i].until_ms);
+
+        if (until_ms && until_ms != UINT64_MAX &&
+            is_level(t, atomic_load(&t->keeps[i].member), atomic_load(&t->keeps[i].index)))
+            (void)atomic_compare_exchange_strong(&t->keeps[i].until_ms, &until_ms, 0); /* unless the next one has begun */
+    }
 }
 
 uint64_t turn_snap_floor(const struct turn *t, uint64_t to)
