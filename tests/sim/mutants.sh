@@ -43,7 +43,10 @@ mutant 'a shorter log wins votes'              election.c 's/    bool up_to_date
 mutant 'a faulty member votes'                 election.c 's/ || r->fence) {/) {/'
 mutant 'a faulty member stands'                election.c 's/ && r->fence == 0 && / \&\& /'
 mutant 'repaired by what is older than the fence' raft.c  's/termlog_term(&r->log, r->apply_to) > r->fence)/r->apply_to)/'
-mutant '8 lease read without a look at the clock' read.c 's/return r->lease_reads && !r->lease_over && r->now < r->lease_until;/return r->lease_reads \&\& r->lease_until;/'
+mutant '8a lease read without a look at the clock' read.c 's/return r->lease_reads && !r->lease_over && r->now < r->lease_until;/return r->lease_reads \&\& r->lease_until;/'
+mutant '8b the lease begins when it is confirmed' read.c  's/    r->lease_until = r->lease_at + /    r->lease_until = r->now + /'
+mutant '8c votes in spite of a promise'        election.c 's/    return r->lease_reads && r->now < r->deny_until.*/    return false;/'
+mutant '8d a transfer keeps the lease'         read.c     's/    r->lease_over = true;//'
 mutant 'T1 a write that was cut away counts (ABA)' raft.c 's/            s->last = first - 1;/            (void)0;/'
 mutant 'heartbeats carry the full commit'      leader.c   's/m->commit = p->match < r->commit ? p->match : r->commit;/m->commit = r->commit;/'
 exit $missed

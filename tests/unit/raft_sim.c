@@ -128,6 +128,34 @@ static void slander(struct node *leader)
     }
 }
 
+/* The leader of a lease is cut off, perhaps while it hands over, and answers travel slowly: it reads on while everybody else
+ * tries to replace it at every moment. */
+static void tempt(struct node *leader)
+{
+    unsigned delay = c.delay_max;
+
+    c.delay_max = c.delay_min + c.heartbeat_ms * (1 + cluster_random(&c, 6));
+    for (uint32_t ms = 2 * c.heartbeat_ms; ms && !c.failed; ms--)
+        cluster_tick(&c);
+    c.delay_max = delay;
+    if (cluster_chance(&c, 50)) {
+        node_raft(&c, leader, (struct raft_in){.type = RAFT_IN_TRANSFER, .member = any_node()->id});
+        for (uint32_t ms = cluster_random(&c, c.heartbeat_ms); ms && !c.failed; ms--)
+            cluster_tick(&c);
+    }
+    cut_off(leader);
+    for (uint32_t ms = 12 * c.heartbeat_ms; ms && !c.failed; ms--) {
+        struct node *other = any_node();
+
+        cluster_tick(&c);
+        begin_read(leader);
+        propose(other, 1);
+        if (other != leader && other->up && !other->paused && other->st.role == RAFT_FOLLOWER && ms % 8 == 0)
+            node_raft(&c, other, (struct raft_in){.type = RAFT_IN_CAMPAIGN});
+    }
+    heal();
+}
+
 /* What is rare by chance, and where the rules matter most: a leader falls right after its election, before or in the
  * middle of its first entry; or is cut off and replaced at once, while old answers still travel to it. */
 static void ambush(uint64_t *elections)
@@ -155,6 +183,8 @@ static void ambush(uint64_t *elections)
             node_crash(&c, leader);
         else
             cut_off(leader);
+    } else if (c.lease_reads && cluster_random(&c, 600) == 0) {
+        tempt(leader);
     } else if (cluster_random(&c, 600) == 0) {
         cut_off(leader);
         slander(leader);
