@@ -4,7 +4,7 @@
  * Promise: what comes out is valid, and its quorums overlap those of what went in: at most one voter
  * differs, or the old voters stay as `outgoing` until the joint configuration is left.
  *
- * Not here: when a change may be proposed (leader.c), when it takes effect (raft.c).
+ * Not here: when a change may be proposed (leader.c), when it takes effect (members.c).
  * Source: T 4; etcd-io/raft confchange for learners_next and the three transitions.
  */
 #include <errno.h>

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* core.h - the state of the core and what its files ask of each other. Nobody outside raftcore sees it.
  *
- *     raft.c      init, step, output, what is stored, roles, configurations
+ *     raft.c      init, step, roles
+ *     receive.c   messages in
+ *     output.c    messages out, what is stored
+ *     members.c   configuration in force, majorities
  *     election.c  campaigns and votes            T 3.4, 3.6.1, 4.2.3, 9.6
  *     leader.c    proposals, replication, commit T 3.5, 3.6.2, 10.2.1
  *     follower.c  appends, heartbeats, snapshots T 3.5, 5
@@ -113,6 +116,14 @@ struct raft {
 };
 
 /* ---- raft.c ---- */
+void raft_become_follower(struct raft *r, uint64_t term, uint64_t leader);
+void raft_reset_election(struct raft *r);
+uint64_t raft_random(struct raft *r, uint64_t below);
+
+/* ---- receive.c ---- */
+void raft_receive(struct raft *r, const struct raft_msg *m);
+
+/* ---- output.c ---- */
 struct raft_msg *raft_send(struct raft *r, enum raft_msg_type type, uint64_t to); /* NULL: no room, lost */
 bool raft_room_for_append(const struct raft *r); /* may an APPEND use up room? */
 /* Answer once everything handed out so far is stored. */
@@ -122,18 +133,19 @@ void raft_store_entries(struct raft *r, uint64_t first, uint64_t last, enum raft
 uint64_t raft_store_seq(struct raft *r); /* this output's */
 void raft_restore(struct raft *r, uint64_t index, uint64_t term, const struct raft_conf *conf);
 void raft_set_state(struct raft *r, uint64_t term, uint64_t vote);
-void raft_become_follower(struct raft *r, uint64_t term, uint64_t leader);
-void raft_reset_election(struct raft *r);
-uint64_t raft_random(struct raft *r, uint64_t below);
+void raft_set_commit(struct raft *r, uint64_t commit);
+int raft_stored(struct raft *r, uint64_t seq);
+void raft_drop(struct raft *r);
+
+/* ---- members.c ---- */
 void raft_set_conf(struct raft *r, const struct raft_conf *conf);
+void raft_conf_entry(struct raft *r, uint64_t index, const struct raft_conf_change *change); /* is applied */
 struct progress *raft_progress_of(struct raft *r, uint64_t id); /* NULL: not a member */
 bool raft_is_voter(const struct raft *r, uint64_t id);
 bool raft_is_sole_voter(const struct raft *r);
 /* A majority of the configuration for which of() is true / the value of() a majority has reached. */
 bool raft_quorum_of(const struct raft *r, bool (*of)(const struct progress *));
 uint64_t raft_quorum_reached(const struct raft *r, uint64_t (*of)(const struct progress *));
-void raft_set_commit(struct raft *r, uint64_t commit);
-void raft_drop(struct raft *r);
 
 /* ---- election.c ---- */
 void election_timeout(struct raft *r);

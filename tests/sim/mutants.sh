@@ -25,7 +25,7 @@ mutant() { # name file sed-script
     fi
 }
 
-mutant '4a vote said before it is stored'      raft.c     's/if (r->stored_seq == r->last_seq) {/if (true) {/'
+mutant '4a vote said before it is stored'      output.c     's/if (r->stored_seq == r->last_seq) {/if (true) {/'
 mutant '4b own vote counted before it is stored' election.c 's/^    r->vote_seq = r->state_seq;/    record_vote(r, r->id, true); ask_votes(r, RAFT_VOTE, r->term); count_votes(r);/'
 mutant '4c match said before it is stored'     follower.c 's/r->verified < r->stable ? r->verified : r->stable/r->verified/'
 mutant '1 own match counted before it is stored' leader.c 's/self->match < r->stable/self->match < r->log.last/; s/self->match = r->stable/self->match = r->log.last/'
@@ -34,10 +34,10 @@ mutant '6 read index without a quorum'         read.c     's/    reached = raft_
 mutant '7 a late heartbeat reply confirms a newer round' read.c 's/    p->read_ack = seq;/    p->read_ack = r->read_seq;/; s/if (seq <= p->read_ack)/if (0)/'
 mutant 'T17 read before a commit of the own term' read.c  's/    if (!leader_confirmed(r))/    if (0)/'
 mutant '9 conflicting suffix not cut'          follower.c 's/    i <= m->last \&\& i <= r->log.last \&\& termlog_term(&r->log, i) == msg_term(m, i)/i <= m->last \&\& i <= r->log.last/; s/while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))/while (i <= m->last \&\& i <= r->log.last)/'
-mutant '11 old configuration after a snapshot' raft.c     's/^    raft_set_conf(r, conf);$/    (void)conf;/'
-mutant '12 learners counted in the quorum'     raft.c     's/    uint64_t a = half_reached(r, &r->conf.voters, of)/    struct raft_set all = r->conf.voters; for (uint32_t i = 0; i < r->conf.learners.n; i++) if (all.n < RAFT_MEMBERS_MAX) all.ids[all.n++] = r->conf.learners.ids[i]; uint64_t a = half_reached(r, \&all, of)/'
+mutant '11 old configuration after a snapshot' output.c     's/^    raft_set_conf(r, conf);$/    (void)conf;/'
+mutant '12 learners counted in the quorum'     members.c     's/    uint64_t a = half_reached(r, &r->conf.voters, of)/    struct raft_set all = r->conf.voters; for (uint32_t i = 0; i < r->conf.learners.n; i++) if (all.n < RAFT_MEMBERS_MAX) all.ids[all.n++] = r->conf.learners.ids[i]; uint64_t a = half_reached(r, \&all, of)/'
 mutant '13 two configuration changes at once'  leader.c   's/    if (r->conf_pending > r->applied)/    if (0)/'
-mutant 'joint: outgoing half ignored'          raft.c     's/    return a < b ? a : b;/    return a;/'
+mutant 'joint: outgoing half ignored'          members.c     's/    return a < b ? a : b;/    return a;/'
 mutant 'two votes in one term'                 election.c 's/bool free_to = r->vote == m->from ||/r->vote = 0; bool free_to = true ||/'
 mutant 'a shorter log wins votes'              election.c 's/    bool up_to_date = .*/    bool up_to_date = true;/'
 mutant 'a faulty member votes'                 election.c 's/ || r->fence) {/) {/'
@@ -47,6 +47,6 @@ mutant '8a lease read without a look at the clock' read.c 's/return r->lease_rea
 mutant '8b the lease begins when it is confirmed' read.c  's/    r->lease_until = r->lease_at + /    r->lease_until = r->now + /'
 mutant '8c votes in spite of a promise'        election.c 's/    return r->lease_reads && r->now < r->deny_until.*/    return false;/'
 mutant '8d a transfer keeps the lease'         read.c     's/    r->lease_over = true;//'
-mutant 'T1 a write that was cut away counts (ABA)' raft.c 's/            s->last = first - 1;/            (void)0;/'
+mutant 'T1 a write that was cut away counts (ABA)' output.c 's/            s->last = first - 1;/            (void)0;/'
 mutant 'heartbeats carry the full commit'      leader.c   's/m->commit = p->match < r->commit ? p->match : r->commit;/m->commit = r->commit;/'
 exit $missed
