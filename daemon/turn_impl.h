@@ -125,8 +125,6 @@ struct turn {
     uint64_t stall_ms, stall_seq; /* the log has not moved since: leadership is handed on at stall_ms; 0: it moves */
 
     /* turn_lease.c */
-    struct entry *expire, *checkpoint; /* entries that raft has not taken yet */
-    uint64_t lease_term;       /* of both */
     uint64_t lease_look_ms;    /* something was committed: look at the leases then */
     uint64_t checkpoint_ms;    /* when to look for leases to checkpoint */
     struct ask_table *asks;    /* this member's, under way; NULL: there was never one */

@@ -72,84 +72,116 @@ static struct entry *checkpoint_entry(struct turn *t, const struct lease_mark *m
                         slice_of(body, etcdserverpb__lease_checkpoint_request__pack(&req, body)));
 }
 
-static void drop_entries(struct turn *t)
-{
-    entry_unref(t->expire);
-    entry_unref(t->checkpoint);
-    t->expire = t->checkpoint = NULL;
-}
-
-/* An entry not yet applied here may end a lease and grant its id anew: the table still has the old one, and what is
- * proposed now would end the new one. */
-static bool grant_under_way(struct turn *t)
+/* The ids of leases that entries not yet applied here grant anew: the table still has the old ones, and what is proposed
+ * of those now would meet the new ones. False: an entry is not at hand, so nobody knows. */
+static bool grants_under_way(struct turn *t, struct lease_mark *marks, size_t n)
 {
     raft_status(t->raft, &t->status);
     for (uint64_t i = store_applied(t->o.store) + 1; i <= t->status.last_index; i++) {
         struct entry *e = entry_cache_get(t->o.cache, i);
-        bool is_grant = e == NULL || (e->len && entry_payload_kind(e->payload) == ENTRY_LEASE_GRANT);
+        Etcdserverpb__LeaseGrantRequest *req;
+        struct entry_head h;
 
+        if (e == NULL)
+            return false;
+        if (e->len && entry_payload_kind(e->payload) == ENTRY_LEASE_GRANT &&
+            entry_decode(slice_of(e->payload, e->len), &h) == 0) {
+            req = etcdserverpb__lease_grant_request__unpack(NULL, h.body.len, h.body.ptr);
+            for (size_t k = 0; req && k < n; k++)
+                if (marks[k].id == req->id)
+                    marks[k].id = 0; /* not now */
+            if (req)
+                etcdserverpb__lease_grant_request__free_unpacked(req, NULL);
+        }
         entry_unref(e);
-        if (is_grant)
-            return true;
     }
-    return false;
+    return true;
 }
 
-/* One entry at a turn, and only of the term in which a quorum has confirmed us: apply ignores it in any other. */
+/* Without those that were struck out; returns how many are left. */
+static size_t squeeze(struct lease_mark *marks, size_t n)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (marks[i].id)
+            marks[kept++] = marks[i];
+    return kept;
+}
+
+/* False: an entry of ours would not be taken, so none is begun. */
+static bool may_propose(struct turn *t)
+{
+    return t->own_applied && t->status.transferee == 0 && turn_room_bytes(t) > 0;
+}
+
+static bool propose_and_free(struct turn *t, struct entry *e)
+{
+    bool ok = e && turn_propose_own(t, e);
+
+    entry_unref(e);
+    return ok;
+}
+
+/* One entry at a turn, and only of the term in which a quorum has confirmed us: apply ignores it in any other. One that
+ * is not taken is forgotten: the table hands its leases out again. */
 static void expire_leases(struct turn *t)
 {
+    struct lease_mark marks[LEASE_EXPIRE_MAX];
     int64_t ids[LEASE_EXPIRE_MAX];
     size_t n;
 
-    if (t->expire == NULL && lease_next_deadline_ms(t->o.leases) <= t->now_ms && !grant_under_way(t)) {
-        n = lease_expired(t->o.leases, ids, LEASE_EXPIRE_MAX);
-        if (n)
-            t->expire = expire_entry(t, ids, n); /* without memory: the table hands them out again */
-    }
-    if (t->expire && turn_propose_own(t, t->expire)) {
-        entry_unref(t->expire);
-        t->expire = NULL;
-    }
+    if (lease_next_deadline_ms(t->o.leases) > t->now_ms || !may_propose(t))
+        return;
+    n = lease_expired(t->o.leases, ids, LEASE_EXPIRE_MAX);
+    for (size_t i = 0; i < n; i++)
+        marks[i] = (struct lease_mark){.id = ids[i]};
+    if (n == 0 || !grants_under_way(t, marks, n))
+        return;
+    n = squeeze(marks, n);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = marks[i].id;
+    if (n)
+        (void)propose_and_free(t, expire_entry(t, ids, n)); /* else later */
 }
 
-/* The next entry of checkpoints, if there is anything to say. */
-static bool gather_checkpoints(struct turn *t, bool all)
+/* The next entry of checkpoints. False: there was none, or it was not taken. */
+static bool checkpoint_some(struct turn *t, bool all)
 {
-    struct lease_mark marks[LEASE_EXPIRE_MAX];
-    size_t n = lease_marks(t->o.leases, marks, LEASE_EXPIRE_MAX, all, &t->checkpoint_ms);
+    struct lease_mark due[LEASE_EXPIRE_MAX], marks[LEASE_EXPIRE_MAX];
+    size_t n = lease_marks(t->o.leases, due, LEASE_EXPIRE_MAX, all, &t->checkpoint_ms), kept = 0;
 
-    if (n == 0)
-        return false;
-    t->checkpoint = checkpoint_entry(t, marks, n);
-    if (t->checkpoint == NULL)
-        lease_unmark(t->o.leases, marks, n);
-    return t->checkpoint != NULL;
+    memcpy(marks, due, n * sizeof marks[0]);
+    if (n && grants_under_way(t, marks, n))
+        kept = squeeze(marks, n);
+    if (kept && propose_and_free(t, checkpoint_entry(t, marks, kept))) {
+        for (size_t i = 0, at = 0; i < n; i++) { /* those left out are due again */
+            if (at < kept && due[i].id == marks[at].id)
+                at++;
+            else
+                lease_unmark(t->o.leases, &due[i], 1);
+        }
+        return true;
+    }
+    lease_unmark(t->o.leases, due, n);
+    return false;
 }
 
 static void checkpoint_leases(struct turn *t)
 {
-    if (t->status.sole_voter)
-        return; /* nobody will take over */
-    if (t->checkpoint == NULL && t->now_ms >= t->checkpoint_ms)
-        (void)gather_checkpoints(t, false); /* or not, which is as well */
-    if (t->checkpoint && turn_propose_own(t, t->checkpoint)) {
-        entry_unref(t->checkpoint);
-        t->checkpoint = NULL;
-    }
+    if (t->status.sole_voter || t->now_ms < t->checkpoint_ms)
+        return; /* nobody will take over, or nothing is due */
+    if (may_propose(t))
+        (void)checkpoint_some(t, false); /* or none, which is as well */
+    else
+        t->checkpoint_ms = t->now_ms + TICK_MS;
 }
 
 void turn_leases_hand_over(struct turn *t)
 {
-    if (t->o.leases == NULL || !t->own_applied)
-        return;
-    for (int i = 0; i < HAND_OVER_ENTRIES; i++) {
-        if (t->checkpoint == NULL && !gather_checkpoints(t, true))
+    for (int i = 0; t->o.leases && may_propose(t) && i < HAND_OVER_ENTRIES; i++)
+        if (!checkpoint_some(t, true))
             return;
-        if (!turn_propose_own(t, t->checkpoint))
-            return;
-        entry_unref(t->checkpoint);
-        t->checkpoint = NULL;
-    }
 }
 
 /* ---- the leader's side: queries ----------------------------------------------------------------------- */
@@ -271,23 +303,20 @@ static void take_queries(struct turn *t)
 static void clear_checkpoints(struct turn *t)
 {
     struct lease_mark marks[LEASE_EXPIRE_MAX];
-    struct entry *e;
     size_t n = 0;
 
     if (t->clearing.head && t->status.applied >= t->clear_index)
         run_list(t, &t->clearing); /* renewed now, or once more: a checkpoint may have been under way */
-    if (t->clears.head == NULL || t->clearing.head || t->checkpoint)
+    if (t->clears.head == NULL || t->clearing.head)
         return;
     for (struct mail *m = t->clears.head; m && n < LEASE_EXPIRE_MAX; m = m->next)
         marks[n++] = (struct lease_mark){.id = ((struct lease_query *)m)->lease};
-    e = checkpoint_entry(t, marks, n);
-    if (e && turn_propose_own(t, e)) {
+    if (propose_and_free(t, checkpoint_entry(t, marks, n))) {
         raft_status(t->raft, &t->status);
         t->clear_index = t->status.last_index;
         for (; n; n--)
             mail_push(&t->clearing, mail_pop(&t->clears));
     }
-    entry_unref(e);
 }
 
 /* ---- the asker's side -------------------------------------------------------------------------------------- */
@@ -451,7 +480,6 @@ void turn_leases_led(struct turn *t)
 
 void turn_leases_demoted(struct turn *t)
 {
-    drop_entries(t);
     /* Who waits for a checkpoint to be taken back is told to ask another. */
     while (t->clearing.head)
         mail_push(&t->queries, mail_pop(&t->clearing));
@@ -472,10 +500,6 @@ void turn_leases_step(struct turn *t)
         t->lease_look_ms = UINT64_MAX;
     if (t->o.leases == NULL)
         return;
-    if (t->lease_term != t->status.term) {
-        drop_entries(t);
-        t->lease_term = t->status.term;
-    }
     take_asks(t);
     if (t->asks_ms <= t->now_ms)
         resend_asks(t, all);
@@ -494,7 +518,7 @@ uint64_t turn_leases_deadline_ms(struct turn *t)
 
     if (!t->own_applied || t->o.leases == NULL)
         return at;
-    if (t->expire || t->checkpoint || t->clears.head) {
+    if (t->clears.head || !may_propose(t)) {
         at = t->now_ms + TICK_MS < at ? t->now_ms + TICK_MS : at; /* raft would not take it just now */
     } else {
         uint64_t lease_ms = lease_next_deadline_ms(t->o.leases);
@@ -535,7 +559,6 @@ static void free_queries(struct mail *m)
 
 void turn_leases_fini(struct turn *t)
 {
-    drop_entries(t);
     free_queries(mailbox_take(&t->query_box));
     free_queries(t->queries.head);
     free_queries(t->clears.head);
