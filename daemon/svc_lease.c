@@ -103,57 +103,26 @@ static void keepalive_end_if_done(struct call *c)
         call_end(c);
 }
 
+/* Out of the stream's revocations, if it is there. */
+static void renewal_unlink(struct renewal *r)
+{
+    if (r->at == NULL)
+        return;
+    *r->at = r->next;
+    if (r->next)
+        r->next->at = r->at;
+    r->at = NULL;
+}
+
 static void renewal_end(struct call *c, struct renewal *r)
 {
     struct keepalive *k = call_state(c);
 
-    if (r->at) {
-        *r->at = r->next;
-        if (r->next)
-            r->next->at = r->at;
-    }
+    renewal_unlink(r);
     k->n_waiting--;
     free(r);
     keepalive_end_if_done(c);
     call_unref(c);
-}
-
-static void revocation_resumed(struct call *c, struct call_resume *resume)
-{
-    struct renewal *r = (struct renewal *)((uint8_t *)resume - offsetof(struct renewal, resume));
-
-    if (r->lease.err)
-        call_fail(c, ERR_NO_LEADER);
-    else if (!call_gone(c))
-        keepalive_send(c, r->id, 0, r->revision);
-    renewal_end(c, r);
-}
-
-/* Where the lease was revoked. */
-static void revocation_done(struct lease_wait *w)
-{
-    struct renewal *r = (struct renewal *)((uint8_t *)w - offsetof(struct renewal, lease));
-
-    call_resume(&r->resume);
-}
-
-/* The lease is past its expiry: until it is revoked. */
-static void renewal_await_revocation(struct call *c, struct renewal *r)
-{
-    struct keepalive *k = call_state(c);
-    struct svc *s = call_service(c);
-
-    r->lease = (struct lease_wait){.id = r->id, .done = revocation_done};
-    r->resume = (struct call_resume){.call = c, .fn = revocation_resumed};
-    r->next = k->revocations;
-    r->at = &k->revocations;
-    if (r->next)
-        r->next->at = &r->next;
-    k->revocations = r;
-    if (lease_wait(s->leases, &r->lease) == 0) {
-        keepalive_send(c, r->id, 0, r->revision);
-        renewal_end(c, r);
-    }
 }
 
 static void renewal_ask_resumed(struct call *c, struct call_resume *resume)
@@ -185,6 +154,48 @@ static void renewal_ask(struct call *c, struct renewal *r)
                                 .done = renewal_ask_done};
     r->resume = (struct call_resume){.call = c, .fn = renewal_ask_resumed};
     turn_lease_ask(s->turn, &r->ask);
+}
+
+/* The lease is gone; or another leads by now, and knows better. */
+static void revocation_resumed(struct call *c, struct call_resume *resume)
+{
+    struct renewal *r = (struct renewal *)((uint8_t *)resume - offsetof(struct renewal, resume));
+
+    if (r->lease.err && !call_gone(c)) {
+        renewal_unlink(r);
+        renewal_ask(c, r);
+        return;
+    }
+    if (!call_gone(c))
+        keepalive_send(c, r->id, 0, r->revision);
+    renewal_end(c, r);
+}
+
+/* Where the lease was revoked. */
+static void revocation_done(struct lease_wait *w)
+{
+    struct renewal *r = (struct renewal *)((uint8_t *)w - offsetof(struct renewal, lease));
+
+    call_resume(&r->resume);
+}
+
+/* The lease is past its expiry: until it is revoked. */
+static void renewal_await_revocation(struct call *c, struct renewal *r)
+{
+    struct keepalive *k = call_state(c);
+    struct svc *s = call_service(c);
+
+    r->lease = (struct lease_wait){.id = r->id, .done = revocation_done};
+    r->resume = (struct call_resume){.call = c, .fn = revocation_resumed};
+    r->next = k->revocations;
+    r->at = &k->revocations;
+    if (r->next)
+        r->next->at = &r->next;
+    k->revocations = r;
+    if (lease_wait(s->leases, &r->lease) == 0) {
+        keepalive_send(c, r->id, 0, r->revision);
+        renewal_end(c, r);
+    }
 }
 
 static bool is_the_leaders(int err)

@@ -260,7 +260,7 @@ static uint64_t look_applied(struct turn *t)
 {
     uint64_t applied = atomic_load(&t->applied), published;
 
-    if (t->o.transport == NULL)
+    if (t->o.transport == NULL || t->status.sole_voter)
         return applied;
     published = store_applied(t->o.store);
     return published > applied ? published : applied;
