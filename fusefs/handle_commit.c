@@ -124,6 +124,8 @@ static int attempt_start(struct handle *h, bool guess, int64_t known_rev)
     if (err)
         goto out;
     attempt_build(a, t, slice_of(key, key_len));
+    if (!guess && h->node->kind == NODE_FILE)
+        keep_new_file(h->fs->keeper, h->node->parent, t);
     txn_run(t);
     free(key);
     return 0;

@@ -43,6 +43,8 @@ struct txn {
     int64_t rev, lease_doubt;
     struct slice pin_key; /* ptr NULL: no pin */
     int64_t pin_rev, now_rev;
+    int64_t new_ttl, new_lease; /* 0: no lease of its own; not granted yet */
+    enum keep_mode keep;
     bool no_memory, told_feed, sent_again;
     int64_t deadline_ms;
     struct gate gate;
@@ -251,6 +253,12 @@ void txn_look_on_failure(struct txn *t, struct slice key)
     t->now_rev = -1;
 }
 
+void txn_new_lease(struct txn *t, int64_t ttl, enum keep_mode mode)
+{
+    t->new_ttl = ttl;
+    t->keep = mode;
+}
+
 size_t txn_size(const struct txn *t)
 {
     return protobuf_c_message_get_packed_size(&t->req.base);
@@ -273,6 +281,24 @@ static void tell_feed(struct txn *t, bool begin)
     }
 }
 
+static void revoked(struct client_call *call)
+{
+    free(call);
+}
+
+/* A lease that nothing came to hang on. */
+static void revoke(struct fs *fs, int64_t lease)
+{
+    Etcdserverpb__LeaseRevokeRequest r = ETCDSERVERPB__LEASE_REVOKE_REQUEST__INIT;
+    struct client_call *call = calloc(1, sizeof *call);
+
+    if (call == NULL)
+        return; /* it expires */
+    r.id = lease;
+    call->done = revoked;
+    client_start(fs->client, call, CLIENT_LEASE_REVOKE, &r.base, 0);
+}
+
 static void txn_finish(struct txn *t, int err)
 {
     if (err == 0) {
@@ -285,6 +311,8 @@ static void txn_finish(struct txn *t, int err)
             if (p->meta.mod_rev == 0)
                 continue; /* the watch will tell */
             n = tree_learn_put(t->fs->tree, p->key, &p->meta, p->value, true);
+            if (n && t->new_lease && p->lease == t->new_lease)
+                (void)keep_set(t->fs->keeper, n, t->keep); /* too many: it expires */
             if (n && n->nlookup)
                 notify_attributes(t->fs->notify,
                                   n->nodeid); /* before any reply: the kernel may hold the old size */
@@ -292,6 +320,8 @@ static void txn_finish(struct txn *t, int err)
         t->fs->nospace = false;
     } else
         t->rev = 0;
+    if (err && err != ETIMEDOUT && t->new_lease)
+        revoke(t->fs, t->new_lease);
     tell_feed(t, false);
     t->fs->commits_in_flight--;
     t->fs->n_commits += err == 0;
@@ -360,6 +390,7 @@ static void take_failure(struct txn *t, const Etcdserverpb__TxnResponse *r)
 static void reread_done(struct client_call *call);
 static void txn_answered(struct client_call *call);
 static void txn_post(struct txn *t);
+static void txn_send(struct gate *g, int err);
 
 static struct put *put_of(struct txn *t, struct slice key)
 {
@@ -483,11 +514,46 @@ static void txn_post(struct txn *t)
                  t->pin_key.ptr && left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
 }
 
+static void txn_granted(struct client_call *call)
+{
+    struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
+
+    if (call->outcome != CLIENT_OK) {
+        memcpy(t->text, call->text, sizeof t->text);
+        txn_finish(t, client_errno(call, CLIENT_USE_LEASE));
+        return;
+    }
+    t->new_lease = ((const Etcdserverpb__LeaseGrantResponse *)call->reply)->id;
+    for (size_t i = 0, k = 0; i < t->req.n_success; i++) {
+        Etcdserverpb__RequestOp *op = t->success[i];
+
+        if (op->request_case != ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT)
+            continue;
+        if (t->puts[k].lease == 0)
+            op->request_put->lease = t->puts[k].lease = t->new_lease;
+        k++;
+    }
+    txn_send(&t->gate, 0);
+}
+
+static void grant(struct txn *t)
+{
+    Etcdserverpb__LeaseGrantRequest r = ETCDSERVERPB__LEASE_GRANT_REQUEST__INIT;
+
+    r.ttl = t->new_ttl;
+    t->call = (struct client_call){.done = txn_granted};
+    client_start(t->fs->client, &t->call, CLIENT_LEASE_GRANT, &r.base, t->deadline_ms - client_now_ms());
+}
+
 static void txn_send(struct gate *g, int err)
 {
     struct txn *t = (struct txn *)((char *)g - offsetof(struct txn, gate));
     struct client_health h;
 
+    if (err == 0 && t->new_ttl && t->new_lease == 0) {
+        grant(t);
+        return;
+    }
     if (err) {
         txn_finish(t, err);
         return;

@@ -12,6 +12,7 @@
 #pragma once
 #include "client.h"
 #include "feed.h"
+#include "lease_keep.h"
 #include "tree.h"
 
 struct fs;
@@ -38,6 +39,8 @@ void txn_put(struct txn *t, struct slice key, struct value *value, int64_t lease
 void txn_put_new(struct txn *t, struct slice key, struct value *value, int64_t lease);
 /* Only the lease changes (0: none): value is what the compares make sure is there, and is not sent. */
 void txn_put_lease(struct txn *t, struct slice key, struct value *value, int64_t lease);
+/* Puts that name no lease get one, granted when it runs: seconds to live, and how it is kept alive. */
+void txn_new_lease(struct txn *t, int64_t ttl, enum keep_mode mode);
 void txn_delete(struct txn *t, struct slice key);
 /* A txn_delete_range will delete it: the feed and the tree are told. */
 void txn_note_delete(struct txn *t, struct slice key);

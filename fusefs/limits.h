@@ -67,6 +67,9 @@
 #define REQUEST_OVERHEAD_BYTES 512          /* of a save's Txn beside its key (twice) and value */
 #define TXN_OPS_MAX 128                     /* the server's default --max-txn-ops */
 #define SEEN_MAX 4096                       /* conflict=fail: who has read what (handle_seen.c) */
+#define KEEPS_MAX 4096                      /* leases kept alive; directories with a time to live for new files */
+#define KEEP_LOOK_MS 200                    /* between two looks which is due */
+#define KEEP_RETRY_MS 1000                  /* a keep-alive without an answer */
 #define DIRS_MADE 512                       /* directories made here whose maker may still chmod them */
 #define ERRORS_MAX 256                      /* lines of .etcd/errors */
 

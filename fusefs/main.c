@@ -187,6 +187,8 @@ static int open_store(struct fs *fs)
     }
     if (rc == 0)
         rc = overlay_open(fs, &fs->overlay);
+    if (rc == 0 && (fs->keeper = keeper_new(fs)) == NULL)
+        rc = -ENOMEM;
     if (rc == 0)
         rc = control_new(fs, &fs->control);
     if (rc == 0)

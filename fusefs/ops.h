@@ -19,6 +19,7 @@
 #include "handle.h"
 #include "handle_txn.h"
 #include "injector_pool.h"
+#include "lease_keep.h"
 #include "main_options.h"
 #include "notify.h"
 #include "session.h"
@@ -51,6 +52,7 @@ struct fs {
     struct notify *notify;
     struct injector_pool *injectors;
     struct overlay *overlay;
+    struct keeper *keeper;
     struct control *control;
     struct handle *handles; /* all open ones of files */
     uint64_t n_unborn;      /* handles that are creating their key */

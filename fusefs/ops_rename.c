@@ -126,6 +126,8 @@ static void publish_start(struct renaming *r, bool guess)
     if (r->expected_rev)
         txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, r->expected_rev);
     txn_put(t, slice_of(key, len), r->value, guess ? TXN_IGNORE_LEASE : 0);
+    if (!guess)
+        keep_new_file(r->op->fs->keeper, r->op->node2, t);
     txn_run(t);
     free(key);
 }
@@ -182,6 +184,8 @@ static void move_done(struct txn *t, void *arg, int err)
         n = target(op);
         if (n && !(r->flags & FLAG_EXCHANGE))
             handles_move(op->node, n);
+        if (n && !(r->flags & FLAG_EXCHANGE))
+            keep_move(op->fs->keeper, op->node, n);
         tree_retire(op->node);
     }
     renaming_end(r, err == -1 ? r->flags & FLAG_NOREPLACE ? EEXIST : ESTALE : err);

@@ -64,6 +64,7 @@ void overlay_publish(struct ofile *f)
     f->publishing = true;
     txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
     txn_put(t, slice_of(key, len), v, 0);
+    keep_new_file(fs->keeper, f->dir, t);
     txn_run(t);
     value_unref(v);
     free(key);

@@ -2,7 +2,9 @@
 /* xattr.c - what etcd knows of a key beside its value, as user.etcd.* (A.7).
  *
  *     ttl        rw  seconds, of the lease: setting grants one and attaches it; 0 or removal detaches
+ *                    of a directory: what files created in it here get (lease_keep.h)
  *     lease      rw  hexadecimal id; 0 detaches
+ *     keepalive  rw  mount, open or none; of a directory as with ttl
  *     ttl_left rev create_rev version key error stale      read only
  *
  * listxattr names ttl alone, when set: what is copied by cp -a and rsync -X must be settable elsewhere.
@@ -123,6 +125,14 @@ static void get_key(fuse_req_t req, struct node *n, size_t size)
     free(key);
 }
 
+static void get_keepalive(fuse_req_t req, const struct node *n, size_t size)
+{
+    const struct keeper *k = req_fs(req)->keeper;
+    const char *name = keep_mode_name(n->kind == NODE_DIR ? keep_default_get(k, n).mode : keep_get(k, n));
+
+    reply_text(req, name, strlen(name), size);
+}
+
 static void get_of_key(fuse_req_t req, struct node *n, const char *name, size_t size)
 {
     const struct key_meta *m = n->kind == NODE_DIR ? &n->dir->marker : &n->meta;
@@ -132,6 +142,10 @@ static void get_of_key(fuse_req_t req, struct node *n, const char *name, size_t 
     client_get_health(req_fs(req)->client, &h);
     if (strcmp(name, "key") == 0)
         get_key(req, n, size);
+    else if (strcmp(name, "keepalive") == 0)
+        get_keepalive(req, n, size);
+    else if (strcmp(name, "ttl") == 0 && n->kind == NODE_DIR && keep_default_get(req_fs(req)->keeper, n).ttl)
+        get_number(req, keep_default_get(req_fs(req)->keeper, n).ttl, false, size);
     else if (strcmp(name, "stale") == 0)
         get_number(req, h.in_doubt, false, size);
     else if (strcmp(name, "error") == 0 && s && s->last_text)
@@ -171,7 +185,8 @@ void fs_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
     static const char name[] = OURS "ttl";
     struct node *n = ino < TREE_NODEID_END ? tree_node(req_fs(req)->tree, ino) : NULL;
 
-    if (n && n->kind != NODE_DIR && n->present && n->meta.lease)
+    if (n && n->present &&
+        (n->kind == NODE_DIR ? keep_default_get(req_fs(req)->keeper, n).ttl : n->meta.lease) != 0)
         reply_text(req, name, sizeof name, size);
     else
         reply_text(req, NULL, 0, size);
@@ -264,6 +279,25 @@ static bool number(const char *value, size_t size, int base, int64_t *ret_n)
     return errno == 0 && *end == 0 && *text != '-' && (base == 16 || n <= INT64_MAX);
 }
 
+static void set_default(fuse_req_t req, struct node *n, struct keep_default d)
+{
+    (void)fuse_reply_err(req, n->present ? keep_default_set(req_fs(req)->keeper, n, d) : ENOENT);
+}
+
+static void set_keepalive(fuse_req_t req, struct node *n, const char *value, size_t size)
+{
+    struct keeper *k = req_fs(req)->keeper;
+    enum keep_mode mode;
+
+    if (!keep_mode_of(value, size, &mode) ||
+        (n->kind != NODE_DIR && mode != KEEP_NONE && n->meta.lease == 0)) /* nothing to keep */
+        (void)fuse_reply_err(req, EINVAL);
+    else if (n->kind == NODE_DIR)
+        set_default(req, n, (struct keep_default){keep_default_get(k, n).ttl, mode});
+    else
+        (void)fuse_reply_err(req, keep_set(k, n, mode));
+}
+
 static void change_lease(fuse_req_t req, struct node *n, int64_t ttl, int64_t lease)
 {
     struct lease_op *l;
@@ -298,11 +332,15 @@ void fs_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *v
     if (n == NULL)
         return;
     name += sizeof OURS - 1;
-    if (strcmp(name, "ttl") == 0)
-        if (number(value, size, 10, &v) && v <= TTL_MAX)
-            change_lease(req, n, v, 0);
-        else
+    if (strcmp(name, "keepalive") == 0)
+        set_keepalive(req, n, value, size);
+    else if (strcmp(name, "ttl") == 0)
+        if (!number(value, size, 10, &v) || v > TTL_MAX)
             (void)fuse_reply_err(req, EINVAL);
+        else if (n->kind == NODE_DIR)
+            set_default(req, n, (struct keep_default){v, keep_default_get(req_fs(req)->keeper, n).mode});
+        else
+            change_lease(req, n, v, 0);
     else if (strcmp(name, "lease") == 0)
         if (number(value, size, 16, &v))
             change_lease(req, n, 0, v);
@@ -323,8 +361,10 @@ void fs_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
     n = req_node(req, ino);
     if (n == NULL)
         return;
-    if (n->kind != NODE_DIR && n->meta.lease == 0)
+    if (n->kind == NODE_DIR ? keep_default_get(req_fs(req)->keeper, n).ttl == 0 : n->meta.lease == 0)
         (void)fuse_reply_err(req, ENODATA);
+    else if (n->kind == NODE_DIR)
+        set_default(req, n, (struct keep_default){0, keep_default_get(req_fs(req)->keeper, n).mode});
     else
         change_lease(req, n, 0, 0);
 }
