@@ -177,12 +177,16 @@ void stream_gap(struct chandle *h, int64_t from_rev, int64_t to_rev)
     wake(h);
 }
 
-/* Does the stream of this path (from the mount's root, encoded) want that key? */
+/* Does the stream of this path (from the mount's root, encoded) want that key? a/.value is the key a, which
+ * has no other path here, since no part of a key is shown as .value. */
 static bool wants(const struct chandle *h, const char *path)
 {
+    static const char value[] = "/" CODEC_VALUE_NAME;
     const char *mine = h->node->path;
-    size_t len = strlen(mine);
+    size_t len = strlen(mine), cut = len < sizeof value - 1 ? 0 : len - (sizeof value - 1);
 
+    if (cut && strcmp(mine + cut, value) == 0)
+        return strlen(path) == cut && memcmp(path, mine, cut) == 0;
     return len == 0 || mine[len - 1] == '/' ? strncmp(path, mine, len) == 0 : strcmp(path, mine) == 0;
 }
 

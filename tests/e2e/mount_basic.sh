@@ -159,6 +159,14 @@ events_stream() {
     await 10 eval 'ctl put ev/x 1 >/dev/null; grep -q "\"key\":\"ev/x\"" "$T/stream"'
     kill "$pid" && await 5 not_running "$pid"
 }
+events_of_value() { # of the key ev/dv, which is a directory too; not of what is in it
+    local pid
+    ctl put ev/dv/in 1 >/dev/null && ctl put ev/dv 0 >/dev/null && await 10 test -e "$M/ev/dv/.value" || return 1
+    cat "$M/.etcd/events/ev/dv/.value" >"$T/stream" &
+    pid=$!
+    await 10 eval 'ctl put ev/dv/in 2 >/dev/null; ctl put ev/dv 1 >/dev/null; grep -q "\"key\":\"ev/dv\"" "$T/stream"'
+    kill "$pid" && await 5 not_running "$pid" && ! grep -q ev/dv/in "$T/stream"
+}
 wait_file() {
     local pid
     timeout 10 cat "$M/.etcd/wait/wt" >"$T/wait" &
@@ -201,6 +209,7 @@ run() {
     check "a lease that expires removes the file" expiry
     check "the control tree" control
     check "a stream of events" events_stream
+    check "a stream of a directory's own value" events_of_value
     check "waiting for a change" wait_file
     check "mount(8)'s way of calling" etcd_mount
     check "refusals are sentences" refusals
