@@ -106,9 +106,9 @@ static void text_status(const struct control *c, FILE *f)
         w.events, w.gaps, w.restarts, w.own);
     fprintf(
         f,
-        "  \"tree\": {\"nodes\": %lu, \"present\": %lu, \"directories_loaded\": %lu, \"value_bytes\": %lu,"
+        "  \"tree\": {\"nodes\": %lu, \"present\": %lu, \"directories_loaded\": %lu, \"unloads\": %lu, \"value_bytes\": %lu,"
         " \"unmapped_keys\": %lu},\n",
-        t.nodes, t.present, t.dirs_loaded, t.value_bytes, t.unmapped);
+        t.nodes, t.present, t.dirs_loaded, t.unloads, t.value_bytes, t.unmapped);
     fprintf(
         f,
         "  \"handles\": %lu,\n  \"commits\": {\"done\": %lu, \"failed\": %lu, \"under_way\": %lu},\n"

@@ -21,6 +21,9 @@
 #define CODEC_NAME_MAX 4095                 /* encoded component, kernel >= 6.15 */
 #define CODEC_NAME_MAX_OLD 1024             /* before */
 #define TREE_VALUES_BYTES (64u << 20)       /* values kept in memory beside those of open handles */
+#define TREE_NODES_MAX 1000000              /* names in memory; beyond it listings are forgotten, as tree_unload.c may */
+#define TREE_UNLOAD_IDLE_MS 600000          /* of a directory that the kernel knows: not entered for so long */
+#define TREE_UNLOAD_LOOK_MS 5000            /* between two looks for such */
 #define TREE_ANCHORS 1024                   /* pairs of revision and wall time, for mtime */
 #define TREE_ANCHOR_GAP_MS 1000
 #define LOADS_MAX 16                        /* listings under way at once */

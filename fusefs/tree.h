@@ -14,13 +14,14 @@
  * Names in the tree are encoded names (codec.h), so .value cannot meet a key's component.
  *
  * A directory is UNLOADED until it is first entered; then its children are listed at one revision and from
- * there kept up by the watch (feed.h). A node whose parent is not loaded does not exist. Markers (key "dir/"
+ * there kept up by the watch (feed.h), until memory is short and it is unloaded again (tree_unload.c). A node whose parent is not loaded does not exist. Markers (key "dir/"
  * with empty value) are no child: they set dir->marker.
  *
  * tree.c       nodes, lookup counts
  * tree_names.c names, keys, attributes, listings
  * tree_value.c values, times
  * tree_apply.c what a change of one key does to the tree (used by the feed, by loads and by own commits)
+ * tree_unload.c forgetting listings
  * tree_load.c  listing a directory from the server
  * tree_read.c  LOOKUP, OPEN: the questions that go to the server (tree_read.h)
  *
@@ -66,6 +67,7 @@ struct dir {
     bool lingers;
     bool moved;              /* renamed by this mount: it is elsewhere now */
     int64_t rev;             /* LOADED: complete at least up to here */
+    int64_t used_ms;         /* when it was last entered, or a name in it asked for */
     int64_t n_keys;          /* UNLOADED: how many keys lie below, -1 unknown */
     /* learned ahead of the watch, from an answer of this revision: CREATE is still to be told */
     int64_t announce_rev;
@@ -214,7 +216,7 @@ void tree_rmdir(struct tree *t, struct node *dir, int64_t rev);
 /* ---- numbers for .etcd/status ------------------------------------------------------- */
 
 struct tree_stats {
-    uint64_t nodes, present, dirs_loaded, loads, value_bytes;
+    uint64_t nodes, present, dirs_loaded, loads, unloads, value_bytes;
     uint64_t unmapped; /* keys seen whose names are too long for the kernel */
 };
 void tree_get_stats(const struct tree *t, struct tree_stats *ret_stats);

@@ -67,6 +67,7 @@ struct tree {
     struct read *unsent, **unsent_end, *sent;
     struct lookup *lookups;
     unsigned n_reads;
+    int64_t unload_ms;              /* when tree_unload may look again */
     struct wait *waits;             /* all of them, for deadlines */
     int64_t next_deadline_ms;
     enum read_mode mode;
@@ -131,6 +132,9 @@ void load_tick(struct tree *t);
 int64_t loads_deadline_ms(const struct tree *t);
 void loads_close(struct tree *t);
 bool load_is_count(const struct dir_load *l);
+
+/* tree_unload.c: down to so many nodes, as far as it goes. Only between turns: nodes are freed. */
+void tree_unload(struct tree *t, size_t n_nodes);
 
 /* tree_read.c */
 void wait_add(struct tree *t, struct wait *w, struct wait **queue, int64_t default_ms);

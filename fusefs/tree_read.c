@@ -140,6 +140,7 @@ void tree_enter(struct tree *t, struct node *dir, struct wait *w)
     w->kind = WAIT_ENTER;
     w->node = dir;
     w->tree = t;
+    dir->dir->used_ms = client_now_ms();
     if (!dir->present) {
         wait_finish(w, ENOENT);
     } else if (dir->dir->state == DIR_LOADED) {
@@ -322,6 +323,7 @@ void tree_lookup(struct tree *t, struct node *dir, struct slice name, struct wai
     w->tree = t;
     w->node = dir;
     w->kind = WAIT_LOOKUP;
+    dir->dir->used_ms = client_now_ms();
     if (name.len > t->cfg.name_max) {
         wait_finish(w, ENAMETOOLONG);
     } else if (!dir->present || !is_nameable(t, dir, name)) {
@@ -517,6 +519,10 @@ void tree_flush(struct tree *t)
         read_send(t, r);
     }
     tree_bury(t);
+    if (t->n_nodes > TREE_NODES_MAX && client_now_ms() >= t->unload_ms) {
+        t->unload_ms = client_now_ms() + TREE_UNLOAD_LOOK_MS;
+        tree_unload(t, TREE_NODES_MAX / 4 * 3);
+    }
 }
 
 /* ---- deadlines ---------------------------------------------------------------------------------- */

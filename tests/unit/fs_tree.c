@@ -736,8 +736,11 @@ static void start(struct slice prefix, bool listening)
     REQUIRE(feed_open(t, (struct client *)&client, &sink, &feed) == 0);
 }
 
+static uint64_t t_unloads;
+
 static void stop(void)
 {
+    t_unloads = t->stats.unloads;
     feed_close(feed);
     tree_close(t);
     while (answer_some())
@@ -771,6 +774,8 @@ static void use(void)
     }
 }
 
+static bool unloading; /* listings are forgotten, too */
+
 /* Reads of all kinds race with the watch, with compaction and with streams that break. */
 static void run(struct slice prefix, int rounds, bool gaps)
 {
@@ -784,7 +789,15 @@ static void run(struct slice prefix, int rounds, bool gaps)
             case 3: answer_some(); break;
             case 4: watch_some(1 + (int)dice(4)); break;
             case 5: use(); break;
-            case 6: tree_flush(t); break;
+            case 6:
+                tree_flush(t);
+                if (unloading && dice(40) == 0)
+                    know_all();
+                if (unloading && dice(3) == 0) {
+                    now_ms += TREE_UNLOAD_IDLE_MS * dice(2);
+                    tree_unload(t, dice((unsigned)t->n_nodes + 1));
+                }
+                break;
             default:
                 if (gaps && dice(20) == 0 && watch) {
                     struct client_stream *s = watch;
@@ -822,6 +835,15 @@ static void tree_follows_below_a_prefix(void)
 static void tree_survives_gaps(void)
 {
     run(S("p/"), 300, true);
+}
+
+static void tree_follows_what_it_has_forgotten(void)
+{
+    unloading = true;
+    run(S(""), 200, false);
+    CHECK(t_unloads > 100);
+    run(S("p/"), 100, true);
+    unloading = false;
 }
 
 /* The consumer knows every directory, as inotifywait -r does: it looks up and lists each new one. */
@@ -895,6 +917,7 @@ int main(void)
     TEST(tree_follows);
     TEST(tree_follows_below_a_prefix);
     TEST(tree_survives_gaps);
+    TEST(tree_follows_what_it_has_forgotten);
     TEST(changes_tell_everything);
     TEST(changes_after_gaps);
     return tap_done();
