@@ -12,18 +12,19 @@ declare -A MEMBER_PID
 STOPPED=''
 GRACE=4
 
-client_port() { echo $((PORT + 2 * $1)); }
-peer_port() { echo $((PORT + 2 * $1 + 1)); }
-url() { echo "http://127.0.0.1:$1"; }
-initial() { local i s=; for i in $MEMBERS; do s=$s${s:+,}m$i=$(url "$(peer_port "$i")"); done; echo "$s"; }
-endpoints() { local i s=; for i in ${*:-$MEMBERS}; do s=$s${s:+,}127.0.0.1:$(client_port "$i"); done; echo "$s"; }
+# Where a member is, and how to run it there: mount_partition.sh has others.
+client_at() { echo "127.0.0.1:$((PORT + 2 * $1))"; }
+peer_at() { echo "127.0.0.1:$((PORT + 2 * $1 + 1))"; }
+member_run() { shift; "$@"; }
+initial() { local i s=; for i in $MEMBERS; do s=$s${s:+,}m$i=http://$(peer_at "$i"); done; echo "$s"; }
+endpoints() { local i s=; for i in ${*:-$MEMBERS}; do s=$s${s:+,}$(client_at "$i"); done; echo "$s"; }
 
 member_start() { # MEMBER [new|existing]
-    local program=$CAIRND c
-    c=$(url "$(client_port "$1")")
+    local program=$CAIRND c p
+    c=http://$(client_at "$1") p=http://$(peer_at "$1")
     [ "$B" = etcd ] && program=$(command -v etcd)
-    "$program" --name "m$1" --data-dir "$T/m$1" --listen-client-urls "$c" --advertise-client-urls "$c" \
-        --listen-peer-urls "$(url "$(peer_port "$1")")" --initial-advertise-peer-urls "$(url "$(peer_port "$1")")" \
+    member_run "$1" "$program" --name "m$1" --data-dir "$T/m$1" --listen-client-urls "$c" --advertise-client-urls "$c" \
+        --listen-peer-urls "$p" --initial-advertise-peer-urls "$p" \
         --initial-cluster "$(initial)" --initial-cluster-token mount --initial-cluster-state "${2:-new}" >>"$T/m$1.log" 2>&1 &
     MEMBER_PID[$1]=$!
     disown "${MEMBER_PID[$1]}"
@@ -43,9 +44,9 @@ leader() {
     return 1
 }
 in_use() { # which member the mount talks to
-    local p
-    p=$(sed -n 's/^  "endpoint":"127.0.0.1:\([0-9]*\)",$/\1/p' "$M/.etcd/status")
-    echo $(((p - PORT) / 2))
+    local i at
+    at=$(sed -n 's/^  "endpoint":"\(.*\)",$/\1/p' "$M/.etcd/status")
+    for i in $MEMBERS; do [ "$(client_at "$i")" = "$at" ] && echo "$i"; done
 }
 is_in_use() { [ "$(in_use)" = "$1" ] && grep -q "\"quorum\": true" "$M/.etcd/status" && grep -q "\"standing\": true" "$M/.etcd/status"; }
 moved_from() { [ "$(in_use)" != "$1" ] && is_in_use "$(in_use)"; }
@@ -132,7 +133,7 @@ used_again() {
     local a b c
     a=$(follower) && use "$a" && member_kill "$a" && await 10 moved_from "$a" && b=$(in_use) && c=$(other_than "$a" "$b") || return 1
     member_start "$a" && all_healthy && member_stop "$c" || return 1
-    await 15 eval 'grep -q "127.0.0.1:$(client_port '"$a"')\":\"connected" "$M/.etcd/status"' && member_kill "$b"
+    await 15 eval 'grep -q "$(client_at '"$a"')\":\"connected" "$M/.etcd/status"' && member_kill "$b"
     member_cont "$c"
     await 20 moved_from "$b" && await 20 eval 'timeout 15 sh -c "echo 6 >$M/c/after"'
     local rc=$?
@@ -180,12 +181,15 @@ cluster_cleanup() {
     cleanup
 }
 
-run() {
+begin() { # three members and a mount of all three
     local i
     for i in $MEMBERS; do member_start "$i"; done
     all_healthy && timeout 10 etcdctl --endpoints="$(endpoints)" put c/read "still here" >/dev/null && mount_at "$M" "grace=$GRACE" "$(endpoints)" ||
-        { say_bad "starting"; return; }
-    printf 'still here' >"$M/c/read" && same "$(cat "$M/c/read")" "still here" || { say_bad "a first save"; return; }
+        { say_bad "starting"; return 1; }
+    printf 'still here' >"$M/c/read" && same "$(cat "$M/c/read")" "still here" || { say_bad "a first save"; return 1; }
+}
+run() {
+    begin || return
     check "the endpoint in use is killed" killed_in_use
     check "the leader is killed" killed_leader
     check "the leader is killed, and is the endpoint in use" killed_leader_in_use
@@ -195,17 +199,19 @@ run() {
     check "no quorum: reads go on, saves are refused after the grace, and it heals" no_quorum
     check "the member in use is removed" removed
 }
-
-[ -c /dev/fuse ] && [ "$(id -u)" = 0 ] || { echo "needs root and /dev/fuse"; exit 77; }
-command -v etcdctl >/dev/null || { echo "needs etcdctl"; exit 77; }
-trap cluster_cleanup EXIT
-trap 'exit 1' INT TERM
-for B in ${BACKEND:-$([ -x "$CAIRND" ] && echo cairnd) $(command -v etcd >/dev/null && echo etcd)}; do
-    T=$(mktemp -d "$PWD/$O/mount-test.XXXXXX")
-    M=$T.mnt
-    PORT=$(free_port)
-    mkdir -p "$M"
-    run
-    cluster_cleanup
-done
-exit $FAILED
+cluster_main() { # FUNCTION: once for each backend
+    [ -c /dev/fuse ] && [ "$(id -u)" = 0 ] || { echo "needs root and /dev/fuse"; exit 77; }
+    command -v etcdctl >/dev/null || { echo "needs etcdctl"; exit 77; }
+    trap cluster_cleanup EXIT
+    trap 'exit 1' INT TERM
+    for B in ${BACKEND:-$([ -x "$CAIRND" ] && echo cairnd) $(command -v etcd >/dev/null && echo etcd)}; do
+        T=$(mktemp -d "$PWD/$O/mount-test.XXXXXX")
+        M=$T.mnt
+        PORT=$(free_port)
+        mkdir -p "$M"
+        "$1"
+        cluster_cleanup
+    done
+    exit $FAILED
+}
+[ -n "${CLUSTER_LIB:-}" ] || cluster_main run
