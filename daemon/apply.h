@@ -34,7 +34,8 @@ struct apply_options {
     struct datadir *datadir;      /* where a defragmented base goes; NULL: cannot defragment */
     struct base_options base;     /* how to open it; path is not read */
     void (*fatal)(void *ctx, int err, const char *what);
-    void *fatal_ctx;
+    void (*damaged)(void *ctx, const char *what); /* the flush thread: the scrub has found damage in base. Or NULL */
+    void *fatal_ctx;              /* of both */
 };
 
 int apply_new(const struct apply_options *o, struct apply **ret_apply); /* loads leases, alarms, members from the store */

@@ -293,6 +293,8 @@ static uint64_t scrub(struct apply *a)
                   "restore the member from a backup",
                   LOG_STR("found", what));
         atomic_store(&a->damaged, true);
+        if (a->o.damaged)
+            a->o.damaged(a->o.fatal_ctx, what);
         a->scrub_at_us = UINT64_MAX;
         return UINT64_MAX;
     }

@@ -286,6 +286,7 @@ static int open_base(struct bootstrap *b, struct config *c)
     datadir_base_path(&b->dir, b->dir.base, path);
     bo.path = path;
     rc = base_open(&bo, &b->base);
+    b->store_damaged = rc == -EUCLEAN || rc == -ENOENT;
     if (rc)
         return fail(b, "%s: the store cannot be opened: %s; restore the data directory from a backup, or remove this member's",
                     path, strerror(-rc));
@@ -296,6 +297,8 @@ static int open_base(struct bootstrap *b, struct config *c)
     b->cluster_id = meta.cluster_id;
     b->member_id = meta.member_id;
     b->applied_index = meta.seal.applied_index;
+    b->applied_term = meta.seal.applied_term;
+    b->store_damaged = rc == -EUCLEAN;
     if (rc)
         (void)fail(b, "%s: the store's head cannot be read: %s; restore the data directory from a backup", path, strerror(-rc));
     else
@@ -315,9 +318,11 @@ int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir)
         wal_close(b->wal);
     b->wal = NULL;
     rc = wal_open(&wo, &b->wal, &b->wal_state, why, sizeof why);
+    b->log_damaged = rc == -EUCLEAN || rc == -ENOENT;
     if (rc)
         return fail(b, "%s/%s: the log cannot be opened: %s", b->dir.wal_root, wal_dir, *why ? why : strerror(-rc));
-    if (b->applied_index < b->wal_state.first_index || b->applied_index > b->wal_state.last_index)
+    b->log_damaged = b->applied_index < b->wal_state.first_index || b->applied_index > b->wal_state.last_index;
+    if (b->log_damaged)
         return fail(b,
                     "%s: the store (applied index %llu) and the log (%llu to %llu) do not belong together: one of them was "
                     "replaced by another copy; restore both from the same backup",
@@ -326,10 +331,43 @@ int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir)
     return 0;
 }
 
+static void name_wal(const struct bootstrap *b, char wal_dir[32])
+{
+    (void)snprintf(wal_dir, 32, "wal-%u", b->dir.wal);
+}
+
+/* Base, then the log; what is damaged is replaced by something empty, if the others can fill it. */
+static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
+{
+    char wal_dir[32];
+    int rc;
+
+    name_wal(b, wal_dir);
+    if (store_damaged) {
+        b->store_damaged = true;
+        rc = fail(b, "%s: a damaged row was found in the store", b->dir.path);
+    } else {
+        rc = open_base(b, c);
+    }
+    if (rc && b->store_damaged && bootstrap_rebuild_store(b, c, wal_dir) == 0) {
+        if (b->base)
+            base_close(b->base);
+        b->base = NULL;
+        rc = open_base(b, c);
+        name_wal(b, wal_dir);
+    }
+    rc = rc ? rc : bootstrap_open_wal(b, wal_dir);
+    if (rc && b->log_damaged && bootstrap_rebuild_log(b, wal_dir) == 0) {
+        name_wal(b, wal_dir);
+        rc = bootstrap_open_wal(b, wal_dir);
+    }
+    return rc;
+}
+
 int bootstrap_open(struct bootstrap *b, struct config *c)
 {
     char wal_dir[32];
-    bool fresh;
+    bool fresh, store_damaged = false;
     int rc;
 
     b->dir = (struct datadir){.fd = -1, .wal_fd = -1};
@@ -340,12 +378,14 @@ int bootstrap_open(struct bootstrap *b, struct config *c)
     rc = disk_real_new(b->dir.wal_root, &b->disk);
     if (rc)
         (void)fail(b, "%s: %s", b->dir.wal_root, strerror(-rc));
+    if (rc == 0 && datadir_read_mark(&b->dir, &b->fence_term, &store_damaged) < 0)
+        rc = fail(b, "%s", b->dir.error);
     if (rc == 0 && fresh)
         rc = create(b, c, wal_dir);
-    rc = rc ? rc : open_base(b, c);
-    rc = rc ? rc : bootstrap_open_wal(b, wal_dir);
+    rc = rc ? rc : open_parts(b, c, store_damaged);
     if (rc == 0 && !fresh)
         rc = join_again(b, c);
+    name_wal(b, wal_dir);
     if (rc == 0 && c->force_new_cluster && !fresh)
         rc = bootstrap_force(b, wal_dir);
     if (rc)

@@ -34,6 +34,9 @@ struct bootstrap {
     struct wal_state wal_state;
     struct raft_conf conf;     /* as of applied_index */
     uint64_t cluster_id, member_id, applied_index;
+    uint64_t applied_term;     /* of applied_index */
+    uint64_t fence_term;       /* not 0: this member is faulty, see raft_params */
+    bool store_damaged, log_damaged; /* why opening failed */
     bool joining;              /* it has nothing yet, and is to be told everything by the others */
     struct bootstrap_cluster running; /* joining: who they are; in the configuration's arena */
     char error[DATADIR_ERROR_BYTES];
@@ -58,6 +61,10 @@ void bootstrap_close(struct bootstrap *b);
 /* bootstrap_force.c: --force-new-cluster. Entries that remove every other member are appended to the log, committed. 0, or -1 with
  * b->error. */
 int bootstrap_force(struct bootstrap *b, const char *wal_dir);
+/* bootstrap_rebuild.c: b->log_damaged, or b->store_damaged, and b->error says how. 0: CURRENT names parts that can be opened;
+ * -1: it cannot be done, b->error stands. */
+int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir);
+int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir);
 /* (Re)opens b->wal and reads b->wal_state; 0, or -1 with b->error. */
 int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir);
 int bootstrap_fail(struct bootstrap *b, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -120,7 +120,8 @@ static int list_names(struct datadir *d, struct names *ret)
         const char *n = e->d_name;
 
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
-            strcmp(n, "FOUNDED") == 0 || strcmp(n, "lost+found") == 0)
+            strcmp(n, "FOUNDED") == 0 || strcmp(n, "FAULTY") == 0 ||
+            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "lost+found") == 0)
             continue;
         if (strcmp(n, "CREATING") == 0)
             ret->creating = true;
@@ -479,6 +480,54 @@ int datadir_give_back(struct datadir *d, unsigned base)
 
     (void)snprintf(name, sizeof name, "base-%u", base);
     return renameat(d->fd, name, d->fd, "incoming") < 0 ? -errno : 0;
+}
+
+/* ---- faulty ---- */
+
+int datadir_mark(struct datadir *d, uint64_t fence_term, bool store_damaged)
+{
+    char text[64];
+    int n = snprintf(text, sizeof text, "fence %llu\nstore %s\n", (unsigned long long)fence_term,
+                     store_damaged ? "damaged" : "sound");
+    int fd = openat(d->fd, "FAULTY.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc = 0;
+
+    if (fd < 0)
+        return -errno;
+    if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)
+        rc = errno ? -errno : -EIO;
+    if (close(fd) < 0 && rc == 0)
+        rc = -errno;
+    if (rc == 0 && (renameat(d->fd, "FAULTY.new", d->fd, "FAULTY") < 0 || fsync(d->fd) < 0))
+        rc = -errno;
+    return rc;
+}
+
+int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_store_damaged)
+{
+    int fd = openat(d->fd, "FAULTY", O_RDONLY | O_CLOEXEC);
+    unsigned long long fence = 0;
+    char text[65], store[16];
+    ssize_t n;
+
+    *ret_fence_term = 0;
+    *ret_store_damaged = false;
+    if (fd < 0 && errno == ENOENT)
+        return 0;
+    n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        (void)close(fd); /* only read */
+    if (n >= 0)
+        text[n] = '\0';
+    if (n < 0 || sscanf(text, "fence %llu\nstore %15s\n", &fence, store) != 2)
+        return fail(d, "%s/FAULTY: cannot be read; remove this member from its cluster and add it anew", d->path);
+    *ret_fence_term = fence;
+    *ret_store_damaged = strcmp(store, "damaged") == 0;
+    return 1;
+}
+
+int datadir_unmark(struct datadir *d)
+{
+    return unlinkat(d->fd, "FAULTY", 0) < 0 || fsync(d->fd) < 0 ? -errno : 0;
 }
 
 void datadir_close(struct datadir *d)

@@ -5,6 +5,7 @@
  *     DIR/base-N/     the store (base.c)
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
  *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake
+ *     DIR/FAULTY      this member's fence, while it is being rebuilt from the others
  *     DIR/incoming/   a base being received from another member; nothing until it is renamed to base-N
  *
  * Owner: the main thread at start. Then the flush thread (a copy of base) and the WAL thread (a snapshot) switch, each
@@ -59,4 +60,10 @@ void datadir_base_path(const struct datadir *d, unsigned base, char *ret_path);
 int datadir_note_token(struct datadir *d, const char *token);
 /* One was noted, and it is another: then it is in ret_noted, cut to size. */
 bool datadir_token_differs(const struct datadir *d, const char *token, char *ret_noted, size_t size);
+/* ---- DIR/FAULTY: this member may have lost what it promised (bootstrap_rebuild.c) ---- */
+/* Durable when it returns 0. store_damaged: base is not to be used at the next start. Any thread. */
+int datadir_mark(struct datadir *d, uint64_t fence_term, bool store_damaged);
+/* 0: there is none, both are zero; 1: read; -1 with d->error: it cannot be read. */
+int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_store_damaged);
+int datadir_unmark(struct datadir *d);
 void datadir_close(struct datadir *d);

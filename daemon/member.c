@@ -17,7 +17,8 @@
  * on disk; the next start recovers it, or says what is wrong. */
 void member_fatal(void *ctx, int err, const char *what)
 {
-    (void)ctx;
+    if (err == -EUCLEAN)
+        member_damaged(ctx, what);
     log_at(LOG_LEVEL_FATAL, "the member stops: what it promised to keep cannot be kept", LOG_STR("what", what),
            LOG_STR("error", strerror(err < 0 ? -err : err)));
     _exit(1);
@@ -224,7 +225,9 @@ static int make_modules(struct member_process *m)
                                 .max_txn_ops = s->max_txn_ops,
                                 .datadir = &m->boot.dir,
                                 .base = bootstrap_base_options(),
-                                .fatal = member_fatal};
+                                .fatal = member_fatal,
+                                .fatal_ctx = m,
+                                .damaged = member_damaged};
     rc = apply_new(&ao, &s->apply);
     if (rc)
         return rc;
@@ -243,6 +246,7 @@ static int make_modules(struct member_process *m)
                                .member_id = s->member_id,
                                .conf = m->boot.conf,
                                .applied_index = m->boot.applied_index,
+                               .fence_term = m->boot.fence_term,
                                .catchup_entries = c->catchup_entries,
                                .snapshot_count = c->snapshot_count,
                                .heartbeat_ms = c->heartbeat_ms,

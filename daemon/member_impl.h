@@ -69,6 +69,10 @@ enum member_event member_leave(struct member_process *m);
 /* member.c: a promise that can no longer be kept; does not return. */
 void member_fatal(void *ctx, int err, const char *what);
 
+/* member_again.c: any thread. This member's state cannot be trusted. When there are others it is marked and starts itself anew, to
+ * be rebuilt from them; returns when it is alone: what is sound of it is all there is. */
+void member_damaged(void *m, const char *what);
+
 /* member_peers.c */
 /* struct bootstrap.ask. */
 const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);

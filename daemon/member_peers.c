@@ -206,7 +206,10 @@ int member_snap_new(struct member_process *m)
                                                        .member_id = m->svc.member_id},
                                        .base = bootstrap_base_options()},
                              .cluster_id = m->svc.cluster_id,
-                             .member_id = m->svc.member_id};
+                             .member_id = m->svc.member_id,
+                             .faulty = m->boot.fence_term != 0,
+                             .damaged = member_damaged,
+                             .damaged_ctx = m};
 
     return snap_new(&o, &m->snap);
 }

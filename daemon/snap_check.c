@@ -11,6 +11,7 @@
  *                                        answered and no hash has a majority, nobody can be believed: the alarm names
  *                                        member 0, as etcd's does
  *
+ * A member that is named, and has seen itself that it differs, is rebuilt from the others (bootstrap_rebuild.c).
  * The alarm does what etcd's does: requests are refused with `etcdserver: corrupt cluster` until it is disarmed. A member
  * that is behind is waited for; one that does not answer in LIMIT_HASH_WAIT_MS is asked again with the next round.
  *
@@ -50,6 +51,11 @@ void snap_members_changed(struct snap *s)
     mailbox_nudge(&s->box);
 }
 
+bool snap_has_others(const struct snap *s)
+{
+    return atomic_load(&s->n_members) > 1;
+}
+
 static void say(struct snap *s, uint64_t to, uint64_t index, uint64_t hash)
 {
     struct peer_msg *m = peer_msg_new(PEER_STATE_HASH, s->o.member_id, to);
@@ -85,21 +91,28 @@ static void answer(struct snap *s, uint64_t now_ms)
 
 /* ---- the leader -------------------------------------------------------------------------------- */
 
-static void raise(struct snap *s, uint64_t member)
+/* By the CORRUPT alarm. */
+static bool is_named(struct snap *s, uint64_t member)
 {
-    Etcdserverpb__AlarmRequest req = ETCDSERVERPB__ALARM_REQUEST__INIT;
-    uint8_t packed[64];
     struct alarm *alarms = NULL;
     struct arena a;
-    size_t n;
     bool set = false;
+    size_t n;
 
     arena_init(&a, TABLE_BYTES, NULL, 0);
     n = apply_alarms(s->o.apply, &a, &alarms);
     for (size_t i = 0; i < n; i++)
         set |= alarms[i].member_id == member && alarms[i].type == ETCDSERVERPB__ALARM_TYPE__CORRUPT;
     arena_fini(&a);
-    if (set)
+    return set;
+}
+
+static void raise(struct snap *s, uint64_t member)
+{
+    Etcdserverpb__AlarmRequest req = ETCDSERVERPB__ALARM_REQUEST__INIT;
+    uint8_t packed[64];
+
+    if (is_named(s, member))
         return;
     log_error("corruption: a member's state is not that of the others; its alarm is raised", LOG_HEX("member", member),
               LOG_UINT("index", s->round.index));
@@ -134,8 +147,11 @@ static void judge(struct snap *s)
     if (count(r, r->hash) == r->n)
         s->equal_index = r->index;
     for (size_t i = 0; i < r->n && right < r->n; i++)
-        if (r->members[i].known && r->members[i].hash != r->members[right].hash)
+        if (r->members[i].known && r->members[i].hash != r->members[right].hash) {
             raise(s, r->members[i].id);
+            if (r->members[i].id == s->o.member_id)
+                s->differs_at = r->index;
+        }
     if (right == r->n && known == r->n)
         raise(s, 0);
     s->round.index = 0;
@@ -216,6 +232,25 @@ static void take(struct snap *s, bool leads, uint64_t now_ms)
     }
 }
 
+/* This member differs, and the majority has said so: it is rebuilt. What an older alarm says of it does not count: it may
+ * have been rebuilt since. */
+static void give_up_state(struct snap *s)
+{
+    if (s->differs_at && is_named(s, s->o.member_id) && s->o.damaged)
+        s->o.damaged(s->o.damaged_ctx, "its state is not that of the others");
+}
+
+static void sound_again(struct snap *s)
+{
+    int err = datadir_unmark(s->o.place.dir);
+
+    if (err)
+        log_warn("this member is sound again, but its mark cannot be removed", LOG_STR("error", strerror(-err)));
+    else
+        log_info("this member is sound again: it votes, and may lead");
+    s->o.faulty = false;
+}
+
 uint64_t snap_check(struct snap *s)
 {
     uint64_t now_ms = s->o.clock->now_ms(s->o.clock);
@@ -226,6 +261,9 @@ uint64_t snap_check(struct snap *s)
     if (s->n_members < 2)
         return UINT64_MAX;
     turn_status(s->turn, &t);
+    if (s->o.faulty && !t.is_faulty)
+        sound_again(s);
+    give_up_state(s);
     take(s, t.is_leader, now_ms);
     if (!t.is_leader) {
         s->round.index = 0;

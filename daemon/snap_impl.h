@@ -47,7 +47,7 @@ struct snap {
     /* snap_check.c: the receiving thread's own, but for the box and the flag */
     struct mailbox hash_box;            /* what members say */
     _Atomic bool members_changed;
-    size_t n_members;
+    _Atomic size_t n_members;
     struct hash_round round;
     uint64_t round_ms;                  /* when to begin the next one */
     uint64_t equal_index;               /* all were equal there */

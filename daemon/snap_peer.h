@@ -23,6 +23,10 @@ struct snap_options {
     struct store *store;
     struct snap_place place;
     uint64_t cluster_id, member_id;
+    bool faulty;              /* DIR/FAULTY is to be removed once Raft says that this member is sound */
+    /* On the receiving thread: this member's state is not that of the others, says a majority. */
+    void (*damaged)(void *ctx, const char *what);
+    void *damaged_ctx;
 };
 
 /* Made before turn and peers, which want its functions; joined with them before snap_start. */
@@ -40,6 +44,7 @@ void snap_turn_send(void *ctx, struct peer_msg *m);
 
 /* turn_options.state_hash (state_hash_ctx). */
 void snap_turn_hash(void *ctx, uint64_t member, uint64_t index, uint64_t hash);
+bool snap_has_others(const struct snap *s); /* any thread: this is not the only member */
 /* Any thread: there are other members than before. */
 void snap_members_changed(struct snap *s);
 

@@ -345,6 +345,7 @@ static void publish(struct turn *t)
     atomic_store_explicit(&t->pub_last, t->status.last_index, memory_order_relaxed);
     atomic_store_explicit(&t->pub_is_leader, t->status.role == RAFT_LEADER, memory_order_relaxed);
     atomic_store_explicit(&t->pub_is_learner, t->status.is_learner, memory_order_relaxed);
+    atomic_store_explicit(&t->pub_is_faulty, t->status.faulty, memory_order_relaxed);
     if (t->o.transport)
         turn_peers_publish(t);
 }
@@ -489,6 +490,7 @@ void turn_status(const struct turn *t, struct turn_status *ret_status)
         .last_index = atomic_load_explicit(&t->pub_last, memory_order_relaxed),
         .is_leader = atomic_load_explicit(&t->pub_is_leader, memory_order_relaxed),
         .is_learner = atomic_load_explicit(&t->pub_is_learner, memory_order_relaxed),
+        .is_faulty = atomic_load_explicit(&t->pub_is_faulty, memory_order_relaxed),
         .sole_leader = atomic_load_explicit(&t->reads_free, memory_order_relaxed),
         .leader_changes = atomic_load_explicit(&t->pub_changes, memory_order_relaxed),
         .proposals_failed = atomic_load_explicit(&t->pub_failed, memory_order_relaxed),
@@ -553,6 +555,7 @@ static int init_raft(struct turn *t, void *mem)
         .runs = runs.runs,
         .applied = t->o.applied_index,
         .conf = t->o.conf,
+        .fence_term = t->o.fence_term,
     };
     int err = runs.runs ? wal_runs(t->o.wal, add_run, &runs) : -ENOMEM;
 

@@ -34,6 +34,7 @@ struct turn_options {
     uint64_t member_id;
     struct raft_conf conf;        /* as of applied_index */
     uint64_t applied_index;       /* base's */
+    uint64_t fence_term;          /* not 0: this member is faulty, see raft_params */
     uint64_t catchup_entries;     /* kept in the log behind base for followers; --snapshot-catchup-entries */
     uint64_t snapshot_count;      /* so many leave the log at a time, at least; --snapshot-count */
     uint32_t heartbeat_ms, election_ms;
@@ -150,7 +151,7 @@ bool turn_peer(const struct turn *t, uint64_t member, struct raft_peer *ret_peer
 /* Any thread; what was last published (atomics). */
 struct turn_status {
     uint64_t term, leader, commit, applied, last_index;
-    bool is_leader, is_learner, sole_leader; /* sole_leader: turn_read answers 0 */
+    bool is_leader, is_learner, is_faulty, sole_leader; /* sole_leader: turn_read answers 0 */
     uint64_t leader_changes, proposals_failed, wal_fsyncs, wal_bytes;
 };
 void turn_status(const struct turn *t, struct turn_status *ret_status);

@@ -180,7 +180,7 @@ struct turn {
     /* The status, relaxed. */
     _Atomic uint64_t pub_term, pub_leader, pub_commit, pub_last, pub_changes, pub_failed, pub_fsyncs, pub_bytes;
     _Atomic uint64_t pub_dropped; /* messages beyond the inbox */
-    _Atomic bool pub_is_leader, pub_is_learner;
+    _Atomic bool pub_is_leader, pub_is_learner, pub_is_faulty;
     struct {
         _Atomic uint64_t id, match, next;
         _Atomic uint32_t state;

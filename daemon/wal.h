@@ -42,6 +42,12 @@ int wal_open(const struct wal_options *o, struct wal **ret_wal, struct wal_state
              size_t errbuf_size);
 void wal_close(struct wal *w);
 
+/* What can still be read of a log that wal_open refuses: whose it is, and the highest term in it; zeros: nothing. */
+struct wal_identity {
+    uint64_t cluster_id, member_id, term;
+};
+void wal_salvage(struct disk *disk, const char *dir, struct wal_identity *ret);
+
 /* w becomes the log that fresh is: who holds w goes on with it. fresh is gone, the old log's files are closed. The WAL
  * thread. */
 void wal_adopt(struct wal *w, struct wal *fresh);

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bootstrap_rebuild.c - a member of several whose log or store is damaged is rebuilt from the others, without an operator.
+ *
+ *     the log is damaged      the store is kept, it is committed; a new, empty log follows it
+ *     the store is damaged    nothing is kept but who this member is: an empty store, an empty log
+ *
+ * Either way it may have lost what it promised: votes, acknowledgements. So it goes on FAULTY: with its old identity, in
+ * a term above every one it can have promised anything in (raft_params.fence_term), without a vote and without standing,
+ * until the others have given it a state as of a term after that. The fence is written down (datadir_mark) before CURRENT
+ * names what is new, and given to Raft at every start until it says that the member is sound again.
+ *
+ * A sole member is never rebuilt: what it has is all there is. It refuses to start, and says why.
+ *
+ * Owner: the main thread, at start. Source: RELIABILITY A.4, rule 4; why a fence is enough stands in raft.h.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include "bootstrap.h"
+#include "limits.h"
+#include "log.h"
+#include "raftconf.h"
+
+static uint64_t fence_above(const struct bootstrap *b, uint64_t a, uint64_t c)
+{
+    uint64_t top = a > c ? a : c;
+
+    return (top > b->fence_term ? top : b->fence_term) + RAFT_FENCE_TERMS;
+}
+
+/* An empty log after (index, term), and CURRENT names it and base. */
+static int new_parts(struct bootstrap *b, unsigned base, uint64_t index, uint64_t term)
+{
+    struct wal_state hard = {.term = b->fence_term, .commit = index};
+    unsigned wal = datadir_new_wal(&b->dir);
+    char wal_dir[32];
+    struct wal_options o = {.disk = b->disk, .dir = wal_dir, .segment_bytes = LIMIT_WAL_SEGMENT_BYTES,
+                            .cluster_id = b->cluster_id, .member_id = b->member_id};
+    int rc;
+
+    (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", wal);
+    rc = wal_create(&o, index, term, &hard);
+    return rc ? rc : datadir_switch_both(&b->dir, base, wal);
+}
+
+static int failed(struct bootstrap *b, int rc)
+{
+    return bootstrap_fail(b, "%s: this member cannot be rebuilt: %s", b->dir.path, strerror(-rc));
+}
+
+int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir)
+{
+    struct wal_identity id;
+    int rc;
+
+    if (b->conf.voters.n + b->conf.learners.n < 2)
+        return -1;
+    wal_salvage(b->disk, wal_dir, &id);
+    log_error("the log is damaged; the store is kept, the rest is asked of the other members. Until then this member neither "
+              "votes nor stands", LOG_STR("found", b->error), LOG_UINT("kept", b->applied_index));
+    b->fence_term = fence_above(b, id.term, b->applied_term);
+    rc = datadir_mark(&b->dir, b->fence_term, false);
+    rc = rc ? rc : new_parts(b, b->dir.base, b->applied_index, b->applied_term);
+    return rc ? failed(b, rc) : 0;
+}
+
+/* Whether the others know this member. */
+static bool is_known(const struct bootstrap *b)
+{
+    for (size_t i = 0; i < b->running.n; i++)
+        if (b->running.members[i].id == b->member_id)
+            return b->running.n > 1;
+    return false;
+}
+
+static int empty_base(struct bootstrap *b, unsigned *ret_base)
+{
+    uint8_t bytes[RAFTCONF_BYTES_MAX];
+    struct raft_conf none = {0};
+    struct base_options o = bootstrap_base_options();
+    char path[DATADIR_PATH_BYTES];
+    unsigned n = datadir_new_base(&b->dir);
+    int rc = datadir_make_base(&b->dir, n, path);
+
+    o.path = path;
+    rc = rc ? rc : base_create(&o, b->cluster_id, b->member_id, raftconf_encode(&none, bytes));
+    if (rc == 0)
+        *ret_base = n;
+    return rc;
+}
+
+int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir)
+{
+    struct wal_identity id;
+    struct roster r;
+    unsigned base;
+    int rc;
+
+    wal_salvage(b->disk, wal_dir, &id);
+    if (b->member_id == 0) {
+        b->cluster_id = id.cluster_id;
+        b->member_id = id.member_id;
+    }
+    if (b->member_id == 0 || roster_read(c, &r) != NULL || b->ask == NULL || b->ask(b->ask_ctx, c, &r, &b->running) != NULL ||
+        b->running.id != b->cluster_id || !is_known(b))
+        return -1; /* alone, or nobody there who knows it: the error stands */
+    log_error("the store is damaged; all of it is asked of the other members. Until then this member neither votes nor stands",
+              LOG_STR("found", b->error));
+    b->fence_term = fence_above(b, id.term, b->applied_term);
+    rc = datadir_mark(&b->dir, b->fence_term, true); /* should it end here, it begins anew here */
+    rc = rc ? rc : empty_base(b, &base);
+    rc = rc ? rc : new_parts(b, base, 0, 0);
+    rc = rc ? rc : datadir_mark(&b->dir, b->fence_term, false);
+    return rc ? failed(b, rc) : 0;
+}
