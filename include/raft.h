@@ -87,7 +87,8 @@ struct raft_run {
 enum raft_msg_type {
     RAFT_APPEND = 1,          /* entries (index, last], whose terms runs say; log_term is index's */
     RAFT_APPEND_REPLY = 2,    /* index: match; reject: index is the refused one, hint and log_term where to try */
-    RAFT_HEARTBEAT = 3,       /* commit; ctx: the newest read round */
+    RAFT_HEARTBEAT = 3,       /* commit: the least of the leader's and what agrees there; index: the leader's; ctx: the
+                               * newest read round */
     RAFT_HEARTBEAT_REPLY = 4, /* ctx echoed */
     RAFT_VOTE = 5,            /* index, log_term: the candidate's last entry; transfer */
     RAFT_VOTE_REPLY = 6,      /* reject: index, log_term are the newest entry the voter knows to be committed */
@@ -97,6 +98,7 @@ enum raft_msg_type {
     RAFT_TIMEOUT_NOW = 10,    /* campaign at once (T 3.10) */
     RAFT_READ = 11,           /* ctx: a follower asks for a read index */
     RAFT_READ_REPLY = 12,     /* ctx echoed; index */
+    RAFT_COMMIT = 13,         /* commit: the leader's; has no answer */
     RAFT_MSG_TYPES
 };
 

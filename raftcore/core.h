@@ -80,6 +80,7 @@ struct raft {
     /* Follower. */
     uint64_t append_from; /* the leader of this term, once it was heard */
     uint64_t verified;    /* the log up to here is the leader's of this term; <= last */
+    uint64_t commit_heard; /* the leader of this term says that its log is committed up to here */
     bool reply_owed;      /* an APPEND waits for its reply, until what it says is stored */
     uint64_t heard_at;    /* the leader, last; valid while leader is not 0 */
     uint64_t deny_until;  /* lease_reads: no votes before, whatever else happens */
@@ -181,6 +182,7 @@ bool leader_confirmed(const struct raft *r); /* has committed in its term */
 /* ---- follower.c ---- */
 void follower_on_append(struct raft *r, const struct raft_msg *m);
 void follower_on_heartbeat(struct raft *r, const struct raft_msg *m);
+void follower_on_commit(struct raft *r, const struct raft_msg *m);
 void follower_on_snapshot(struct raft *r, const struct raft_msg *m);
 void follower_stored(struct raft *r);
 

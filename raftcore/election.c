@@ -160,7 +160,7 @@ static void stand(struct raft *r, enum campaign how)
     r->role = RAFT_CANDIDATE;
     raft_set_state(r, r->term + 1, r->id);
     r->vote_seq = r->state_seq;
-    r->verified = 0;
+    r->verified = r->commit_heard = 0;
     r->append_from = 0;
     r->reply_owed = false;
 }

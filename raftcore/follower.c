@@ -27,6 +27,20 @@ void follower_stored(struct raft *r)
         reply_if_stored(r);
 }
 
+/* What the leader has committed is committed here as far as our log is known to be its. It may be heard of before the
+ * entries come: messages overtake each other. */
+static void hear_commit(struct raft *r, uint64_t commit)
+{
+    if (r->commit_heard < commit)
+        r->commit_heard = commit;
+    raft_set_commit(r, r->commit_heard < r->verified ? r->commit_heard : r->verified);
+}
+
+void follower_on_commit(struct raft *r, const struct raft_msg *m)
+{
+    hear_commit(r, m->commit);
+}
+
 static void owe_reply(struct raft *r, uint64_t verified)
 {
     assert(verified <= r->log.last);
@@ -58,10 +72,19 @@ static uint64_t msg_term(const struct raft_msg *m, uint64_t index)
     return m->runs[i].term;
 }
 
+/* Do the logs agree up to the message's index? What is committed agrees with every leader's log, so a message that begins
+ * before that is compared at our commit. */
+static bool agrees(const struct raft *r, const struct raft_msg *m)
+{
+    if (m->index < r->commit)
+        return msg_term(m, r->commit) == termlog_term(&r->log, r->commit);
+    return m->index <= r->log.last && termlog_term(&r->log, m->index) == m->log_term;
+}
+
 /* The first entry of the message that our log does not have; last + 1: it has them all. */
 static uint64_t first_new(const struct raft *r, const struct raft_msg *m)
 {
-    uint64_t i = m->index + 1;
+    uint64_t i = (m->index < r->commit ? r->commit : m->index) + 1;
 
     while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))
         i++;
@@ -90,11 +113,11 @@ void follower_on_append(struct raft *r, const struct raft_msg *m)
 {
     uint64_t first;
 
-    if (m->index < r->commit) {
-        owe_reply(r, r->commit); /* old: what is committed agrees with every leader's log */
+    if (m->index < r->commit && m->last <= r->commit) {
+        owe_reply(r, r->commit); /* old */
         return;
     }
-    if (m->index > r->log.last || termlog_term(&r->log, m->index) != m->log_term) {
+    if (!agrees(r, m)) {
         refuse(r, m);
         return;
     }
@@ -107,7 +130,9 @@ void follower_on_append(struct raft *r, const struct raft_msg *m)
             return;
         }
     }
-    raft_set_commit(r, m->commit < m->last ? m->commit : m->last);
+    if (r->verified < m->last)
+        r->verified = m->last;
+    hear_commit(r, m->commit);
     owe_reply(r, m->last);
 }
 
@@ -121,6 +146,7 @@ void follower_on_heartbeat(struct raft *r, const struct raft_msg *m)
         return;
     }
     raft_set_commit(r, m->commit);
+    hear_commit(r, m->index);
     a = raft_send(r, RAFT_HEARTBEAT_REPLY, m->from);
     if (a)
         a->ctx = m->ctx;
@@ -137,8 +163,9 @@ void follower_on_snapshot(struct raft *r, const struct raft_msg *m)
         owe_reply(r, m->index);
         return;
     }
-    /* One at a time; and one that does not know us cannot be for us. */
-    if (r->snapshot_index || r->stores_n >= RAFT_STORES_MAX - STORES_RESERVED ||
+    /* One at a time; one that contradicts what this leader has said makes no sense; and one that does not know us cannot
+     * be for us. */
+    if (r->snapshot_index || m->index <= r->verified || r->stores_n >= RAFT_STORES_MAX - STORES_RESERVED ||
         !(raft_set_has(&m->conf->voters, r->id) || raft_set_has(&m->conf->outgoing, r->id) ||
           raft_set_has(&m->conf->learners, r->id))) {
         raft_drop(r);

@@ -54,11 +54,38 @@ static bool send_append(struct raft *r, struct progress *p, bool even_empty)
     return true;
 }
 
-static void broadcast(struct raft *r, bool even_empty)
+static void broadcast(struct raft *r)
 {
     for (uint32_t i = 0; i < r->n_prs; i++)
         if (r->prs[i].id != r->id)
-            send_append(r, &r->prs[i], even_empty);
+            send_append(r, &r->prs[i], true);
+}
+
+/* What is committed is said with the entries that follow, if there are any; else by itself, for which no answer is needed. */
+static void tell_commit_to(struct raft *r, struct progress *p)
+{
+    struct raft_msg *m;
+
+    if (send_append(r, p, p->state == RAFT_PROBE) || p->state != RAFT_REPLICATE || !raft_room_for_append(r))
+        return;
+    m = raft_send(r, RAFT_COMMIT, p->id);
+    if (m)
+        m->commit = r->commit;
+}
+
+static void tell_commit(struct raft *r)
+{
+    for (uint32_t i = 0; i < r->n_prs; i++)
+        if (r->prs[i].id != r->id)
+            tell_commit_to(r, &r->prs[i]);
+}
+
+/* The same, unless entries are under way that will be committed soon: then it is said once for all of them, or with
+ * the next ones, or by the next heartbeat. */
+static void commit_moved(struct raft *r)
+{
+    if (r->commit == r->log.last)
+        tell_commit(r);
 }
 
 void leader_heartbeat(struct raft *r)
@@ -75,6 +102,7 @@ void leader_heartbeat(struct raft *r)
             return;
         /* Never beyond what is known to agree there: a follower takes it without a comparison. */
         m->commit = p->match < r->commit ? p->match : r->commit;
+        m->index = r->commit; /* for as much as it knows by itself to agree */
         m->ctx = r->read_seq;
     }
     r->heartbeat_at = r->now + r->heartbeat_ms;
@@ -121,7 +149,7 @@ void leader_stored(struct raft *r)
 {
     count_own(r);
     if (advance_commit(r))
-        broadcast(r, true);
+        commit_moved(r);
 }
 
 /* ---- entries ----------------------------------------------------------------------------------- */
@@ -132,7 +160,7 @@ static void append(struct raft *r, uint32_t n, enum raft_entries whose)
 
     termlog_append(&r->log, n, r->term);
     raft_store_entries(r, first, r->log.last, whose);
-    broadcast(r, true);
+    broadcast(r);
 }
 
 void leader_begin(struct raft *r)
@@ -251,7 +279,7 @@ static void step_down_removed(struct raft *r)
 {
     const struct progress *best = NULL;
 
-    broadcast(r, true);
+    tell_commit(r);
     for (uint32_t i = 0; i < r->n_prs; i++) {
         const struct progress *p = &r->prs[i];
 
@@ -274,7 +302,7 @@ void leader_conf_changed(struct raft *r)
         give_up_transfer(r);
     count_own(r);
     (void)advance_commit(r); /* a smaller quorum may have been reached */
-    broadcast(r, true);      /* new members are probed */
+    tell_commit(r);          /* new members are probed */
     read_check(r);
 }
 
@@ -346,9 +374,9 @@ void leader_on_append_reply(struct raft *r, const struct raft_msg *m)
     if (p->state == RAFT_PROBE || (p->state == RAFT_SNAPSHOTTING && p->match >= r->log.base))
         progress_replicate(p);
     if (advance_commit(r))
-        broadcast(r, true);
+        commit_moved(r);
     else if (was_paused)
-        send_append(r, p, true);
+        tell_commit_to(r, p);
     while (send_append(r, p, false))
         ;
     transfer_if_caught_up(r, p);

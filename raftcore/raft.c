@@ -32,7 +32,7 @@ void raft_become_follower(struct raft *r, uint64_t term, uint64_t leader)
     }
     if (term != r->term) {
         raft_set_state(r, term, 0);
-        r->verified = 0;
+        r->verified = r->commit_heard = 0;
         r->append_from = 0;
         r->reply_owed = false;
     }

@@ -31,10 +31,15 @@ static bool msg_valid(const struct raft *r, const struct raft_msg *m)
     return true;
 }
 
+static bool is_leaders(const struct raft_msg *m)
+{
+    return m->type == RAFT_APPEND || m->type == RAFT_HEARTBEAT || m->type == RAFT_SNAPSHOT || m->type == RAFT_COMMIT;
+}
+
 /* T 3.3: whoever sees a higher term takes it. True: the message goes on. */
 static bool take_higher_term(struct raft *r, const struct raft_msg *m)
 {
-    bool from_leader = m->type == RAFT_APPEND || m->type == RAFT_HEARTBEAT || m->type == RAFT_SNAPSHOT;
+    bool from_leader = is_leaders(m);
 
     switch (m->type) {
     case RAFT_VOTE:
@@ -89,6 +94,9 @@ static void on_leaders_msg(struct raft *r, const struct raft_msg *m)
     case RAFT_HEARTBEAT:
         follower_on_heartbeat(r, m);
         break;
+    case RAFT_COMMIT:
+        follower_on_commit(r, m);
+        break;
     default:
         follower_on_snapshot(r, m);
         break;
@@ -121,6 +129,7 @@ void raft_receive(struct raft *r, const struct raft_msg *m)
     case RAFT_APPEND:
     case RAFT_HEARTBEAT:
     case RAFT_SNAPSHOT:
+    case RAFT_COMMIT:
         on_leaders_msg(r, m);
         return;
     case RAFT_APPEND_REPLY:

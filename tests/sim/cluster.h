@@ -317,6 +317,7 @@ static const char *const msg_names[RAFT_MSG_TYPES] = {
     [RAFT_HEARTBEAT_REPLY] = "heartbeat-reply", [RAFT_VOTE] = "vote",       [RAFT_VOTE_REPLY] = "vote-reply",
     [RAFT_PRE_VOTE] = "pre-vote",     [RAFT_PRE_VOTE_REPLY] = "pre-vote-reply", [RAFT_SNAPSHOT] = "snapshot",
     [RAFT_TIMEOUT_NOW] = "timeout-now", [RAFT_READ] = "read",               [RAFT_READ_REPLY] = "read-reply",
+    [RAFT_COMMIT] = "commit",
 };
 
 static void msg_print(FILE *f, const struct raft_msg *m)
@@ -338,8 +339,13 @@ static void msg_print(FILE *f, const struct raft_msg *m)
         else
             fprintf(f, " match=%llu", U(m->index));
         break;
+    case RAFT_COMMIT:
+        fprintf(f, " commit=%llu", U(m->commit));
+        break;
     case RAFT_HEARTBEAT:
         fprintf(f, " commit=%llu", U(m->commit));
+        if (m->index != m->commit)
+            fprintf(f, " of %llu", U(m->index));
         if (m->ctx)
             fprintf(f, " round=%llu", U(m->ctx));
         break;

@@ -48,5 +48,6 @@ mutant '8b the lease begins when it is confirmed' read.c  's/    r->lease_until 
 mutant '8c votes in spite of a promise'        election.c 's/    return r->lease_reads && r->now < r->deny_until.*/    return false;/'
 mutant '8d a transfer keeps the lease'         read.c     's/    r->lease_over = true;//'
 mutant 'T1 a write that was cut away counts (ABA)' output.c 's/            s->last = first - 1;/            (void)0;/'
+mutant 'a COMMIT is believed for entries not compared' follower.c 's/r->commit_heard < r->verified ? r->commit_heard : r->verified/r->commit_heard < r->log.last ? r->commit_heard : r->log.last/'
 mutant 'heartbeats carry the full commit'      leader.c   's/m->commit = p->match < r->commit ? p->match : r->commit;/m->commit = r->commit;/'
 exit $missed
