@@ -284,6 +284,8 @@ static void fill_metrics(struct member_process *m)
                                   .rpc = front_rpc(m->front),
                                   .store = m->svc.store,
                                   .account = m->svc.account,
+                                  .peers = m->peers,
+                                  .snap = m->snap,
                                   .histograms = &m->histograms,
                                   .member_id = m->svc.member_id,
                                   .quota_bytes = m->svc.quota_bytes,

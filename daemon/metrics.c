@@ -106,6 +106,58 @@ static void write_server(const struct metrics *m, FILE *f, const struct apply_st
     (void)fprintf(f, "etcd_server_version{server_version=\"%s\"} 1\n", CAIRN_ETCD_VERSION);
 }
 
+/* ---- the other members ---------------------------------------------------------------- */
+
+/* One family, a line for each of the others; field is the value's place in struct peers_stats. */
+static void write_peers_one(FILE *f, const struct peers_stats *s, size_t n, const char *name, const char *help, const char *label,
+                            size_t field)
+{
+    head(f, name, "counter", help);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t v;
+
+        memcpy(&v, (const char *)&s[i] + field, sizeof v);
+        (void)fprintf(f, "%s{%s=\"%" PRIx64 "\"} %" PRIu64 "\n", name, label, s[i].member, v);
+    }
+}
+
+static void write_connections(const struct metrics *m, FILE *f, const struct peers_stats *s, size_t n)
+{
+    head(f, "etcd_network_active_peers", "gauge", "1 when this member is connected to the other one.");
+    for (size_t i = 0; i < n; i++)
+        (void)fprintf(f, "etcd_network_active_peers{Local=\"%" PRIx64 "\",Remote=\"%" PRIx64 "\"} %d\n", m->member_id, s[i].member,
+                      s[i].active);
+    head(f, "etcd_network_disconnected_peers_total", "counter", "Connections to the other member that were lost.");
+    for (size_t i = 0; i < n; i++)
+        (void)fprintf(f, "etcd_network_disconnected_peers_total{Local=\"%" PRIx64 "\",Remote=\"%" PRIx64 "\"} %" PRIu64 "\n",
+                      m->member_id, s[i].member, s[i].disconnects);
+}
+
+/* Absent, as in etcd, while there are no others. */
+static void write_peers(const struct metrics *m, FILE *f)
+{
+    struct peers_stats s[PEERS_STATS_MAX];
+    struct snap_stats t;
+    size_t n = peers_stats(m->peers, s);
+
+    if (n == 0)
+        return;
+    snap_stats(m->snap, &t);
+    write_connections(m, f, s, n);
+    write_peers_one(f, s, n, "etcd_network_peer_received_bytes_total", "Bytes received from the member.", "From",
+                    offsetof(struct peers_stats, received_bytes));
+    write_peers_one(f, s, n, "etcd_network_peer_received_failures_total", "What it sent and was not taken.", "From",
+                    offsetof(struct peers_stats, received_failures));
+    write_peers_one(f, s, n, "etcd_network_peer_sent_bytes_total", "Bytes sent to the member.", "To",
+                    offsetof(struct peers_stats, sent_bytes));
+    write_peers_one(f, s, n, "etcd_network_peer_sent_failures_total", "Messages to the member that were dropped.", "To",
+                    offsetof(struct peers_stats, sent_failures));
+    counter(f, "cairn_snapshots_sent_total", "Snapshots given to other members.", t.sent);
+    counter(f, "cairn_snapshots_sent_failures_total", "Snapshots that could not be given.", t.send_failures);
+    counter(f, "cairn_snapshots_received_total", "Snapshots taken from other members.", t.received);
+    counter(f, "cairn_snapshots_received_failures_total", "Snapshots that could not be taken.", t.receive_failures);
+}
+
 /* ---- gRPC ---------------------------------------------------------------------------- */
 
 static const char *const kinds[] = {[RPC_UNARY] = "unary", [RPC_SERVER_STREAM] = "server_stream", [RPC_BIDI] = "bidi_stream"};
@@ -210,6 +262,7 @@ void metrics_write(const struct metrics *m, FILE *f)
     histogram(f, "etcd_disk_wal_write_duration_seconds", "Time a write to the log took.",
               &m->histograms->wal_write);
     write_mvcc(f, &a);
+    write_peers(m, f);
     write_server(m, f, &a);
     write_grpc(m, f);
     gauge(f, "os_fd_limit", "Limit of open file descriptors.", (double)fd_limit.rlim_cur);

@@ -10,7 +10,9 @@
 #include "histogram.h"
 #include "hub.h"
 #include "lease.h"
+#include "peers.h"
 #include "rpc.h"
+#include "snap_peer.h"
 #include "turn.h"
 
 /* Durations that other threads observe; the modules get pointers into it. */
@@ -29,6 +31,8 @@ struct metrics {
     const struct rpc *rpc;
     const struct store *store;
     const struct account *account;
+    const struct peers *peers;
+    const struct snap *snap;
     const struct metrics_histograms *histograms;
     const struct rpc_method *methods;
     size_t n_methods;

@@ -87,6 +87,13 @@ check "the next start needs no flag" await 30 ctl 1 put k four
 rm -rf "${T:?}/b"
 check "the other is added again" ctl 1 member add b --peer-urls "$(peer 2)"
 CLUSTER=$(cluster_of a:1 b:2) member_start b 2 --initial-cluster-state existing
+end=$((SECONDS + 30 * SLOW))
+until [ -e "$T/b/CURRENT" ] || [ $SECONDS -ge $end ]; do pause 0.005; done
+member_stop b KILL
+echo "# killed while it joins: $(grep -c 'the snapshot is installed' "$T/b.log") snapshots installed"
+CLUSTER=$(cluster_of a:1 b:2) member_start b 2 --initial-cluster-state existing
 check "and serves" await 30 ctl 2 put k five
+metric() { curl -s "$(client 1)/metrics" | grep -q "^$1"; }
+check "metrics know the other" metric 'etcd_network_active_peers{Local="[0-9a-f]*",Remote="[0-9a-f]*"} 1'
 same "with what was there" five "$(ctl 1 get k --print-value-only)"
 exit "${FAILED:-0}"
