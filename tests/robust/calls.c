@@ -6,10 +6,11 @@
 #include <grpc/grpc_security.h>
 #include <grpc/support/alloc.h>
 #include <grpc/support/time.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <time.h>
 
-enum { CONNECT_MS = 1000, BACKOFF_FIRST_MS = 50, BACKOFF_MAX_MS = 200, SEND_MS = 2000 };
+enum { CONNECT_MS = 1000, BACKOFF_FIRST_MS = 50, BACKOFF_MAX_MS = 200, SEND_MS = 2000, BEAT_MS = 50 };
 
 int64_t now_ns(void)
 {
@@ -39,12 +40,36 @@ static void *poll_always(void *arg)
     return NULL;
 }
 
+static _Atomic int64_t lost_ns;
+
+int64_t fair_ns(void)
+{
+    return now_ns() - atomic_load(&lost_ns);
+}
+
+/* Sleeps for a moment, again and again, and counts by how much it overslept. */
+static void *count_lost_time(void *arg)
+{
+    for (;;) {
+        int64_t from = now_ns(), over;
+
+        pause_ms(BEAT_MS);
+        over = now_ns() - from - 2 * BEAT_MS * INT64_C(1000000);
+        if (over > 0)
+            atomic_fetch_add(&lost_ns, over);
+    }
+    return arg;
+}
+
 void calls_init(void)
 {
     pthread_t thread;
     int r;
 
     grpc_init();
+    r = pthread_create(&thread, NULL, count_lost_time, NULL);
+    assert(r == 0);
+    (void)pthread_detach(thread);
     r = pthread_create(&thread, NULL, poll_always, grpc_completion_queue_create_for_next(NULL));
     assert(r == 0);
     (void)r;

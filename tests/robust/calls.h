@@ -39,4 +39,7 @@ int stream_receive(struct stream *s, const ProtobufCMessageDescriptor *d, int ti
 void stream_close(struct stream *s);
 
 int64_t now_ns(void);
+/* Nanoseconds that this process was given: a clock that stands still while the machine does not let it run. For limits
+ * on how long others may take, which are no more lucky than we are. */
+int64_t fair_ns(void);
 void pause_ms(int64_t ms); /* for what lasts by itself: a fault, a client's rest. Not for awaiting. */

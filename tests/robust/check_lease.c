@@ -3,10 +3,13 @@
  *
  * The end of a lease is a commit that deletes all its keys and nothing else. It is a revocation if one was asked for in
  * time, else the lease ran out: then every renewal that succeeded lies at least the TTL before the moment at which the
- * end was first seen. A renewal counts from before it was asked for, the end from after it was seen: no slack needed.
+ * end was first seen. A renewal counts from before it was asked for, the end from after it was seen: the only slack is
+ * that servers count whole milliseconds.
  */
 #include "check_impl.h"
 #include <inttypes.h>
+
+enum { CLOCK_NS = 1000000 };
 
 struct lease {
     int64_t id;
@@ -135,7 +138,7 @@ static void check_renewal(struct check *c, const struct rec *r, const struct lea
     c->facts.keepalives += r->kind == REC_KEEPALIVE;
     if (r->start_ns > l->gone_ns)
         problem(c, r, "lease: %" PRIx64 " was renewed after it had been seen gone", (uint64_t)l->id);
-    if (l->end_rev && !l->revoke_asked && l->gone_ns < r->start_ns + ttl * 1000000000)
+    if (l->end_rev && !l->revoke_asked && l->gone_ns < r->start_ns + ttl * 1000000000 - CLOCK_NS)
         problem(c, r, "lease: %" PRIx64 " ended (revision %" PRId64 ") %.3f s after this gave it %" PRId64 " s",
                 (uint64_t)l->id, l->end_rev, (double)(l->gone_ns - r->start_ns) / 1e9, ttl);
 }

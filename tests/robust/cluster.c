@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -260,14 +261,17 @@ int member_main(int argc, char **argv)
 {
     int sock = atoi(argv[2]), log = open(argv[3], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     static char *const none[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", NULL};
+    struct rlimit core = {RLIM_INFINITY, RLIM_INFINITY};
+    char *program = argv[4];
 
     (void)argc;
+    (void)setrlimit(RLIMIT_CORE, &core); /* what it did last is welcome, but not needed */
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* the cluster ends with its harness, however that ends */
     if (log < 0 || dup2(log, 1) < 0 || dup2(log, 2) < 0 || !disk_watch_me(sock))
         return 99;
     (void)close(sock);
-    (void)execve(argv[4], argv + 4, none);
-    perror(argv[4]);
+    (void)execve(program, argv + 4, none);
+    perror(program);
     return 98;
 }
 
@@ -281,7 +285,7 @@ static void member_gone(struct member *m)
 
 bool member_kill(struct member *m, int sig)
 {
-    int64_t end = now_ns() + STOP_MS * INT64_C(1000000);
+    int64_t end = fair_ns() + STOP_MS * INT64_C(1000000);
     bool stopped = true;
 
     if (m->pid == 0)
@@ -290,7 +294,7 @@ bool member_kill(struct member *m, int sig)
     if (m->stopped)
         (void)kill(m->pid, SIGCONT);
     while (sig != SIGKILL && waitpid(m->pid, NULL, WNOHANG) == 0) {
-        if (now_ns() > end) {
+        if (fair_ns() > end) {
             stopped = false;
             (void)kill(m->pid, SIGKILL);
             (void)waitpid(m->pid, NULL, 0);
@@ -306,7 +310,7 @@ bool member_kill(struct member *m, int sig)
 
 bool member_ended(struct member *m)
 {
-    if (m->pid == 0 || waitpid(m->pid, NULL, WNOHANG) == 0)
+    if (m->pid == 0 || waitpid(m->pid, &m->status, WNOHANG) == 0)
         return false;
     member_gone(m);
     return true;

@@ -30,6 +30,7 @@ struct member {
     _Atomic int64_t sync_delay_us;  /* each sync takes this much longer; INT64_MAX: until it is less */
     _Atomic uint64_t syncs_delayed;
     bool stopped;                   /* SIGSTOP */
+    int status;                     /* how it ended by itself, as wait(2) says */
 };
 
 struct cluster {

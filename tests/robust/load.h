@@ -18,7 +18,7 @@ struct load {
     _Atomic uint32_t streams;         /* watches so far */
     _Atomic bool stop;                /* clients end; watchers go on */
     _Atomic int64_t rev_final;        /* not 0: everything rests at this revision; watchers end once they have it */
-    int64_t final_ns;                 /* ... or at this time; set before rev_final */
+    int64_t final_ns;                 /* ... or at this time of fair_ns(); set before rev_final */
     pthread_t client_threads[CLIENTS_MAX], watch_threads[WATCHERS_MAX];
 };
 

@@ -7,6 +7,7 @@
 #include "nemesis.h"
 #include <inttypes.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300 };
 
@@ -162,6 +163,13 @@ static void look(struct nemesis *n, struct fault *f)
         f->happened = atomic_load(&m->syncs_delayed) > f->before;
 }
 
+static void note_end(struct nemesis *n, const struct member *m, bool excused)
+{
+    n->died += !excused;
+    (void)fprintf(n->log, "%.6f member %d ended by itself, status %#x\n", (double)now_ns() / 1e9, m->number,
+                  (unsigned)m->status);
+}
+
 static void start_again(struct nemesis *n, int i)
 {
     if (member_of(n, i)->pid == 0)
@@ -203,7 +211,8 @@ static void end(struct nemesis *n, struct fault *f)
         break;
     case FAULT_FULL_DISK:
         disk_empty(m);
-        (void)member_ended(m); /* it may have: a log that cannot be written ends a member */
+        if (member_ended(m)) /* it may: a log that cannot be written ends a member, but no signal does */
+            note_end(n, m, WIFEXITED(m->status));
         start_again(n, f->member);
         break;
     case FAULT_MOVE:
@@ -277,8 +286,7 @@ static void look_after(struct nemesis *n, const struct fault *faults, int n_faul
             may_end |= faults[k].on && faults[k].kind == FAULT_FULL_DISK && faults[k].member == i;
         if (may_end || !member_ended(member_of(n, i)))
             continue;
-        n->died++;
-        (void)fprintf(n->log, "%.6f member %d ended by itself\n", (double)now_ns() / 1e9, i);
+        note_end(n, member_of(n, i), false);
         start_again(n, i);
     }
 }

@@ -73,14 +73,14 @@ static bool ask_member(struct run *r, int member, enum rec_kind kind, const void
 
 static bool await(struct run *r, bool (*holds)(struct run *), int64_t ms)
 {
-    int64_t end = now_ns() + ms * 1000000;
+    int64_t end = fair_ns() + ms * 1000000;
 
     while (!holds(r)) {
-        if (now_ns() > end)
+        if (fair_ns() > end)
             return false;
         for (int i = 1; i <= MEMBERS; i++)
             if (member_ended(&r->cluster.members[i])) {
-                fault(r, "member %d ended by itself", i);
+                fault(r, "member %d ended by itself, status %#x", i, (unsigned)r->cluster.members[i].status);
                 return false;
             }
         pause_ms(20);
@@ -223,7 +223,7 @@ static void settle(struct run *r)
               atomic_load(&r->load.rev_seen));
     phase(r, "at rest");
     hashes(r);
-    r->load.final_ns = now_ns() + WATCH_MS * INT64_C(1000000);
+    r->load.final_ns = fair_ns() + WATCH_MS * INT64_C(1000000);
     atomic_store(&r->load.rev_final, atomic_load(&r->load.rev_seen));
     load_stop_watchers(&r->load);
     phase(r, "watched to the end");

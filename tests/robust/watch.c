@@ -195,8 +195,8 @@ static void finish(struct watcher *w)
         lame |= w->watches[i].over || w->watches[i].start > rev;
     /* etcd tells no progress on a stream of which it has canceled a watch, or with one that waits for the future. */
     if (lame)
-        until = now_ns() + LAME_MS * INT64_C(1000000);
-    while (open && !has_all(w, rev) && now_ns() < until) {
+        until = fair_ns() + LAME_MS * INT64_C(1000000);
+    while (open && !has_all(w, rev) && fair_ns() < until) {
         if (now_ns() - asked > PROGRESS_MS * INT64_C(1000000)) {
             open = ask_progress(w);
             asked = now_ns();
@@ -249,7 +249,7 @@ void *watcher_main(void *arg)
     free(worker);
     for (int i = 1; i <= MEMBERS; i++)
         caller_open(&w.callers[i], w.load->cluster->members[i].address);
-    while (!at_end(&w) || (is_witness(&w) && !open && now_ns() < w.load->final_ns)) {
+    while (!at_end(&w) || (is_witness(&w) && !open && fair_ns() < w.load->final_ns)) {
         if (open)
             stream_close(&w.stream);
         open = open_watches(&w);
