@@ -9,7 +9,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300 };
+enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, MORE_MS = 20000 };
 
 struct fault {
     enum fault_kind kind;
@@ -335,5 +335,5 @@ void nemesis_run(struct nemesis *n, int64_t until_ns)
         next = cluster_leader(n->cluster, STATUS_MS);
         n->leaders += next && next != leader;
         leader = next ? next : leader;
-    } while (now_ns() < until_ns);
+    } while (now_ns() < until_ns || (n->happened[n->main] == 0 && now_ns() < until_ns + MORE_MS * INT64_C(1000000)));
 }
