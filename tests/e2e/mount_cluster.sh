@@ -15,7 +15,7 @@ GRACE=4
 # Where a member is, and how to run it there: mount_partition.sh has others.
 client_at() { echo "127.0.0.1:$((PORT + 2 * $1))"; }
 peer_at() { echo "127.0.0.1:$((PORT + 2 * $1 + 1))"; }
-member_run() { shift; "$@"; }
+member_run() { shift; exec "$@"; } # in the background, so in a process of its own
 initial() { local i s=; for i in $MEMBERS; do s=$s${s:+,}m$i=http://$(peer_at "$i"); done; echo "$s"; }
 endpoints() { local i s=; for i in ${*:-$MEMBERS}; do s=$s${s:+,}$(client_at "$i"); done; echo "$s"; }
 

@@ -33,18 +33,18 @@ net_up() {
 }
 net_down() { local i; for i in "${NET_PID[@]}"; do kill "$i" 2>/dev/null; done; NET_PID=(); ip link del br77; ip link del br78; }
 
-# cut NET MEMBER, heal NET MEMBER: on the bridge's side, so that the member does not notice
-cut() { ip link set "v$1.$2" nomaster; }
-heal() { ip link set "v$1.$2" master "br$1"; }
+# net_cut NET MEMBER, net_heal NET MEMBER: on the bridge's side, so that the member does not notice
+net_cut() { ip link set "v$1.$2" nomaster; }
+net_heal() { ip link set "v$1.$2" master "br$1"; }
 
 # away NET MEMBER: the member in use is cut off from the others (78) or from us (77) while work goes on
 away() {
     local rc
     use "$2" && work_start || return 1
-    cut "$1" "$2"
+    net_cut "$1" "$2"
     moves_away "$2" 20 && await 20 eval 'timeout 15 sh -c "echo 1 >$M/c/after"' && work_ends 2
     rc=$?
-    heal "$1" "$2"
+    net_heal "$1" "$2"
     all_healthy && return $rc
 }
 follower_cut_off() { away 78 "$(follower)"; }
