@@ -8,7 +8,7 @@
  * coming back. A numeric address is never asked for.
  *
  * Owner:    the dialer's threads.
- * Not here: when to try again (peers_link.c), what is said on a connection (rpc_out.c).
+ * Not here: when to try again, what is said on a connection (peers_link.c, rpc_ask.c).
  */
 #include "dial.h"
 #include <errno.h>

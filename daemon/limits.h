@@ -40,14 +40,16 @@ enum {
     /* between members. */
     LIMIT_PEER_CONNECT_MS = 500,          /* one address of a member: the next is tried */
     LIMIT_PEER_ANSWER_BYTES = 4 << 20,    /* what another member may answer to a call of ours: it fails */
-    LIMIT_PEER_OUTBOX = 8192,             /* messages that the turn has sent, not yet in a lane: dropped beyond, told */
+    LIMIT_PEER_OUTBOX = 8192,             /* sent to one member, not yet in its lane: dropped beyond, and that is told */
     LIMIT_PEER_URGENT = 1024,             /* of one member, not yet sent: the oldest is dropped, and that is told */
     LIMIT_PEER_BULK = 2048,               /* the same for entries: the newest is dropped, and that is told */
     LIMIT_PEER_BULK_BYTES = 64 << 20,     /* of its proposals' entries; an APPEND has none before it leaves */
     LIMIT_PEER_BATCH = 256,               /* messages, and */
     LIMIT_PEER_BATCH_BYTES = 512 << 10,   /* about so many bytes that leave together, or one message that is larger */
     LIMIT_PEER_MESSAGE_BYTES = 64 << 20,  /* what may come in one: the stream ends. As large as an entry may be. */
-    LIMIT_PEER_STREAMS = 64,              /* from members: one more is refused */
+    LIMIT_PEER_READ_BYTES = 256 << 10,    /* taken from one connection before the next has its turn */
+    LIMIT_PEER_INCOMPLETE_BYTES = 256 << 20, /* of messages that have not come whole, of all members: the stream ends */
+    LIMIT_PEER_STREAMS = 64,              /* connections from others: one more is closed */
     LIMIT_PEER_INBOX = 4096,              /* messages that came and were not yet stepped: dropped beyond */
     LIMIT_PEER_INBOX_BYTES = 64 << 20,    /* the same, their entries' bytes */
     LIMIT_PEER_ENTRIES = 4096,            /* in one message; more is not decoded */

@@ -1,40 +1,41 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peers.c - the transport as a whole: made, started, stopped; who is a member; what the turn sends.
  *
- *      turn: peers_send --> outbox --> drain(), on the peers' thread --> the members' lanes --> link_flush
- *
- * A post to an outbox that has not been drained yet wakes nobody: a turn that sends to everybody wakes the thread once.
- *
  * The order of the stop: the port closes first, so that others learn at once that it refuses; then dialing and reading
- * end, then our streams, then the server with those of others.
+ * end, then the peers' thread with every connection, then gRPC.
  *
- * Owner:    the peers' thread, but for what peers_impl.h says.
+ * Owner:    the thread that starts and stops the member, but for what peers_impl.h says.
  */
 #include <errno.h>
 #include <stdio.h>
-#include <time.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 #include "log.h"
 #include "peers_impl.h"
-
-enum { WINDOW_BYTES = 1 << 20, CUT_MS = 300, REQUEST_MS = 5000, KEEPALIVE_MIN_MS = 1000 };
 
 /* ---- rows --------------------------------------------------------------------------------------------- */
 
 struct peer *peers_find(struct peers *p, uint64_t id)
 {
-    struct peer *peer = p->all;
+    struct peer *peer;
 
-    while (peer && peer->id != id)
-        peer = peer->next;
+    pthread_mutex_lock(&p->all_mu);
+    for (peer = p->all; peer && peer->id != id; peer = peer->next)
+        ;
+    pthread_mutex_unlock(&p->all_mu);
     return peer;
 }
 
-bool peers_is_removed(const struct peers *p, uint64_t id)
+bool peers_is_removed(struct peers *p, uint64_t id)
 {
+    bool found = false;
+
+    pthread_mutex_lock(&p->roster_mu);
     for (size_t i = 0; p->roster && i < p->roster->n_removed; i++)
-        if (p->roster->removed[i] == id)
-            return true;
-    return false;
+        found |= p->roster->removed[i] == id;
+    pthread_mutex_unlock(&p->roster_mu);
+    return found;
 }
 
 struct peer_counters *peers_counters(struct peers *p, uint64_t id)
@@ -89,47 +90,12 @@ void *peers_snapshot_ctx(const struct peers *p)
 static void peers_send(struct transport *t, struct peer_msg *m)
 {
     struct peers *p = (struct peers *)t;
+    struct peer *peer = atomic_load_explicit(&p->stopping, memory_order_relaxed) ? NULL : peers_find(p, m->to);
 
-    if (atomic_load_explicit(&p->stopping, memory_order_relaxed)) {
+    if (peer)
+        link_send(&peer->links[msg_lane(m)], m);
+    else
         peer_msg_free(m);
-        return;
-    }
-    if (atomic_load_explicit(&p->n_outbox, memory_order_relaxed) >= LIMIT_PEER_OUTBOX) {
-        atomic_store(&p->overflown, true);
-        peer_msg_free(m);
-        return;
-    }
-    atomic_fetch_add_explicit(&p->n_outbox, 1, memory_order_relaxed);
-    mailbox_post_quietly(&p->outbox, &m->mail, &m->mail);
-    if (!atomic_exchange(&p->woken, true))
-        rpc_post(p->rpc, PEERS_THREAD, &p->drain);
-}
-
-static void drain(struct call *c, struct call_resume *r)
-{
-    struct peers *p = (struct peers *)((char *)r - offsetof(struct peers, drain));
-    bool overflown;
-    struct mail *mail, *next;
-
-    (void)c;
-    atomic_store(&p->woken, false); /* before the look: what comes after it posts again */
-    overflown = atomic_exchange(&p->overflown, false);
-    for (mail = mailbox_take(&p->outbox); mail; mail = next) {
-        struct peer_msg *m = (struct peer_msg *)mail;
-        struct peer *peer = peers_find(p, m->to);
-
-        next = mail->next;
-        atomic_fetch_sub_explicit(&p->n_outbox, 1, memory_order_relaxed);
-        if (peer && !atomic_load(&p->stopping))
-            link_put(&peer->links[msg_lane(m)], m);
-        else
-            peer_msg_free(m);
-    }
-    for (struct peer *peer = p->all; peer; peer = peer->next) {
-        peer->lost |= overflown;
-        link_flush(&peer->links[LANE_URGENT]);
-        link_flush(&peer->links[LANE_BULK]);
-    }
 }
 
 struct transport *peers_transport(struct peers *p)
@@ -188,6 +154,7 @@ static void peer_add(struct peers *p, const struct peers_member *m)
     }
     peer->peers = p;
     peer->id = m->id;
+    peer->url = "";
     peer->counters = peers_counters(p, m->id);
     arena_init(&peer->arena, 1 << 20, NULL, 0);
     peer->urls_text = peers_join_urls(m, &peer->arena);
@@ -198,11 +165,13 @@ static void peer_add(struct peers *p, const struct peers_member *m)
     }
     keep_plain_urls(peer);
     if (peer->urls.n)
-        peer->first = peer->urls.urls[0];
+        peer->url = peer->urls.urls[0].text;
     if (link_init(&peer->links[LANE_URGENT], peer, LANE_URGENT) || link_init(&peer->links[LANE_BULK], peer, LANE_BULK))
         log_error("peers: no memory for a member", LOG_HEX("member", m->id));
+    pthread_mutex_lock(&p->all_mu);
     peer->next = p->all;
     p->all = peer;
+    pthread_mutex_unlock(&p->all_mu);
     link_dial(&peer->links[LANE_URGENT], 0);
     link_dial(&peer->links[LANE_BULK], 0);
 }
@@ -225,10 +194,15 @@ static const struct peers_member *roster_row(const struct roster *r, const struc
     return NULL;
 }
 
-static void peer_drop(struct peers *p, struct peer *peer)
+/* at: what names it in the list. */
+static void peer_drop(struct peers *p, struct peer **at)
 {
+    struct peer *peer = *at;
+
+    pthread_mutex_lock(&p->all_mu);
+    *at = peer->next;
+    pthread_mutex_unlock(&p->all_mu);
     peer->gone = true;
-    atomic_store(&peer->counters->active, false);
     link_drop(&peer->links[LANE_URGENT]);
     link_drop(&peer->links[LANE_BULK]);
     peer->next = p->gone;
@@ -244,12 +218,11 @@ static void roster_free(struct roster *r)
 }
 
 /* A new roster has come: drops whom it does not name (or at another address), adds whom we do not have. */
-static void roster_come(struct call *c, struct call_resume *task)
+static void roster_come(struct task *task)
 {
     struct roster *r = (struct roster *)((char *)task - offsetof(struct roster, task)), *old;
     struct peers *p = r->peers;
 
-    (void)c;
     pthread_mutex_lock(&p->roster_mu);
     old = p->roster;
     p->roster = r;
@@ -260,17 +233,15 @@ static void roster_come(struct call *c, struct call_resume *task)
     for (struct peer **at = &p->all; *at;) {
         struct peer *peer = *at;
 
-        if (roster_row(r, peer)) {
+        if (roster_row(r, peer))
             at = &peer->next;
-        } else {
-            *at = peer->next;
-            peer_drop(p, peer);
-        }
+        else
+            peer_drop(p, at);
     }
     for (size_t i = 0; i < r->n; i++)
         if (r->members[i].id != p->options.member_id && peers_find(p, r->members[i].id) == NULL)
             peer_add(p, &r->members[i]);
-    peers_drop_incoming(p);
+    incoming_drop_removed(p);
 }
 
 static char *copy_str(struct arena *a, const char *s)
@@ -315,7 +286,7 @@ int peers_set_members(struct peers *p, const struct peers_member *members, size_
     if (n_removed)
         memcpy(r->removed, removed, n_removed * sizeof *removed);
     r->task.fn = roster_come;
-    rpc_post(p->rpc, PEERS_THREAD, &r->task);
+    io_post(p, &r->task);
     return 0;
 }
 
@@ -328,11 +299,11 @@ static void give_grpc(void *ctx, int fd)
     rpc_add_fd(p->rpc, fd);
 }
 
-static void cut(void *ctx)
+/* Bytes that are no HTTP/2: a stream of messages, or nothing of ours. */
+static void give_stream(void *ctx, int fd, const struct sockaddr *addr, socklen_t len)
 {
-    struct peers *p = ctx;
-
-    pump_cut(p->pump);
+    (void)addr, (void)len;
+    incoming_add(ctx, fd);
 }
 
 static int open_listeners(struct peers *p, const struct url **ret_bad)
@@ -357,35 +328,23 @@ static int open_listeners(struct peers *p, const struct url **ret_bad)
     return 0;
 }
 
-static int make_rpc(struct peers *p)
+static int make_io(struct peers *p)
 {
-    struct rpc_options o = {.methods = p->methods,
-                            .n_methods = 2,
-                            .service = p,
-                            .name = "peers",
-                            .threads = 1,
-                            .max_request_bytes = LIMIT_PEER_MESSAGE_BYTES - LIMIT_REQUEST_SLACK_BYTES,
-                            .max_concurrent_streams = LIMIT_PEER_STREAMS,
-                            .keepalive_min_ms = KEEPALIVE_MIN_MS,
-                            .request_timeout_ms = REQUEST_MS,
-                            .lookahead_bytes = WINDOW_BYTES,
-                            .cut = cut,
-                            .cut_ctx = p};
+    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &p->wake};
 
-    p->methods[0] = peers_messages_method;
-    p->methods[1] = peers_members_method;
-    if (p->options.snapshot)
-        p->methods[o.n_methods++] = *p->options.snapshot;
-    return rpc_new(&o, &p->rpc);
+    p->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    p->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (p->event_fd < 0 || p->epoll_fd < 0 || epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, p->event_fd, &ev))
+        return -errno;
+    mailbox_init(&p->tasks, p->event_fd);
+    p->buffer = malloc(LIMIT_PEER_READ_BYTES);
+    return p->buffer ? 0 : -ENOMEM;
 }
-
-static void stop_task(struct call *c, struct call_resume *r);
 
 int peers_new(const struct peers_options *o, struct peers **ret_peers, const struct url **ret_bad)
 {
     struct peers *p = calloc(1, sizeof *p);
-    struct pump_options pump = {.streams_max = LIMIT_PEER_STREAMS, .grpc = give_grpc, .ctx = p};
-    pthread_condattr_t attr;
+    struct pump_options pump = {.streams_max = LIMIT_PEER_STREAMS, .grpc = give_grpc, .http = give_stream, .ctx = p};
     int err;
 
     *ret_bad = NULL;
@@ -393,25 +352,19 @@ int peers_new(const struct peers_options *o, struct peers **ret_peers, const str
         return -ENOMEM;
     p->transport.send = peers_send;
     p->options = *o;
-    p->wal = o->wal;
-    p->drain.fn = drain;
-    p->stop.fn = stop_task;
-    mailbox_init(&p->outbox, -1);
+    p->event_fd = p->epoll_fd = -1;
     mailbox_init(&p->fetch_box, -1);
     pthread_mutex_init(&p->roster_mu, NULL);
-    pthread_mutex_init(&p->wal_mu, NULL);
-    pthread_mutex_init(&p->mu, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->cond, &attr);
-    pthread_condattr_destroy(&attr);
-    err = pump_new(&pump, &p->pump);
+    pthread_mutex_init(&p->all_mu, NULL);
+    err = make_io(p);
+    if (err == 0)
+        err = pump_new(&pump, &p->pump);
     if (err == 0)
         err = open_listeners(p, ret_bad);
     if (err == 0)
         err = dialer_new(&p->dialer);
     if (err == 0)
-        err = make_rpc(p);
+        err = peers_rpc_new(p);
     if (err) {
         peers_free(p);
         return err;
@@ -425,55 +378,18 @@ int peers_start(struct peers *p, const struct peers_sink *sink)
     int err;
 
     p->sink = *sink;
+    p->started = true;
     err = dialer_start(p->dialer);
     if (err == 0)
         err = fetch_start(p);
     if (err == 0)
+        err = io_start(p);
+    if (err == 0)
         err = rpc_start(p->rpc);
-    p->started = err == 0;
     return err ? err : pump_start(p->pump);
 }
 
 /* ---- the stop ------------------------------------------------------------------------------------------------------ */
-
-static void stop_look(struct peers *p)
-{
-    pthread_mutex_lock(&p->mu);
-    p->cut_done = p->n_out == 0;
-    pthread_cond_broadcast(&p->cond);
-    pthread_mutex_unlock(&p->mu);
-}
-
-void peers_out_over(struct peers *p)
-{
-    if (atomic_load(&p->stopping))
-        stop_look(p);
-}
-
-/* On the peers' thread: every stream of ours is cut. */
-static void stop_task(struct call *c, struct call_resume *r)
-{
-    struct peers *p = (struct peers *)((char *)r - offsetof(struct peers, stop));
-
-    (void)c;
-    for (struct peer *peer = p->all; peer; peer = peer->next) {
-        link_drop(&peer->links[LANE_URGENT]);
-        link_drop(&peer->links[LANE_BULK]);
-    }
-    stop_look(p);
-}
-
-static void await_cut(struct peers *p)
-{
-    uint64_t until_ms = p->options.clock->now_ms(p->options.clock) + CUT_MS;
-    struct timespec until = {.tv_sec = (time_t)(until_ms / 1000), .tv_nsec = (long)(until_ms % 1000) * 1000000};
-
-    rpc_post(p->rpc, PEERS_THREAD, &p->stop);
-    pthread_mutex_lock(&p->mu);
-    while (!p->cut_done && pthread_cond_timedwait(&p->cond, &p->mu, &until) != ETIMEDOUT)
-        ;
-    pthread_mutex_unlock(&p->mu);
-}
 
 static void close_listeners(struct peers *p)
 {
@@ -489,10 +405,9 @@ void peers_stop(struct peers *p)
     p->stopped = true;
     pump_stop_accepting(p->pump);
     close_listeners(p);
-    atomic_store(&p->stopping, true);
     dialer_stop(p->dialer);
     fetch_stop(p);
-    await_cut(p);
+    io_stop(p);
     rpc_stop(p->rpc);
     pump_stop(p->pump);
 }
@@ -509,28 +424,25 @@ static void peers_free_list(struct peer *list)
 
 void peers_free(struct peers *p)
 {
-    struct mail *m, *next;
-
     if (p == NULL)
         return;
     peers_stop(p);
-    dialer_stop(p->dialer);
-    fetch_stop(p);
     close_listeners(p);
     rpc_free(p->rpc);
     pump_free(p->pump);
     dialer_free(p->dialer);
+    if (p->epoll_fd >= 0 && p->event_fd >= 0)
+        io_end(p);
     peers_free_list(p->all);
     peers_free_list(p->gone);
-    for (m = mailbox_take(&p->outbox); m; m = next) {
-        next = m->next;
-        peer_msg_free((struct peer_msg *)m);
-    }
     roster_free(p->roster);
-    pthread_cond_destroy(&p->cond);
-    pthread_mutex_destroy(&p->mu);
-    pthread_mutex_destroy(&p->wal_mu);
+    if (p->epoll_fd >= 0)
+        (void)close(p->epoll_fd); /* they hold nothing */
+    if (p->event_fd >= 0)
+        (void)close(p->event_fd);
+    pthread_mutex_destroy(&p->all_mu);
     pthread_mutex_destroy(&p->roster_mu);
+    free(p->buffer);
     free(p->listeners);
     free(p);
 }

@@ -1,30 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peers.h - the real transport between members: gRPC streams on the peer port.
+/* peers.h - the real transport between members: streams of messages on the peer port.
  *
- *     turn --send--> lanes --> stream ==> the other's pump --> its stream --> receive()
+ *     turn --send--> lane --> socket ==> the other's peers thread --> receive()
  *
- * To each other member there are two connections of ours, each with one long-lived stream: an urgent one (heartbeats,
- * votes, replies) and a bulk one (entries). What is urgent never stands behind entries, in no buffer of ours, of gRPC's
- * or of the kernel's. The other side has two of its own to us. A stream's head names the cluster, both members and the
- * version of the protocol; whoever does not fit is refused with a status that says so.
+ * To each other member there are two connections of ours: an urgent one (heartbeats, votes, replies) and a bulk one
+ * (entries). What is urgent never stands behind entries, in no buffer of ours or of the kernel's. The other side has two
+ * of its own to us. A stream's head names the cluster, both members and the version of the protocol; whoever does not
+ * fit is refused, and told why. On the same port gRPC serves cairn.Peer: Members, and Snapshot.
  *
  * A stream that breaks and a port that then refuses mean that the process is gone: suspect(), milliseconds after it died.
  *
- * Owner: one rpc thread for everything, in and out, which never waits; connecting, names and old entries that are only
- * on the disk have threads of their own (dial.h, peers_fetch.c). Functions: any thread, unless they say otherwise.
+ * Owner: one thread for every socket, which never waits; connecting, names and old entries that are only on the disk have
+ * threads of their own (dial.h, peers_fetch.c). Functions: any thread, unless they say otherwise.
  */
 #pragma once
 #include "config.h"
 #include "entry.h"
 #include "peer.h"
 #include "rpc.h"
-#include "rpc_out.h"
+#include "rpc_ask.h"
 #include "seam.h"
 #include "wal.h"
 
 struct peers;
 
-#define PEERS_VERSION "1" /* of the protocol; another one is refused */
+#define PEERS_VERSION 1 /* of the protocol; another one is refused */
 
 struct peers_options {
     struct clock *clock;
@@ -38,7 +38,7 @@ struct peers_options {
     void *snapshot_ctx;            /* peers_snapshot_ctx(call_service(c)) */
 };
 
-/* What comes out of it; none may wait, all are called on the peers' thread. */
+/* What comes out of it; none may wait, all are called on the peers' thread, which holds no lock then. */
 struct peers_sink {
     void (*receive)(void *ctx, struct peer_msg *m); /* m->from is the stream's member, m->to this one; m is given away */
     void (*suspect)(void *ctx, uint64_t member);
@@ -68,12 +68,10 @@ struct peers_member {
 /* Who is in the cluster (this member too) and who no longer is: connects to new ones, drops others. Copies. 0, -ENOMEM. */
 int peers_set_members(struct peers *p, const struct peers_member *members, size_t n, const uint64_t *removed,
                       size_t n_removed);
-/* The log has been replaced: the old one is not read any more when this returns. */
-void peers_set_wal(struct peers *p, struct wal *wal);
 
 /* ---- for other services between members ------------------------------------------------------------- */
 
-/* On the peers' thread, in a stream's start: checks who calls. False: the call has been refused. */
+/* In a gRPC stream's start: checks who calls. False: the call has been refused. */
 bool peers_admit(struct call *c, uint64_t *ret_from);
 void *peers_snapshot_ctx(const struct peers *p);
 

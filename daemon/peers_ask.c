@@ -10,16 +10,17 @@
 #include "peer.pb-c.h"
 #include "peers_impl.h"
 
-void peers_head(const struct peers *p, uint64_t to, const char *lane, struct peers_ids *ids, struct rpc_out_target *t)
+void peers_head(const struct peers *p, uint64_t to, struct peers_ids *ids, struct rpc_ask_target *t)
 {
+    (void)snprintf(ids->version, sizeof ids->version, "%d", PEERS_VERSION);
     (void)snprintf(ids->cluster, sizeof ids->cluster, "%" PRIx64, p->options.cluster_id);
     (void)snprintf(ids->from, sizeof ids->from, "%" PRIx64, p->options.member_id);
     (void)snprintf(ids->to, sizeof ids->to, "%" PRIx64, to);
-    t->metadata[0] = (struct rpc_out_pair){"cairn-version", PEERS_VERSION};
-    t->metadata[1] = (struct rpc_out_pair){"cairn-cluster", ids->cluster};
-    t->metadata[2] = (struct rpc_out_pair){"cairn-from", ids->from};
-    t->metadata[3] = (struct rpc_out_pair){"cairn-to", ids->to};
-    t->metadata[4] = (struct rpc_out_pair){lane ? "cairn-lane" : NULL, lane};
+    t->metadata[0] = (struct rpc_ask_pair){"cairn-version", ids->version};
+    t->metadata[1] = (struct rpc_ask_pair){"cairn-cluster", ids->cluster};
+    t->metadata[2] = (struct rpc_ask_pair){"cairn-from", ids->from};
+    t->metadata[3] = (struct rpc_ask_pair){"cairn-to", ids->to};
+    t->metadata[4] = (struct rpc_ask_pair){NULL, NULL};
 }
 
 /* The member's URLs, in the arena; none: not a member. */
@@ -48,7 +49,7 @@ int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t time
     arena_init(&a, 1 << 20, NULL, 0);
     err = urls_of(p, member, &a, &urls);
     for (size_t i = 0; i < urls.n && (i == 0 || err); i++) {
-        struct rpc_out_target t = {.path = path};
+        struct rpc_ask_target t = {.path = path};
         struct peers_ids ids;
         char authority[300];
 
@@ -59,7 +60,7 @@ int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t time
             continue;
         dial_authority(&urls.urls[i], authority, sizeof authority);
         t.authority = authority;
-        peers_head(p, member, NULL, &ids, &t);
+        peers_head(p, member, &ids, &t);
         err = rpc_ask_open(&t, ret_ask);
     }
     arena_fini(&a);
@@ -69,7 +70,7 @@ int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t time
 int peers_ask_members(const struct url *u, uint32_t timeout_ms, struct Cairn__MembersResponse **ret_members)
 {
     char authority[300];
-    struct rpc_out_target t = {.authority = authority, .path = "/cairn.Peer/Members"};
+    struct rpc_ask_target t = {.authority = authority, .path = "/cairn.Peer/Members"};
     struct rpc_ask *ask;
     struct slice bytes;
     int err;

@@ -8,11 +8,10 @@
  */
 #include "peers_impl.h"
 
-static void fetched(struct call *c, struct call_resume *r)
+static void fetched(struct task *t)
 {
-    struct fetch *f = (struct fetch *)((char *)r - offsetof(struct fetch, resume));
+    struct fetch *f = (struct fetch *)((char *)t - offsetof(struct fetch, task));
 
-    (void)c;
     link_fetched(f->link);
 }
 
@@ -20,7 +19,7 @@ void fetch_ask(struct link *l, struct peer_msg *m)
 {
     assert(!l->fetching);
     l->fetching = true;
-    l->fetch = (struct fetch){.link = l, .msg = m, .resume.fn = fetched};
+    l->fetch = (struct fetch){.link = l, .msg = m, .task.fn = fetched};
     mailbox_post(&l->peer->peers->fetch_box, &l->fetch.mail);
 }
 
@@ -36,10 +35,8 @@ static void *fetch_main(void *arg)
             struct fetch *f = (struct fetch *)m;
 
             next = m->next; /* first: f is the peers' thread's again once it is posted */
-            pthread_mutex_lock(&p->wal_mu);
-            f->err = peer_msg_fill(f->msg, p->options.cache, p->wal, LIMIT_PEER_BATCH_BYTES);
-            pthread_mutex_unlock(&p->wal_mu);
-            rpc_post(p->rpc, PEERS_THREAD, &f->resume);
+            f->err = peer_msg_fill(f->msg, p->options.cache, p->options.wal, LIMIT_PEER_BATCH_BYTES);
+            io_post(p, &f->task);
         }
     }
     return NULL;
@@ -61,11 +58,4 @@ void fetch_stop(struct peers *p)
     mailbox_nudge(&p->fetch_box);
     pthread_join(p->fetch_thread, NULL);
     p->fetch_started = false;
-}
-
-void peers_set_wal(struct peers *p, struct wal *wal)
-{
-    pthread_mutex_lock(&p->wal_mu);
-    p->wal = wal;
-    pthread_mutex_unlock(&p->wal_mu);
 }

@@ -1,11 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peers_impl.h - what the parts of the transport share. Nobody else's.
  *
- *     peers.c        made, started, stopped; who is a member; the way in from the turn
+ *     peers.c        made, started, stopped; who is a member
+ *     peers_io.c     the thread: epoll, what others ask of it
  *     peers_link.c   one connection to a member: dialed, lost, dialed again; its lane
- *     peers_in.c     the service cairn.Peer
+ *     peers_in.c     connections of others: who is let in, what they say
+ *     peers_rpc.c    the service cairn.Peer, by gRPC on the same port
  *     peers_fetch.c  entries that are only on the disk
  *     peers_ask.c    calls whose caller waits
+ *
+ * The head of a connection's stream, and the answer to it; numbers are little-endian:
+ *
+ *      0  "CAIRN"                              0  u8     0: accepted, or the status of a refusal
+ *      5  u8     version                       1  u8     0
+ *      6  u8     lane: 0 urgent, 1 bulk        2  u16    bytes of text
+ *      7  u8     0                             4  ...    the refusal in words
+ *      8  u64    cluster
+ *     16  u64    from
+ *     24  u64    to
+ *
+ * and then only the one who dialed speaks: u32 bytes, a peer_msg (peer.c), again and again.
  */
 #pragma once
 #include <pthread.h>
@@ -24,33 +38,60 @@ struct msg_queue {
     struct peer_msg *first, *last;
     size_t n, bytes; /* bytes: of what is not an APPEND */
 };
-void queue_push(struct msg_queue *q, struct peer_msg *m);
-void queue_push_front(struct msg_queue *q, struct peer_msg *m);
-struct peer_msg *queue_pop(struct msg_queue *q); /* NULL: empty */
+enum {
+    STREAM_HEAD_BYTES = 32,
+    STREAM_ANSWER_BYTES = 4,      /* of its head */
+    STREAM_ANSWER_TEXT_MAX = 200,
+};
+#define STREAM_MAGIC "CAIRN"
 
-/* Owner: the peers' thread, but for what says otherwise. */
+/* What epoll names. */
+struct end {
+    enum { END_WAKE, END_LINK, END_INCOMING } kind;
+};
+
+/* Something for the peers' thread to do, once. */
+struct task {
+    struct mail mail;
+    void (*fn)(struct task *t);
+};
+
 struct link {
+    struct end end; /* first */
     struct peer *peer;
     enum lane lane;
+    struct mailbox box;         /* any thread: messages that are sent */
+    _Atomic uint32_t n_box;
+    _Atomic bool wants_io;      /* the peers' thread shall send what waits */
+
+    /* protected by mu: whoever sends a message writes it to the socket at once, unless another one is just at it (who
+     * then takes it along). A mailbox would not do: waking a thread for each costs more than the message. */
+    pthread_mutex_t mu;
     struct msg_queue queue;
     struct peer_msg *heartbeat; /* urgent: the newest one only, before the queue */
-    struct dial *dial;
-    bool dialing;               /* the dialer has it until dialed has run */
-    struct call_resume dialed;
-    int dialed_fd;              /* of the dialer's thread until dialed runs */
-    struct rpc_out *out;        /* the stream; NULL: none */
-    bool up;                    /* it was accepted */
-    bool was_up;                /* since the last suspect() */
-    uint32_t backoff_ms;
-    /* Bulk: an APPEND whose entries are being read from the log. */
-    bool fetching;
+    int fd;                     /* -1: not connected */
+    uint8_t *left;              /* what the socket has not taken; NULL: nothing */
+    size_t left_at, left_n;
+    bool blocked;               /* EPOLLOUT is asked for */
+    bool fetching;              /* bulk: an APPEND whose entries are being read from the log */
     struct fetch {
         struct mail mail;
         struct link *link;
         struct peer_msg *msg;
         int err;
-        struct call_resume resume;
+        struct task task;
     } fetch;
+
+    /* The peers' thread. */
+    struct dial *dial;
+    bool dialing;               /* the dialer has it until dialed has run */
+    struct task dialed;
+    int dialed_fd;              /* of the dialer's thread until dialed runs */
+    uint8_t answer[STREAM_ANSWER_BYTES + STREAM_ANSWER_TEXT_MAX];
+    size_t n_answer;
+    bool up;                    /* the stream was accepted */
+    bool was_up;                /* since the last suspect() */
+    uint32_t backoff_ms;
 };
 
 /* Counters, never freed and never given to another member: any thread reads them. */
@@ -61,17 +102,18 @@ struct peer_counters {
     _Atomic uint64_t since_ms; /* of active */
 };
 
-/* Owner: the peers' thread. A member that was dropped stays in p->gone: its dial and its fetch may still name it. */
+/* Owner: the peers' thread. A member that was dropped stays in p->gone: its dial, its fetch and senders may still name
+ * it. */
 struct peer {
-    struct peer *next;
+    struct peer *next;         /* protected by p->all_mu, as is whatever leads here */
     struct peers *peers;
     uint64_t id;
     char *urls_text;           /* joined by commas: a change means another peer */
     struct arena arena;        /* of urls */
     struct url_list urls;
-    struct url first;          /* for the authority */
-    bool gone;
-    bool lost;                 /* messages were dropped, and it has not been told */
+    const char *url;           /* the first, for the log */
+    _Atomic bool gone;
+    _Atomic bool lost;         /* messages were dropped, and the sink has not been told */
     struct link links[LANES];
     struct peer_counters *counters;
     enum { SAID_NOTHING, SAID_CONNECTED, SAID_LOST, SAID_UNREACHABLE, SAID_REFUSED } said;
@@ -79,7 +121,7 @@ struct peer {
 
 /* Who is who: replaced whole. */
 struct roster {
-    struct call_resume task;
+    struct task task;
     struct peers *peers;
     struct arena arena;
     struct peers_member *members;
@@ -97,71 +139,84 @@ struct peers {
     struct listener *listeners;
     size_t n_listeners;
     struct dialer *dialer;
-    struct rpc_method methods[3];
+    struct rpc_method methods[2];
+    bool started, stopped;
+    _Atomic bool stopping;
 
-    /* From the turn: any thread. */
-    struct mailbox outbox;
-    _Atomic uint32_t n_outbox;
-    _Atomic bool woken, overflown, stopping;
-    struct call_resume drain;
+    /* protected by all_mu: the list; what is in it stays valid until peers_free. Held for a look. */
+    pthread_mutex_t all_mu;
+    struct peer *all;
 
     /* The peers' thread. */
-    struct peer *all, *gone;
+    pthread_t thread;
+    bool thread_started;
+    int epoll_fd, event_fd;
+    struct end wake;
+    struct mailbox tasks;       /* any thread posts */
+    struct peer *gone;
     struct incoming *incoming;
     unsigned n_incoming;
-    unsigned n_out; /* streams of ours that are not yet over */
+    size_t incoming_bytes;      /* of messages that are not whole yet */
     uint64_t refused_ms;        /* of the last line in the log about a stream refused */
-    char refused_text[160];
+    char refused_text[STREAM_ANSWER_TEXT_MAX];
+    uint8_t *buffer;            /* LIMIT_PEER_READ_BYTES: what was just read */
 
-    /* protected by roster_mu: peers_call reads it on its caller's thread. Written by the peers' thread. */
+    /* protected by roster_mu: written by the peers' thread, read by whoever calls, admits or answers. */
     pthread_mutex_t roster_mu;
     struct roster *roster;
 
-    /* The fetch thread, and protected by wal_mu: the log, which peers_set_wal replaces. */
     struct mailbox fetch_box;
     pthread_t fetch_thread;
     bool fetch_started;
     _Atomic bool fetch_stop;
-    pthread_mutex_t wal_mu;
-    struct wal *wal;
-
-    /* protected by mu: peers_stop waits for what the peers' thread does. */
-    pthread_mutex_t mu;
-    pthread_cond_t cond;
-    bool started, stopped, cut_done;
-    struct call_resume stop;
 
     struct peer_counters counters[PEERS_STATS_MAX], other; /* other: of whoever has no row */
 };
 
-enum { PEERS_THREAD = 0 }; /* rpc.h's only one */
-
-static inline void peers_count(_Atomic uint64_t *n, uint64_t add)
+static inline void peers_add(_Atomic uint64_t *n, uint64_t add)
 {
-    atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + add, memory_order_relaxed);
+    atomic_fetch_add_explicit(n, add, memory_order_relaxed);
 }
 
-struct peer *peers_find(struct peers *p, uint64_t id);
+struct peer *peers_find(struct peers *p, uint64_t id); /* any thread */
 struct peer_counters *peers_counters(struct peers *p, uint64_t id);
-bool peers_is_removed(const struct peers *p, uint64_t id);
-
+bool peers_is_removed(struct peers *p, uint64_t id);   /* any thread */
 char *peers_join_urls(const struct peers_member *m, struct arena *a); /* by commas; NULL: no memory */
-void peers_out_over(struct peers *p); /* n_out went down */
+
+/* ---- peers_io.c ---- */
+int io_start(struct peers *p);
+void io_stop(struct peers *p); /* nothing is connected any more when it returns */
+void io_end(struct peers *p);  /* what has been posted since has nobody to do it: it is freed */
+void io_post(struct peers *p, struct task *t);
+bool io_is_me(const struct peers *p); /* any thread: it is the peers' one */
+void io_wake(struct peers *p); /* any thread: there is something to see to */
 
 /* ---- peers_link.c ---- */
 int link_init(struct link *l, struct peer *peer, enum lane lane);
 void link_dial(struct link *l, uint32_t delay_ms);
 void link_hurry(struct link *l); /* the member is there: what waits before the next attempt does not */
-void link_put(struct link *l, struct peer_msg *m);
-void link_flush(struct link *l);
+void link_send(struct link *l, struct peer_msg *m); /* any thread */
+void link_events(struct link *l, uint32_t events);
+void link_flush(struct link *l); /* the peers' thread: all that can leave now */
 void link_drop(struct link *l);  /* the member is gone, or all stops */
 void link_fini(struct link *l);  /* nothing runs any more */
+/* Tells the sink of what was dropped. */
+void peer_tell_lost(struct peer *peer);
 /* What goes to one member, by kind. */
 enum lane msg_lane(const struct peer_msg *m);
 
 /* ---- peers_in.c ---- */
-extern const struct rpc_method peers_messages_method, peers_members_method;
-void peers_drop_incoming(struct peers *p); /* of members that were removed */
+void incoming_add(struct peers *p, int fd); /* a connection on the peer port that does not speak HTTP/2; any thread */
+void incoming_events(struct incoming *in, uint32_t events);
+void incoming_drop_removed(struct peers *p);
+void incoming_drop_late(struct peers *p);
+void incoming_drop_all(struct peers *p);
+/* Whether this head is let in: 0, or the status of the refusal with its text. Any thread. */
+enum status peers_check(struct peers *p, struct slice version, uint64_t cluster, uint64_t from, uint64_t to,
+                        char text[STREAM_ANSWER_TEXT_MAX]);
+
+/* ---- peers_rpc.c ---- */
+int peers_rpc_new(struct peers *p);
 
 /* ---- peers_fetch.c ---- */
 int fetch_start(struct peers *p);
@@ -171,7 +226,7 @@ void link_fetched(struct link *l);
 
 /* ---- peers_ask.c ---- */
 struct peers_ids {
-    char cluster[17], from[17], to[17]; /* hexadecimal */
+    char version[8], cluster[17], from[17], to[17]; /* ids: hexadecimal */
 };
-/* The head of each call but Members; ids holds the texts. */
-void peers_head(const struct peers *p, uint64_t to, const char *lane, struct peers_ids *ids, struct rpc_out_target *t);
+/* The head of each gRPC call but Members; ids holds the texts. */
+void peers_head(const struct peers *p, uint64_t to, struct peers_ids *ids, struct rpc_ask_target *t);

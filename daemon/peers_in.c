@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peers_in.c - the service cairn.Peer: streams of messages that come in, and who the members are.
+/* peers_in.c - connections of other members: who is let in, and what they say.
  *
- * A stream's head (metadata) is checked before anything else: version, cluster, both members. One that is accepted is
- * told so by one message of our own, "hello"; one that is not by its status:
+ *      pump: bytes that are no HTTP/2 --incoming_add--> head, checked and answered --> messages --> sink
+ *
+ * A refusal is an answer with a status and words; the connection ends with it:
  *
  *      FAILED_PRECONDITION   another version, cluster or member than meant
  *      PERMISSION_DENIED     the sender was removed from the cluster
- *      RESOURCE_EXHAUSTED    too many streams
+ *      INVALID_ARGUMENT      what came is no message
  *
  * A member that this one does not know (yet) is let in: it may have been added by an entry that it brings itself.
  * A stream replaces the one that the same member had in the same lane: the older is of a connection that it has given up.
+ * Memory grows with what has arrived, never by what a length claims, and all of it together has a bound.
  *
  * Owner:    the peers' thread.
  * Not here: what a message says (peer.c).
@@ -17,290 +19,316 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include "log.h"
-#include "msg.h"
-#include "peer.pb-c.h"
 #include "peers_impl.h"
 
 enum { REFUSALS_LOG_MS = 10000 }; /* the same refusal is logged again after this */
 
-/* In call_state(). */
 struct incoming {
+    struct end end; /* first */
+    struct task come;
     struct incoming *prev, *next;
-    struct call *call;
     struct peers *peers;
+    int fd;
+    bool let_in;
+    bool bulk;
     uint64_t from;
-    bool bulk, listed;
+    uint64_t deadline_ms; /* for the head */
     struct peer_counters *counters;
+    uint8_t *part; /* of a message (or the head) that is not whole yet; NULL: none */
+    size_t n_part, room;
 };
-_Static_assert(sizeof(struct incoming) <= CALL_STATE_BYTES, "fits into its call");
 
-static void unlist(struct incoming *in)
+/* ---- the end ------------------------------------------------------------------------------------------ */
+
+static void part_free(struct incoming *in)
+{
+    in->peers->incoming_bytes -= in->room;
+    free(in->part);
+    in->part = NULL;
+    in->n_part = in->room = 0;
+}
+
+static void incoming_free(struct incoming *in)
 {
     struct peers *p = in->peers;
 
-    if (!in->listed)
-        return;
-    in->listed = false;
+    part_free(in);
     *(in->prev ? &in->prev->next : &p->incoming) = in->next;
     if (in->next)
         in->next->prev = in->prev;
     p->n_incoming--;
-}
-
-/* ---- who is let in ------------------------------------------------------------------------------------ */
-
-static bool hex_of(struct slice s, uint64_t *ret)
-{
-    uint64_t v = 0;
-
-    if (s.len == 0 || s.len > 16)
-        return false;
-    for (size_t i = 0; i < s.len; i++) {
-        uint8_t c = s.ptr[i];
-
-        if (c >= '0' && c <= '9')
-            v = v << 4 | (uint64_t)(c - '0');
-        else if (c >= 'a' && c <= 'f')
-            v = v << 4 | (uint64_t)(c - 'a' + 10);
-        else
-            return false;
-    }
-    *ret = v;
-    return true;
+    (void)close(in->fd); /* what was answered is on its way */
+    free(in);
 }
 
 /* One line for each kind of refusal, and again after a while: whoever is refused tries again for ever. */
-static void refuse(struct call *c, enum status status, const char *text)
+static void refuse(struct incoming *in, enum status status, const char *text)
 {
-    struct peers *p = call_service(c);
+    struct peers *p = in->peers;
     uint64_t now = p->options.clock->now_ms(p->options.clock);
+    uint8_t answer[STREAM_ANSWER_BYTES + STREAM_ANSWER_TEXT_MAX] = {(uint8_t)status};
+    size_t n = strlen(text);
 
     if (strcmp(text, p->refused_text) != 0 || now - p->refused_ms > REFUSALS_LOG_MS) {
         log_warn("peers: a stream is refused", LOG_STR("reason", text));
         (void)snprintf(p->refused_text, sizeof p->refused_text, "%s", text);
         p->refused_ms = now;
     }
-    call_fail_text(c, status, text);
+    put_u16le(answer + 2, (uint16_t)n);
+    memcpy(answer + STREAM_ANSWER_BYTES, text, n);
+    (void)!send(in->fd, answer, STREAM_ANSWER_BYTES + n, MSG_NOSIGNAL); /* nobody waits for him */
+    incoming_free(in);
 }
 
-bool peers_admit(struct call *c, uint64_t *ret_from)
-{
-    struct peers *p = call_service(c);
-    struct slice version = call_metadata(c, "cairn-version");
-    uint64_t cluster, from, to;
-    char text[160];
+/* ---- who is let in -------------------------------------------------------------------------------------- */
 
-    if (!slice_eq(version, slice_str(PEERS_VERSION))) {
-        (void)snprintf(text, sizeof text, "cairn: the protocol between members is version %s here, not %.*s",
-                       PEERS_VERSION, version.len > 16 ? 16 : (int)version.len, (const char *)version.ptr);
-        refuse(c, STATUS_FAILED_PRECONDITION, text);
-        return false;
-    }
-    if (!hex_of(call_metadata(c, "cairn-cluster"), &cluster) || !hex_of(call_metadata(c, "cairn-from"), &from) ||
-        !hex_of(call_metadata(c, "cairn-to"), &to) || from == 0) {
-        refuse(c, STATUS_FAILED_PRECONDITION, "cairn: the stream's head names no cluster and members");
-        return false;
+enum status peers_check(struct peers *p, struct slice version, uint64_t cluster, uint64_t from, uint64_t to,
+                        char text[STREAM_ANSWER_TEXT_MAX])
+{
+    char ours[8];
+
+    (void)snprintf(ours, sizeof ours, "%d", PEERS_VERSION);
+    if (!slice_eq(version, slice_str(ours))) {
+        (void)snprintf(text, STREAM_ANSWER_TEXT_MAX, "cairn: the protocol between members is version %s here, not %.*s", ours,
+                       version.len > 16 ? 16 : (int)version.len, (const char *)version.ptr);
+        return STATUS_FAILED_PRECONDITION;
     }
     if (cluster != p->options.cluster_id) {
-        (void)snprintf(text, sizeof text, "cairn: this is cluster %" PRIx64 ", not %" PRIx64 " (from member %" PRIx64 ")",
-                       p->options.cluster_id, cluster, from);
-        refuse(c, STATUS_FAILED_PRECONDITION, text);
-        return false;
+        (void)snprintf(text, STREAM_ANSWER_TEXT_MAX,
+                       "cairn: this is cluster %" PRIx64 ", not %" PRIx64 " (from member %" PRIx64 ")", p->options.cluster_id,
+                       cluster, from);
+        return STATUS_FAILED_PRECONDITION;
     }
-    if (to != p->options.member_id || from == to) {
-        (void)snprintf(text, sizeof text, "cairn: this is member %" PRIx64 ", not %" PRIx64 " (from member %" PRIx64 ")",
-                       p->options.member_id, to, from);
-        refuse(c, STATUS_FAILED_PRECONDITION, text);
-        return false;
+    if (to != p->options.member_id || from == to || from == 0) {
+        (void)snprintf(text, STREAM_ANSWER_TEXT_MAX,
+                       "cairn: this is member %" PRIx64 ", not %" PRIx64 " (from member %" PRIx64 ")", p->options.member_id, to,
+                       from);
+        return STATUS_FAILED_PRECONDITION;
     }
     if (peers_is_removed(p, from)) {
-        (void)snprintf(text, sizeof text, "cairn: member %" PRIx64 " was removed from the cluster", from);
-        refuse(c, STATUS_PERMISSION_DENIED, text);
-        return false;
+        (void)snprintf(text, STREAM_ANSWER_TEXT_MAX, "cairn: member %" PRIx64 " was removed from the cluster", from);
+        return STATUS_PERMISSION_DENIED;
     }
-    *ret_from = from;
-    return true;
+    return STATUS_OK;
 }
 
-/* ---- the stream ------------------------------------------------------------------------------------------ */
-
-static void replace_older(struct peers *p, uint64_t from, bool bulk)
+static void replace_older(struct incoming *newer)
 {
     struct incoming *in, *next;
 
-    for (in = p->incoming; in; in = next) {
+    for (in = newer->peers->incoming; in; in = next) {
         next = in->next;
-        if (in->from == from && in->bulk == bulk) {
-            unlist(in);
-            call_fail_text(in->call, STATUS_UNAVAILABLE, "cairn: the member has opened another stream");
-        }
+        if (in != newer && in->let_in && in->from == newer->from && in->bulk == newer->bulk)
+            incoming_free(in);
     }
 }
 
-static void messages_start(struct call *c, const ProtobufCMessage *req)
+/* False: in is gone. */
+static bool take_head(struct incoming *in, const uint8_t *head)
 {
-    struct peers *p = call_service(c);
-    struct incoming *in = call_state(c);
+    struct peers *p = in->peers;
+    const uint8_t accepted[STREAM_ANSWER_BYTES] = {0};
+    char text[STREAM_ANSWER_TEXT_MAX], version[8];
+    enum status status;
     struct peer *peer;
 
-    (void)req;
-    *in = (struct incoming){.call = c, .peers = p};
-    if (!peers_admit(c, &in->from))
-        return;
-    in->bulk = slice_eq(call_metadata(c, "cairn-lane"), S("bulk"));
-    replace_older(p, in->from, in->bulk);
-    if (p->n_incoming >= LIMIT_PEER_STREAMS) {
-        refuse(c, STATUS_RESOURCE_EXHAUSTED, "cairn: too many streams from members");
-        return;
+    if (memcmp(head, STREAM_MAGIC, 5) != 0) {
+        incoming_free(in); /* some other protocol: it would not understand our answer */
+        return false;
     }
+    (void)snprintf(version, sizeof version, "%u", head[5]);
+    in->from = get_u64le(head + 16);
+    in->bulk = head[6] == LANE_BULK;
+    status = peers_check(p, slice_str(version), get_u64le(head + 8), in->from, get_u64le(head + 24), text);
+    if (status) {
+        refuse(in, status, text);
+        return false;
+    }
+    in->let_in = true;
+    replace_older(in);
     in->counters = peers_counters(p, in->from);
-    in->next = p->incoming;
-    if (in->next)
-        in->next->prev = in;
-    p->incoming = in;
-    p->n_incoming++;
-    in->listed = true;
-    call_send_packed(c, S("hello"));
+    (void)!send(in->fd, accepted, sizeof accepted, MSG_NOSIGNAL); /* a broken connection is told by the next read */
     peer = peers_find(p, in->from);
-    if (peer) {
-        link_hurry(&peer->links[LANE_URGENT]);
-        link_hurry(&peer->links[LANE_BULK]);
-    }
+    for (enum lane lane = 0; peer && lane < LANES; lane++)
+        link_hurry(&peer->links[lane]);
+    return true;
 }
 
-/* One peer_msg. False: what came is none; the stream is ended. */
-static bool take(struct incoming *in, struct slice bytes)
+/* ---- messages --------------------------------------------------------------------------------------------- */
+
+/* False: in is gone. */
+static bool take_message(struct incoming *in, struct slice bytes)
 {
     struct peers *p = in->peers;
     struct peer_msg *m;
     int err = peer_msg_decode(bytes, &m);
 
+    if (err == -ENOMEM) {
+        peers_add(&in->counters->received_failures, 1); /* as good as lost on the way */
+        return true;
+    }
     if (err) {
-        peers_count(&in->counters->received_failures, 1);
-        if (err == -ENOMEM)
-            return true; /* as good as lost on the way */
-        refuse(in->call, STATUS_INVALID_ARGUMENT, "cairn: what came is not a message of members");
+        peers_add(&in->counters->received_failures, 1);
+        refuse(in, STATUS_INVALID_ARGUMENT, "cairn: what came is not a message of members");
         return false;
     }
     if (m->from != in->from || m->to != p->options.member_id) {
-        peers_count(&in->counters->received_failures, 1);
+        peers_add(&in->counters->received_failures, 1);
         peer_msg_free(m);
         return true;
     }
-    peers_count(&in->counters->received_messages, 1);
+    peers_add(&in->counters->received_messages, 1);
     p->sink.receive(p->sink.ctx, m);
     return true;
 }
 
-static void messages_message(struct call *c, const ProtobufCMessage *req)
+/* How many bytes the next piece has, head included, by what is there of it: too few say 1 more than there are. */
+static size_t piece_bytes(const struct incoming *in, struct slice s)
 {
-    struct incoming *in = call_state(c);
-    struct slice s = call_request(c);
+    if (!in->let_in)
+        return STREAM_HEAD_BYTES;
+    return s.len < 4 ? s.len + 1 : 4 + (size_t)get_u32le(s.ptr);
+}
 
-    (void)req;
-    if (!in->listed || atomic_load(&in->peers->stopping))
-        return;
-    peers_count(&in->counters->received_bytes, s.len);
-    while (s.len) {
-        size_t n = s.len >= 4 ? get_u32le(s.ptr) : SIZE_MAX;
+/* Takes whole pieces off the front. False: in is gone. */
+static bool take_pieces(struct incoming *in, struct slice *s)
+{
+    for (;;) {
+        size_t n = piece_bytes(in, *s);
 
-        if (s.len < 4 || n > s.len - 4) {
-            peers_count(&in->counters->received_failures, 1);
-            refuse(c, STATUS_INVALID_ARGUMENT, "cairn: a message of members is cut short");
-            return;
+        if (in->let_in && n > LIMIT_PEER_MESSAGE_BYTES) {
+            refuse(in, STATUS_INVALID_ARGUMENT, "cairn: a message of members is too large");
+            return false;
         }
-        if (!take(in, slice_of(s.ptr + 4, n)))
-            return;
-        s = slice_of(s.ptr + 4 + n, s.len - 4 - n);
+        if (s->len < n)
+            return true;
+        if (!(in->let_in ? take_message(in, slice_of(s->ptr + 4, n - 4)) : take_head(in, s->ptr)))
+            return false;
+        *s = slice_of(s->ptr + n, s->len - n);
     }
 }
 
-static void messages_half_closed(struct call *c)
+/* Room for the rest of the piece that begins with s, which becomes in->part: no more than twice what is there, so that a
+ * length that is only claimed costs nothing. False: in is gone. */
+static bool part_room(struct incoming *in, struct slice s)
 {
-    call_end(c);
+    size_t want = piece_bytes(in, s), most = 2 * s.len + LIMIT_PEER_READ_BYTES;
+    struct peers *p = in->peers;
+    uint8_t *part;
+
+    if (want > most)
+        want = most;
+    if (p->incoming_bytes - in->room + want > LIMIT_PEER_INCOMPLETE_BYTES) {
+        refuse(in, STATUS_RESOURCE_EXHAUSTED, "cairn: too much of messages that are not whole");
+        return false;
+    }
+    part = malloc(want);
+    if (part == NULL) {
+        incoming_free(in);
+        return false;
+    }
+    memcpy(part, s.ptr, s.len);
+    part_free(in);
+    in->part = part;
+    in->n_part = s.len;
+    in->room = want;
+    p->incoming_bytes += want;
+    return true;
 }
 
-static void messages_gone(struct call *c)
+/* What was just read into the thread's buffer, or is gathered in in->part. False: in is gone. */
+static bool take_bytes(struct incoming *in, struct slice s)
 {
-    unlist(call_state(c));
+    if (!take_pieces(in, &s))
+        return false;
+    if (s.len == 0)
+        part_free(in);
+    else if (in->part == NULL || s.ptr != in->part || in->n_part == in->room)
+        return part_room(in, s);
+    return true;
 }
 
-static void messages_release(struct call *c)
+void incoming_events(struct incoming *in, uint32_t events)
 {
-    struct incoming *in = call_state(c);
+    struct peers *p = in->peers;
+    uint8_t *to = in->part ? in->part + in->n_part : p->buffer;
+    size_t room = in->part ? in->room - in->n_part : LIMIT_PEER_READ_BYTES;
+    ssize_t n = recv(in->fd, to, room, 0);
 
-    if (in->peers)
-        unlist(in);
+    (void)events; /* what they mean is what recv says */
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        incoming_free(in);
+        return;
+    }
+    if (in->counters)
+        peers_add(&in->counters->received_bytes, (uint64_t)n);
+    if (in->part)
+        in->n_part += (size_t)n;
+    (void)take_bytes(in, in->part ? slice_of(in->part, in->n_part) : slice_of(to, (size_t)n));
 }
 
-const struct rpc_method peers_messages_method = {
-    .service = "cairn.Peer",
-    .name = "Messages",
-    .kind = RPC_BIDI,
-    .access = ACCESS_OPEN,
-    .start = messages_start,
-    .message = messages_message,
-    .half_closed = messages_half_closed,
-    .gone = messages_gone,
-    .release = messages_release,
-};
+/* ---- the beginning, and who has to go ------------------------------------------------------------------------ */
 
-void peers_drop_incoming(struct peers *p)
+static void come(struct task *t)
+{
+    struct incoming *in = (struct incoming *)((char *)t - offsetof(struct incoming, come));
+    struct peers *p = in->peers;
+    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &in->end};
+
+    in->next = p->incoming;
+    if (in->next)
+        in->next->prev = in;
+    p->incoming = in;
+    p->n_incoming++;
+    in->deadline_ms = p->options.clock->now_ms(p->options.clock) + LIMIT_SNIFF_MS;
+    if (p->n_incoming > LIMIT_PEER_STREAMS || atomic_load(&p->stopping) ||
+        epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, in->fd, &ev))
+        incoming_free(in);
+}
+
+void incoming_add(struct peers *p, int fd)
+{
+    struct incoming *in = calloc(1, sizeof *in);
+
+    if (in == NULL) {
+        (void)close(fd); /* nothing was said */
+        return;
+    }
+    *in = (struct incoming){.end.kind = END_INCOMING, .come.fn = come, .peers = p, .fd = fd};
+    io_post(p, &in->come);
+}
+
+void incoming_drop_removed(struct peers *p)
 {
     struct incoming *in, *next;
 
     for (in = p->incoming; in; in = next) {
         next = in->next;
-        if (!peers_is_removed(p, in->from))
-            continue;
-        unlist(in);
-        call_fail_text(in->call, STATUS_PERMISSION_DENIED, "cairn: the member was removed from the cluster");
+        if (in->let_in && peers_is_removed(p, in->from))
+            refuse(in, STATUS_PERMISSION_DENIED, "cairn: the member was removed from the cluster");
     }
 }
 
-/* ---- Members ----------------------------------------------------------------------------------------------- */
-
-static void members_start(struct call *c, const ProtobufCMessage *req)
+void incoming_drop_late(struct peers *p)
 {
-    struct peers *p = call_service(c);
-    const struct roster *r = p->roster; /* written by this thread */
-    struct arena *a = call_arena(c);
-    Cairn__MembersResponse m = CAIRN__MEMBERS_RESPONSE__INIT;
-    Cairn__PeerMember **rows = r ? arena_alloc(a, (r->n + 1) * sizeof *rows) : NULL;
+    struct incoming *in, *next;
+    uint64_t now = p->incoming ? p->options.clock->now_ms(p->options.clock) : 0;
 
-    (void)req;
-    if (rows == NULL) {
-        call_fail_text(c, STATUS_UNAVAILABLE, "cairn: this member does not know its cluster yet");
-        return;
+    for (in = p->incoming; in; in = next) {
+        next = in->next;
+        if (!in->let_in && now > in->deadline_ms)
+            incoming_free(in);
     }
-    for (size_t i = 0; i < r->n; i++) {
-        rows[i] = msg_new(a, &cairn__peer_member__descriptor);
-        if (rows[i] == NULL) {
-            call_fail(c, -ENOMEM);
-            return;
-        }
-        rows[i]->id = r->members[i].id;
-        rows[i]->name = (char *)(uintptr_t)r->members[i].name;
-        rows[i]->learner = r->members[i].learner;
-        rows[i]->started = r->members[i].started;
-        rows[i]->n_peer_urls = r->members[i].n_urls;
-        rows[i]->peer_urls = (char **)(uintptr_t)r->members[i].urls;
-    }
-    m.cluster_id = p->options.cluster_id;
-    m.member_id = p->options.member_id;
-    m.n_members = r->n;
-    m.members = rows;
-    m.n_removed = r->n_removed;
-    m.removed = r->removed;
-    call_answer(c, &m.base);
 }
 
-const struct rpc_method peers_members_method = {
-    .service = "cairn.Peer",
-    .name = "Members",
-    .kind = RPC_UNARY,
-    .access = ACCESS_OPEN,
-    .request = &cairn__members_request__descriptor,
-    .start = members_start,
-};
+void incoming_drop_all(struct peers *p)
+{
+    while (p->incoming)
+        incoming_free(p->incoming);
+}

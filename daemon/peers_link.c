@@ -1,31 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peers_link.c - one connection to a member: its lane, what leaves next, and what follows when it breaks.
  *
- *      dialing --connected--> stream opened --hello--> up --broken--> dialing, at once
- *         ^ \                     |refused                               |port refuses
- *         |  +--20..200 ms--+ <---+                                      +--> suspect()
+ *      dialing --connected--> head sent --accepted--> up --broken--> dialing, at once
+ *         ^ \                     |refused                              |port refuses
+ *         |  +--20..200 ms--+ <---+                                     +--> suspect()
  *
- * One gRPC message is on its way at a time; what gathers meanwhile leaves in the next one, together: gRPC core's price is
- * one of messages (7 us), not of bytes. On the wire a message is a run of
+ * Who sends a message writes it, with all that waits, when nobody else is just writing; what is long (many entries, a
+ * full socket) is left to the peers' thread, so a sender never spends more than some microseconds here.
  *
- *      0  u32le  bytes
- *      4  ...    a peer_msg (peer.c)
+ * Two connections to each member, urgent and bulk: with one, what has been given to the socket, up to a megabyte, stands
+ * before every heartbeat, and a lost packet of the entries holds the heartbeats too.
  *
- * Two connections to each member and not two streams of one: with one, what core has gathered to write and what lies in
- * the socket, up to a megabyte, stands before every heartbeat, and a lost packet of the entries holds the heartbeats too.
+ * Not a stream of gRPC's: there a message that goes alone costs 45 us on both sides together, a thread of ours and one of
+ * core's to wake, and a window update back; here it costs 12, and the reply leaves on the thread that it came on.
  *
- * Owner:    the peers' thread.
- * Not here: connecting (dial.c), the stream's mechanics (rpc_out.c).
+ * Owner:    the peers' thread, but for what peers_impl.h says.
+ * Not here: connecting (dial.c).
  */
 #include <errno.h>
 #include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include "log.h"
 #include "peers_impl.h"
 
-enum { BACKOFF_MIN_MS = 20, BACKOFF_MAX_MS = 200 };
-
-static const char *const lane_names[LANES] = {"urgent", "bulk"};
+enum {
+    BACKOFF_MIN_MS = 20,
+    BACKOFF_MAX_MS = 200,
+    DIRECT_ENTRIES = 64,      /* waiting in a lane: more than that is the peers' thread's to send */
+    SMALL_BYTES = 16 << 10,   /* a batch that needs no memory of its own */
+};
 
 /* ---- queues --------------------------------------------------------------------------------------- */
 
@@ -39,7 +44,7 @@ static size_t queue_cost(const struct peer_msg *m)
     return is_append(m) ? 0 : peer_msg_size(m);
 }
 
-void queue_push(struct msg_queue *q, struct peer_msg *m)
+static void queue_push(struct msg_queue *q, struct peer_msg *m)
 {
     m->mail.next = NULL;
     if (q->last)
@@ -51,7 +56,7 @@ void queue_push(struct msg_queue *q, struct peer_msg *m)
     q->bytes += queue_cost(m);
 }
 
-void queue_push_front(struct msg_queue *q, struct peer_msg *m)
+static void queue_push_front(struct msg_queue *q, struct peer_msg *m)
 {
     m->mail.next = q->first ? &q->first->mail : NULL;
     q->first = m;
@@ -61,7 +66,7 @@ void queue_push_front(struct msg_queue *q, struct peer_msg *m)
     q->bytes += queue_cost(m);
 }
 
-struct peer_msg *queue_pop(struct msg_queue *q)
+static struct peer_msg *queue_pop(struct msg_queue *q)
 {
     struct peer_msg *m = q->first;
 
@@ -80,37 +85,28 @@ enum lane msg_lane(const struct peer_msg *m)
     return m->kind == PEER_PROPOSE || is_append(m) ? LANE_BULK : LANE_URGENT;
 }
 
-/* A message is not sent, and the core shall know. */
+/* A message is not sent, and the core shall know: the peers' thread tells it. */
 static void lose(struct link *l, struct peer_msg *m)
 {
-    peers_count(&l->peer->counters->sent_failures, 1);
-    l->peer->lost = true;
+    peers_add(&l->peer->counters->sent_failures, 1);
+    if (!atomic_exchange(&l->peer->lost, true))
+        io_wake(l->peer->peers);
     peer_msg_free(m);
 }
 
-static void lose_all(struct link *l)
-{
-    struct peer_msg *m;
-
-    if (l->heartbeat)
-        lose(l, l->heartbeat);
-    l->heartbeat = NULL;
-    while ((m = queue_pop(&l->queue)))
-        lose(l, m);
-}
-
 /* Once for all that was lost meanwhile. */
-static void tell_lost(struct peer *peer)
+void peer_tell_lost(struct peer *peer)
 {
     const struct peers_sink *s = &peer->peers->sink;
 
-    if (!peer->lost || peer->gone || atomic_load(&peer->peers->stopping))
+    if (!atomic_load_explicit(&peer->lost, memory_order_relaxed) || peer->gone || atomic_load(&peer->peers->stopping))
         return;
-    peer->lost = false;
+    atomic_store(&peer->lost, false);
     s->unreachable(s->ctx, peer->id);
 }
 
-void link_put(struct link *l, struct peer_msg *m)
+/* mu is held. */
+static void lane_put(struct link *l, struct peer_msg *m)
 {
     struct msg_queue *q = &l->queue;
 
@@ -191,49 +187,194 @@ static void batch_gather(struct link *l, struct batch *b)
     }
 }
 
-static void batch_send(struct link *l, struct batch *b)
-{
-    struct peer_counters *c = l->peer->counters;
-    uint8_t *at = rpc_out_buffer(l->out, b->bytes);
+/* ---- writing: mu is held ------------------------------------------------------------------------------- */
 
+static void watch(struct link *l, bool blocked)
+{
+    struct epoll_event ev = {.events = EPOLLIN | (blocked ? EPOLLOUT : 0u), .data.ptr = &l->end};
+
+    if (l->blocked == blocked)
+        return;
+    l->blocked = blocked;
+    (void)epoll_ctl(l->peer->peers->epoll_fd, EPOLL_CTL_MOD, l->fd, &ev); /* it is registered: cannot fail */
+}
+
+/* How many bytes the socket took. A broken one takes all: that it is broken comes by epoll. */
+static size_t give(struct link *l, const uint8_t *b, size_t n)
+{
+    ssize_t done;
+
+    do
+        done = send(l->fd, b, n, MSG_NOSIGNAL);
+    while (done < 0 && errno == EINTR);
+    if (done >= 0)
+        return (size_t)done;
+    if (errno == EAGAIN)
+        return 0;
+    (void)shutdown(l->fd, SHUT_RDWR); /* so that it does */
+    return n;
+}
+
+/* True: nothing is left over. */
+static bool give_rest(struct link *l)
+{
+    size_t n;
+
+    if (l->left == NULL)
+        return true;
+    n = give(l, l->left + l->left_at, l->left_n);
+    l->left_at += n;
+    l->left_n -= n;
+    if (l->left_n) {
+        watch(l, true);
+        return false;
+    }
+    free(l->left);
+    l->left = NULL;
+    watch(l, false);
+    return true;
+}
+
+static void batch_encode(struct batch *b, uint8_t *at)
+{
     for (size_t i = 0; i < b->n; i++) {
         size_t n = peer_msg_size(b->msgs[i]);
 
         put_u32le(at, (uint32_t)n);
         peer_msg_encode(b->msgs[i], at + 4);
         at += 4 + n;
-        peer_msg_free(b->msgs[i]);
     }
-    rpc_out_send(l->out);
-    peers_count(&c->sent_messages, b->n);
-    peers_count(&c->sent_bytes, b->bytes);
+}
+
+/* False: the socket is full. */
+static bool batch_give(struct link *l, struct batch *b)
+{
+    struct peer_counters *c = l->peer->counters;
+    uint8_t small[SMALL_BYTES], *bytes = b->bytes <= sizeof small ? small : malloc(b->bytes);
+    size_t n = 0;
+
+    if (bytes) {
+        batch_encode(b, bytes);
+        n = give(l, bytes, b->bytes);
+        peers_add(&c->sent_messages, b->n);
+        peers_add(&c->sent_bytes, b->bytes);
+    }
+    if (bytes && n < b->bytes) {
+        l->left_at = 0;
+        l->left_n = b->bytes - n;
+        l->left = malloc(l->left_n);
+        if (l->left)
+            memcpy(l->left, bytes + n, l->left_n);
+        else
+            (void)shutdown(l->fd, SHUT_RDWR); /* half a message cannot be followed by another */
+    }
+    for (size_t i = 0; i < b->n; i++)
+        bytes ? peer_msg_free(b->msgs[i]) : lose(l, b->msgs[i]);
+    if (bytes != small)
+        free(bytes);
+    return give_rest(l);
+}
+
+/* Too much for whoever just has something to send. */
+static bool is_long(const struct link *l)
+{
+    size_t entries = 0, n = 0;
+
+    for (const struct peer_msg *m = l->queue.first; m && entries <= DIRECT_ENTRIES; m = (struct peer_msg *)m->mail.next) {
+        entries += is_append(m) ? (size_t)(m->raft.last - m->raft.index) : m->n_entries;
+        if (++n > DIRECT_ENTRIES)
+            return true;
+    }
+    return entries > DIRECT_ENTRIES;
+}
+
+static void link_write(struct link *l, bool io)
+{
+    if (l->fetching || (l->blocked && !io))
+        return; /* what was read, or room in the socket, is waited for */
+    while (l->fd >= 0 && give_rest(l)) {
+        struct batch b = {.n = 0, .bytes = 0};
+
+        if (!io && is_long(l)) {
+            if (!atomic_exchange(&l->wants_io, true))
+                io_wake(l->peer->peers);
+            return;
+        }
+        batch_gather(l, &b);
+        if (b.n == 0 || !batch_give(l, &b))
+            return;
+    }
+}
+
+static void take_box(struct link *l)
+{
+    struct mail *m, *next;
+
+    for (m = mailbox_take(&l->box); m; m = next) {
+        next = m->next;
+        atomic_fetch_sub_explicit(&l->n_box, 1, memory_order_relaxed);
+        if (l->peer->gone)
+            peer_msg_free((struct peer_msg *)m);
+        else
+            lane_put(l, (struct peer_msg *)m);
+    }
+}
+
+/* Whoever finds the lock taken goes: its holder looks at the box once more after letting go. */
+static void link_run(struct link *l, bool io)
+{
+    do {
+        if (pthread_mutex_trylock(&l->mu))
+            return;
+        take_box(l);
+        link_write(l, io);
+        pthread_mutex_unlock(&l->mu);
+        atomic_thread_fence(memory_order_seq_cst);
+    } while (atomic_load(&l->box.head));
+}
+
+void link_send(struct link *l, struct peer_msg *m)
+{
+    if (atomic_fetch_add_explicit(&l->n_box, 1, memory_order_relaxed) >= LIMIT_PEER_OUTBOX) {
+        atomic_fetch_sub_explicit(&l->n_box, 1, memory_order_relaxed);
+        lose(l, m);
+        return;
+    }
+    mailbox_post_quietly(&l->box, &m->mail, &m->mail);
+    if (io_is_me(l->peer->peers)) {
+        atomic_store(&l->wants_io, true); /* with all that follows from this round's events */
+        return;
+    }
+    atomic_thread_fence(memory_order_seq_cst);
+    link_run(l, false);
 }
 
 void link_flush(struct link *l)
 {
-    struct batch b = {.n = 0, .bytes = 0};
-
-    if (l->out && !rpc_out_busy(l->out))
-        batch_gather(l, &b);
-    if (b.n)
-        batch_send(l, &b);
-    tell_lost(l->peer);
+    pthread_mutex_lock(&l->mu);
+    take_box(l);
+    link_write(l, true);
+    pthread_mutex_unlock(&l->mu);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load(&l->box.head))
+        link_run(l, true);
 }
 
 void link_fetched(struct link *l)
 {
-    struct peer_msg *m = l->fetch.msg;
+    struct peer_msg *m;
 
+    pthread_mutex_lock(&l->mu);
+    m = l->fetch.msg;
     l->fetching = false;
     l->fetch.msg = NULL;
-    if (l->peer->gone) {
+    if (l->peer->gone || atomic_load(&l->peer->peers->stopping))
         peer_msg_free(m);
-        return;
-    }
-    if (l->fetch.err)
+    else if (l->fetch.err)
         lose(l, m);
     else
         queue_push_front(&l->queue, m);
+    pthread_mutex_unlock(&l->mu);
     link_flush(l);
 }
 
@@ -242,7 +383,7 @@ void link_fetched(struct link *l)
 static void say_connected(struct peer *peer)
 {
     if (peer->said != SAID_CONNECTED)
-        log_info("peers: connected to a member", LOG_HEX("member", peer->id), LOG_STR("url", peer->first.text));
+        log_info("peers: connected to a member", LOG_HEX("member", peer->id), LOG_STR("url", peer->url));
     peer->said = SAID_CONNECTED;
 }
 
@@ -250,14 +391,14 @@ static void say_lost(struct peer *peer, struct slice text)
 {
     if (peer->said == SAID_CONNECTED)
         log_warn("peers: the connection to a member is lost", LOG_HEX("member", peer->id),
-                 LOG_STR("url", peer->first.text), LOG_SLICE("error", text));
+                 LOG_STR("url", peer->url), LOG_SLICE("error", text));
     peer->said = SAID_LOST;
 }
 
 static void say_refused(struct peer *peer, struct slice text)
 {
     if (peer->said != SAID_REFUSED)
-        log_warn("peers: a member refuses our stream", LOG_HEX("member", peer->id), LOG_STR("url", peer->first.text),
+        log_warn("peers: a member refuses our stream", LOG_HEX("member", peer->id), LOG_STR("url", peer->url),
                  LOG_SLICE("error", text));
     peer->said = SAID_REFUSED;
 }
@@ -265,7 +406,7 @@ static void say_refused(struct peer *peer, struct slice text)
 static void say_unreachable(struct peer *peer, struct slice text)
 {
     if (peer->said != SAID_UNREACHABLE && peer->said != SAID_REFUSED)
-        log_warn("peers: a member cannot be reached", LOG_HEX("member", peer->id), LOG_STR("url", peer->first.text),
+        log_warn("peers: a member cannot be reached", LOG_HEX("member", peer->id), LOG_STR("url", peer->url),
                  LOG_SLICE("error", text));
     peer->said = SAID_UNREACHABLE;
 }
@@ -288,83 +429,146 @@ static bool stops(const struct link *l)
     return l->peer->gone || atomic_load(&l->peer->peers->stopping);
 }
 
-/* The other side says that it takes our messages: its first and only one. */
-static void hello(void *ctx, struct slice bytes)
+/* Nothing is connected any more; what waits is lost. */
+static void link_close(struct link *l)
 {
-    struct link *l = ctx;
+    struct peer_msg *m;
+
+    pthread_mutex_lock(&l->mu);
+    if (l->fd >= 0)
+        (void)close(l->fd); /* epoll forgets it with that */
+    l->fd = -1;
+    l->blocked = false;
+    free(l->left);
+    l->left = NULL;
+    take_box(l);
+    if (l->heartbeat)
+        lose(l, l->heartbeat);
+    l->heartbeat = NULL;
+    while ((m = queue_pop(&l->queue)))
+        lose(l, m);
+    pthread_mutex_unlock(&l->mu);
+    l->up = false;
+    l->n_answer = 0;
+    if (l->lane == LANE_URGENT)
+        atomic_store(&l->peer->counters->active, false);
+}
+
+static void accepted(struct link *l)
+{
+    struct peer_counters *c = l->peer->counters;
     struct clock *clock = l->peer->peers->options.clock;
 
-    (void)bytes;
-    if (l->up)
-        return;
     l->up = l->was_up = true;
     l->backoff_ms = 0;
     if (l->lane == LANE_URGENT) {
-        atomic_store(&l->peer->counters->since_ms, clock->now_ms(clock));
-        atomic_store(&l->peer->counters->active, true);
+        atomic_store(&c->since_ms, clock->now_ms(clock));
+        atomic_store(&c->active, true);
         say_connected(l->peer);
     }
 }
 
-static void sent(void *ctx)
+/* text: why; status: of a refusal, or 0. */
+static void link_broken(struct link *l, enum status status, struct slice text)
 {
-    link_flush(ctx);
-}
-
-static void ended(void *ctx, enum status status, struct slice text)
-{
-    struct link *l = ctx;
     struct peer *peer = l->peer;
     struct peers *p = peer->peers;
     bool was_up = l->up;
 
-    l->out = NULL;
-    l->up = false;
-    p->n_out--;
-    if (l->lane == LANE_URGENT)
-        atomic_store(&peer->counters->active, false);
-    if (stops(l)) {
-        lose_all(l);
-        peers_out_over(p);
-        return;
-    }
     if (was_up)
-        peers_count(&peer->counters->disconnects, 1);
-    if (was_up)
-        say_lost(peer, text);
-    else if (status != STATUS_UNAVAILABLE)
+        peers_add(&peer->counters->disconnects, 1);
+    if (status)
         say_refused(peer, text);
+    else if (was_up)
+        say_lost(peer, text);
     else if (l->lane == LANE_URGENT)
         say_unreachable(peer, text); /* something else listens there, or it goes as we come */
+    link_close(l); /* text may lie in l->answer: it stays */
     if (status == STATUS_PERMISSION_DENIED && p->sink.removed)
         p->sink.removed(p->sink.ctx);
-    peer->lost = true; /* what was on its way */
-    lose_all(l);
-    link_dial(l, was_up ? 0 : backoff(l));
-    tell_lost(peer);
+    atomic_store(&peer->lost, true); /* what was on its way */
+    link_dial(l, was_up && !status ? 0 : backoff(l));
 }
 
-static void open_stream(struct link *l, int fd)
+/* The answer to our head: one, at the begin; a refusal may come at any time before the end. */
+static void take_answer(struct link *l)
 {
-    struct peers *p = l->peer->peers;
-    struct peers_ids ids;
-    char authority[300];
-    struct rpc_out_options o = {.rpc = p->rpc,
-                                .thread = PEERS_THREAD,
-                                .target = {.fd = fd, .authority = authority, .path = "/cairn.Peer/Messages"},
-                                .received = hello,
-                                .sent = sent,
-                                .ended = ended,
-                                .ctx = l};
+    while (l->n_answer >= STREAM_ANSWER_BYTES) {
+        enum status status = (enum status)l->answer[0];
+        size_t n = get_u16le(l->answer + 2);
 
-    dial_authority(&l->peer->first, authority, sizeof authority);
-    peers_head(p, l->peer->id, lane_names[l->lane], &ids, &o.target);
-    l->out = rpc_out_open(&o);
-    if (l->out == NULL) {
+        if (n > STREAM_ANSWER_TEXT_MAX) {
+            link_broken(l, 0, S("what came is no answer of a member"));
+            return;
+        }
+        if (l->n_answer < STREAM_ANSWER_BYTES + n)
+            return;
+        if (status) {
+            link_broken(l, status, slice_of(l->answer + STREAM_ANSWER_BYTES, n));
+            return;
+        }
+        l->n_answer -= STREAM_ANSWER_BYTES + n;
+        memmove(l->answer, l->answer + STREAM_ANSWER_BYTES + n, l->n_answer);
+        if (!l->up)
+            accepted(l);
+    }
+}
+
+/* Until there is no more, or the end. */
+static void read_answer(struct link *l)
+{
+    while (l->fd >= 0) {
+        ssize_t n = recv(l->fd, l->answer + l->n_answer, sizeof l->answer - l->n_answer, 0);
+
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n <= 0) {
+            link_broken(l, 0, slice_str(n == 0 ? "the other side has closed it" : strerror(errno)));
+            return;
+        }
+        l->n_answer += (size_t)n;
+        take_answer(l);
+    }
+}
+
+void link_events(struct link *l, uint32_t events)
+{
+    if (l->fd < 0)
+        return; /* broken by an event before this one */
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+        read_answer(l);
+    if (events & EPOLLOUT && l->fd >= 0)
+        link_flush(l);
+}
+
+static void put_head(const struct link *l, uint8_t head[STREAM_HEAD_BYTES])
+{
+    const struct peers_options *o = &l->peer->peers->options;
+
+    memset(head, 0, STREAM_HEAD_BYTES);
+    memcpy(head, STREAM_MAGIC, 5);
+    head[5] = PEERS_VERSION;
+    head[6] = (uint8_t)l->lane;
+    put_u64le(head + 8, o->cluster_id);
+    put_u64le(head + 16, o->member_id);
+    put_u64le(head + 24, l->peer->id);
+}
+
+static void link_open(struct link *l, int fd)
+{
+    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &l->end};
+    uint8_t head[STREAM_HEAD_BYTES];
+
+    put_head(l, head);
+    if (send(fd, head, sizeof head, MSG_NOSIGNAL) != (ssize_t)sizeof head || /* a new socket has room */
+        epoll_ctl(l->peer->peers->epoll_fd, EPOLL_CTL_ADD, fd, &ev)) {
+        (void)close(fd); /* nobody is waiting for it */
         link_dial(l, BACKOFF_MAX_MS);
         return;
     }
-    p->n_out++;
+    pthread_mutex_lock(&l->mu);
+    l->fd = fd;
+    pthread_mutex_unlock(&l->mu);
     link_flush(l);
 }
 
@@ -382,12 +586,11 @@ static void suspect(struct link *l)
     s->suspect(s->ctx, peer->id);
 }
 
-static void dialed(struct call *c, struct call_resume *r)
+static void dialed(struct task *t)
 {
-    struct link *l = (struct link *)((char *)r - offsetof(struct link, dialed));
+    struct link *l = (struct link *)((char *)t - offsetof(struct link, dialed));
     int result = l->dialed_fd;
 
-    (void)c;
     l->dialing = false;
     if (stops(l)) {
         if (result >= 0)
@@ -395,16 +598,15 @@ static void dialed(struct call *c, struct call_resume *r)
         return;
     }
     if (result >= 0) {
-        open_stream(l, result);
+        link_open(l, result);
         return;
     }
     if (result == -ECONNREFUSED)
         suspect(l);
     if (l->lane == LANE_URGENT)
         say_unreachable(l->peer, slice_str(strerror(-result)));
-    lose_all(l);
+    link_close(l);
     link_dial(l, backoff(l));
-    tell_lost(l->peer);
 }
 
 /* The dialer's thread. */
@@ -414,7 +616,7 @@ static void dial_done(void *ctx, int fd, int err)
 
     l->dialed_fd = err ? err : fd;
     l->dialed.fn = dialed;
-    rpc_post(l->peer->peers->rpc, PEERS_THREAD, &l->dialed);
+    io_post(l->peer->peers, &l->dialed);
 }
 
 void link_dial(struct link *l, uint32_t delay_ms)
@@ -436,7 +638,9 @@ int link_init(struct link *l, struct peer *peer, enum lane lane)
 {
     struct dial_options o = {.urls = peer->urls.urls, .n_urls = peer->urls.n, .done = dial_done, .ctx = l};
 
-    *l = (struct link){.peer = peer, .lane = lane};
+    *l = (struct link){.end.kind = END_LINK, .peer = peer, .lane = lane, .fd = -1};
+    mailbox_init(&l->box, -1);
+    pthread_mutex_init(&l->mu, NULL);
     return peer->urls.n ? dial_new(peer->peers->dialer, &o, &l->dial) : 0;
 }
 
@@ -444,14 +648,12 @@ void link_drop(struct link *l)
 {
     dial_free(l->dial);
     l->dial = NULL;
-    if (l->out)
-        rpc_out_cut(l->out);
-    lose_all(l);
+    link_close(l);
 }
 
 void link_fini(struct link *l)
 {
-    lose_all(l);
+    link_close(l);
     peer_msg_free(l->fetch.msg);
-    l->fetch.msg = NULL;
+    pthread_mutex_destroy(&l->mu);
 }

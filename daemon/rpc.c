@@ -149,19 +149,6 @@ void call_resume(struct call_resume *cr)
     thread_post(cr->call->thread, &cr->mail);
 }
 
-void rpc_post(struct rpc *r, unsigned thread, struct call_resume *task)
-{
-    assert(thread < r->n_threads);
-    task->call = NULL;
-    thread_post(r->threads[thread], &task->mail);
-}
-
-grpc_completion_queue *rpc_queue(const struct rpc *r, unsigned thread)
-{
-    assert(thread < r->n_threads);
-    return r->threads[thread]->cq;
-}
-
 static void stop_calls(struct rpc_thread *t)
 {
     struct call *c, *next;

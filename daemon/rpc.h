@@ -88,8 +88,6 @@ struct call_resume {
     void (*fn)(struct call *c, struct call_resume *r);
 };
 void call_resume(struct call_resume *r);
-/* The same for whoever has no call there: fn(NULL, r) on that rpc thread. */
-void rpc_post(struct rpc *r, unsigned thread, struct call_resume *task);
 void call_ref(struct call *c);   /* its own thread */
 void call_unref(struct call *c); /* its own thread */
 

@@ -1,19 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rpc_ask.c - a call out whose caller waits: for a joining member's question, and for a snapshot's chunks.
  *
- * Each has a completion queue of its own, and one operation of each kind in flight at most.
+ * Each has a completion queue of its own, and one operation of each kind in flight at most. The socket is duplicated, so
+ * that it can be shut down while gRPC has it: a write that blocks holds a call for ever otherwise.
  *
- * Owner: the thread that opened it.
+ * Owner:    the thread that opened it.
+ * Not here: connecting (dial.c).
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <grpc/grpc_posix.h>
+#include <grpc/grpc_security.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <unistd.h>
-#include "rpc_out_impl.h"
+#include "rpc_ask.h"
+#include "rpc_impl.h"
+
+/* One call on a channel of its own. */
+struct call_out {
+    grpc_channel *channel;
+    grpc_call *gcall;
+    grpc_metadata head[RPC_ASK_METADATA_MAX];
+    size_t n_head;
+    int own_fd; /* a duplicate: shut down to cut the call off */
+};
 
 enum tag { TAG_HEAD = 1, TAG_SEND, TAG_RECV, TAG_END, TAG_STATUS, TAGS };
 
 struct rpc_ask {
-    struct rpc_call_out call;
+    struct call_out call;
     grpc_completion_queue *cq;
     grpc_metadata_array initial, trailing;
     grpc_byte_buffer *sending, *receiving;
@@ -22,6 +38,72 @@ struct rpc_ask {
     bool out[TAGS], ok[TAGS]; /* in flight; how the last one ended */
     bool ending; /* messages that come now are thrown away */
 };
+
+/* ---- the call ------------------------------------------------------------------------------------------ */
+
+static grpc_arg arg_int(const char *key, int value)
+{
+    return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)(uintptr_t)key, .value.integer = value};
+}
+
+static grpc_channel *channel_new(const struct rpc_ask_target *t)
+{
+    grpc_channel_credentials *creds = grpc_insecure_credentials_create();
+    grpc_arg args[] = {
+        {.type = GRPC_ARG_STRING,
+         .key = (char *)(uintptr_t)GRPC_ARG_DEFAULT_AUTHORITY,
+         .value.string = (char *)(uintptr_t)t->authority},
+        arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, LIMIT_PEER_ANSWER_BYTES),
+        arg_int(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
+        arg_int(GRPC_ARG_HTTP2_BDP_PROBE, 0),
+        arg_int(GRPC_ARG_ENABLE_RETRIES, 0),
+        arg_int(GRPC_ARG_ENABLE_CHANNELZ, 0),
+        arg_int(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1),
+    };
+    grpc_channel_args channel_args = {.num_args = sizeof args / sizeof *args, .args = args};
+    grpc_channel *channel = grpc_channel_create_from_fd(t->authority, t->fd, creds, &channel_args);
+
+    grpc_channel_credentials_release(creds);
+    return channel;
+}
+
+static int call_out_open(struct call_out *c, const struct rpc_ask_target *t, grpc_completion_queue *cq)
+{
+    c->own_fd = fcntl(t->fd, F_DUPFD_CLOEXEC, 0);
+    if (c->own_fd < 0) {
+        int err = -errno;
+
+        (void)close(t->fd); /* nothing was sent */
+        return err;
+    }
+    c->channel = channel_new(t);
+    c->gcall = grpc_channel_create_call(c->channel, NULL, 0, cq, grpc_slice_from_copied_string(t->path), NULL,
+                                        gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    for (; c->n_head < RPC_ASK_METADATA_MAX && t->metadata[c->n_head].key; c->n_head++)
+        c->head[c->n_head] = (grpc_metadata){.key = grpc_slice_from_copied_string(t->metadata[c->n_head].key),
+                                             .value = grpc_slice_from_copied_string(t->metadata[c->n_head].value)};
+    return 0;
+}
+
+static void call_out_cut(struct call_out *c)
+{
+    (void)shutdown(c->own_fd, SHUT_RDWR); /* not connected any more: just as well */
+    (void)grpc_call_cancel(c->gcall, NULL);
+}
+
+static void call_out_close(struct call_out *c)
+{
+    for (size_t i = 0; i < c->n_head; i++) {
+        grpc_slice_unref(c->head[i].key);
+        grpc_slice_unref(c->head[i].value);
+    }
+    grpc_call_unref(c->gcall);
+    grpc_channel_destroy(c->channel);
+    (void)shutdown(c->own_fd, SHUT_RDWR); /* the call is over; nothing that was said is lost by it */
+    (void)close(c->own_fd);
+}
+
+/* ---- waiting ------------------------------------------------------------------------------------------- */
 
 static void ask_batch(struct rpc_ask *a, const grpc_op *ops, size_t n, enum tag tag)
 {
@@ -82,7 +164,7 @@ static gpr_timespec in_ms(uint32_t ms)
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
 }
 
-int rpc_ask_open(const struct rpc_out_target *target, struct rpc_ask **ret_ask)
+int rpc_ask_open(const struct rpc_ask_target *target, struct rpc_ask **ret_ask)
 {
     struct rpc_ask *a = calloc(1, sizeof *a);
     grpc_op ops[2];
@@ -94,7 +176,7 @@ int rpc_ask_open(const struct rpc_out_target *target, struct rpc_ask **ret_ask)
     }
     rpc_core_init();
     a->cq = grpc_completion_queue_create_for_next(NULL);
-    err = rpc_call_out_open(&a->call, target, a->cq);
+    err = call_out_open(&a->call, target, a->cq);
     if (err) {
         grpc_completion_queue_shutdown(a->cq);
         grpc_completion_queue_destroy(a->cq);
@@ -169,10 +251,10 @@ static void ask_free(struct rpc_ask *a)
 {
     a->ending = true;
     if (any_out(a))
-        rpc_call_out_cut(&a->call);
+        call_out_cut(&a->call);
     for (enum tag tag = TAG_HEAD; tag < TAGS; tag++)
         (void)ask_wait(a, tag, gpr_inf_future(GPR_CLOCK_MONOTONIC)); /* a call that was cut ends at once */
-    rpc_call_out_close(&a->call);
+    call_out_close(&a->call);
     if (a->receiving)
         grpc_byte_buffer_destroy(a->receiving);
     grpc_metadata_array_destroy(&a->initial);

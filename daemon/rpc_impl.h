@@ -143,8 +143,6 @@ static inline void count_up(uint64_t *counter)
 
 uint64_t rpc_now_ms(void);
 void rpc_core_init(void); /* grpc_init, and what has to be before; a grpc_shutdown for each */
-/* Of calls out whose tags shall come on that rpc thread (struct op's, like all of its tags). */
-grpc_completion_queue *rpc_queue(const struct rpc *r, unsigned thread);
 
 /* A call that core has delivered; takes over gcall, the metadata and the payload (NULL: none). */
 void call_arrived(struct rpc_thread *t, const struct rpc_method *m, grpc_call *gcall, gpr_timespec deadline,

@@ -12,8 +12,8 @@ door() { # header-pattern folder door-files...
     done
 }
 door 'lmdb\.h' daemon daemon/base_db.h # base_*.c alone include it
-# Calls in are rpc.c's; calls out to other members share its thread and queue, but nothing of a served call.
-door 'grpc/' daemon daemon/rpc.c daemon/rpc_call.c daemon/rpc_impl.h daemon/rpc_out.c
+# Calls in are rpc.c's; calls out to other members are rpc_ask.c's and share nothing with a served call.
+door 'grpc/' daemon daemon/rpc.c daemon/rpc_call.c daemon/rpc_impl.h daemon/rpc_ask.c
 door 'openssl/' daemon daemon/tls.c daemon/sha1.c
 door 'microhttpd' daemon daemon/http.c
 door 'yaml' daemon daemon/config.c daemon/yaml.c
