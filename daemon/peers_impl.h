@@ -154,8 +154,8 @@ struct peers {
     struct end wake;
     struct mailbox tasks;       /* any thread posts */
     struct peer *gone;
-    struct incoming *incoming;
-    unsigned n_incoming;
+    struct incoming *incoming, *ended;
+    unsigned n_incoming, n_strangers; /* strangers: no head has come yet */
     size_t incoming_bytes;      /* of messages that are not whole yet */
     uint64_t refused_ms;        /* of the last line in the log about a stream refused */
     char refused_text[STREAM_ANSWER_TEXT_MAX];
@@ -211,6 +211,7 @@ void incoming_events(struct incoming *in, uint32_t events);
 void incoming_drop_removed(struct peers *p);
 void incoming_drop_late(struct peers *p);
 void incoming_drop_all(struct peers *p);
+void incoming_bury(struct peers *p); /* after each round */
 /* Whether this head is let in: 0, or the status of the refusal with its text. Any thread. */
 enum status peers_check(struct peers *p, struct slice version, uint64_t cluster, uint64_t from, uint64_t to,
                         char text[STREAM_ANSWER_TEXT_MAX]);

@@ -52,7 +52,8 @@ static void part_free(struct incoming *in)
     in->n_part = in->room = 0;
 }
 
-static void incoming_free(struct incoming *in)
+/* The row stays until the round is over: events of this round may still name it. */
+static void incoming_end(struct incoming *in)
 {
     struct peers *p = in->peers;
 
@@ -61,8 +62,21 @@ static void incoming_free(struct incoming *in)
     if (in->next)
         in->next->prev = in->prev;
     p->n_incoming--;
+    p->n_strangers -= !in->let_in;
     (void)close(in->fd); /* what was answered is on its way */
-    free(in);
+    in->fd = -1;
+    in->next = p->ended;
+    p->ended = in;
+}
+
+void incoming_bury(struct peers *p)
+{
+    while (p->ended) {
+        struct incoming *in = p->ended;
+
+        p->ended = in->next;
+        free(in);
+    }
 }
 
 /* One line for each kind of refusal, and again after a while: whoever is refused tries again for ever. */
@@ -81,7 +95,7 @@ static void refuse(struct incoming *in, enum status status, const char *text)
     put_u16le(answer + 2, (uint16_t)n);
     memcpy(answer + STREAM_ANSWER_BYTES, text, n);
     (void)!send(in->fd, answer, STREAM_ANSWER_BYTES + n, MSG_NOSIGNAL); /* nobody waits for him */
-    incoming_free(in);
+    incoming_end(in);
 }
 
 /* ---- who is let in -------------------------------------------------------------------------------------- */
@@ -123,7 +137,7 @@ static void replace_older(struct incoming *newer)
     for (in = newer->peers->incoming; in; in = next) {
         next = in->next;
         if (in != newer && in->let_in && in->from == newer->from && in->bulk == newer->bulk)
-            incoming_free(in);
+            incoming_end(in);
     }
 }
 
@@ -137,7 +151,7 @@ static bool take_head(struct incoming *in, const uint8_t *head)
     struct peer *peer;
 
     if (memcmp(head, STREAM_MAGIC, 5) != 0) {
-        incoming_free(in); /* some other protocol: it would not understand our answer */
+        incoming_end(in); /* some other protocol: it would not understand our answer */
         return false;
     }
     (void)snprintf(version, sizeof version, "%u", head[5]);
@@ -149,6 +163,7 @@ static bool take_head(struct incoming *in, const uint8_t *head)
         return false;
     }
     in->let_in = true;
+    p->n_strangers--;
     replace_older(in);
     in->counters = peers_counters(p, in->from);
     (void)!send(in->fd, accepted, sizeof accepted, MSG_NOSIGNAL); /* a broken connection is told by the next read */
@@ -228,7 +243,7 @@ static bool part_room(struct incoming *in, struct slice s)
     }
     part = malloc(want);
     if (part == NULL) {
-        incoming_free(in);
+        incoming_end(in);
         return false;
     }
     memcpy(part, s.ptr, s.len);
@@ -254,16 +269,18 @@ static bool take_bytes(struct incoming *in, struct slice s)
 
 void incoming_events(struct incoming *in, uint32_t events)
 {
-    struct peers *p = in->peers;
-    uint8_t *to = in->part ? in->part + in->n_part : p->buffer;
+    uint8_t *to = in->part ? in->part + in->n_part : in->peers->buffer;
     size_t room = in->part ? in->room - in->n_part : LIMIT_PEER_READ_BYTES;
-    ssize_t n = recv(in->fd, to, room, 0);
+    ssize_t n;
 
     (void)events; /* what they mean is what recv says */
+    if (in->fd < 0)
+        return; /* ended by an event before this one */
+    n = recv(in->fd, to, room, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n <= 0) {
-        incoming_free(in);
+        incoming_end(in);
         return;
     }
     if (in->counters)
@@ -286,10 +303,11 @@ static void come(struct task *t)
         in->next->prev = in;
     p->incoming = in;
     p->n_incoming++;
+    p->n_strangers++;
     in->deadline_ms = p->options.clock->now_ms(p->options.clock) + LIMIT_SNIFF_MS;
     if (p->n_incoming > LIMIT_PEER_STREAMS || atomic_load(&p->stopping) ||
         epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, in->fd, &ev))
-        incoming_free(in);
+        incoming_end(in);
 }
 
 void incoming_add(struct peers *p, int fd)
@@ -318,17 +336,18 @@ void incoming_drop_removed(struct peers *p)
 void incoming_drop_late(struct peers *p)
 {
     struct incoming *in, *next;
-    uint64_t now = p->incoming ? p->options.clock->now_ms(p->options.clock) : 0;
+    uint64_t now = p->n_strangers ? p->options.clock->now_ms(p->options.clock) : 0;
 
-    for (in = p->incoming; in; in = next) {
+    for (in = p->n_strangers ? p->incoming : NULL; in; in = next) {
         next = in->next;
         if (!in->let_in && now > in->deadline_ms)
-            incoming_free(in);
+            incoming_end(in);
     }
 }
 
 void incoming_drop_all(struct peers *p)
 {
     while (p->incoming)
-        incoming_free(p->incoming);
+        incoming_end(p->incoming);
+    incoming_bury(p);
 }

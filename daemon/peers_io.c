@@ -77,13 +77,14 @@ static void *io_main(void *arg)
 
     running = p;
     while (!atomic_load(&p->stopping)) {
-        int n = epoll_wait(p->epoll_fd, events, EVENTS, p->incoming ? LATE_CHECK_MS : -1);
+        int n = epoll_wait(p->epoll_fd, events, EVENTS, p->n_strangers ? LATE_CHECK_MS : -1);
 
         for (int i = 0; i < n; i++)
             on_event(p, events[i].data.ptr, events[i].events);
         run_tasks(p);
         see_to_links(p);
         incoming_drop_late(p);
+        incoming_bury(p);
     }
     for (struct peer *peer = p->all; peer; peer = peer->next)
         for (enum lane lane = 0; lane < LANES; lane++)

@@ -411,6 +411,44 @@ static void heads_by_hand(void)
     pair_stop();
 }
 
+/* One stream after the other of the same member and lane, all speaking at once: the newest is heard, the rest is closed. */
+static void newer_streams_replace_older(void)
+{
+    enum { N = 60 };
+    struct peer_msg *m = peer_msg_new(PEER_LEASE_RENEW, 1, 2);
+    uint8_t head[32] = "CAIRN\1", bytes[256];
+    size_t n = 4 + peer_msg_size(m);
+    int fds[N];
+
+    put_u64le(head + 8, CLUSTER);
+    put_u64le(head + 16, 1);
+    put_u64le(head + 24, 2);
+    REQUIRE(n <= sizeof bytes);
+    put_u32le(bytes, (uint32_t)(n - 4));
+    peer_msg_encode(m, bytes + 4);
+    peer_msg_free(m);
+    member_start(&members[1], 2);
+    for (int i = 0; i < N; i++) {
+        fds[i] = dial_blocking(&members[1].listen.urls[0], PATIENCE_MS);
+        REQUIRE(fds[i] >= 0);
+        (void)!send(fds[i], head, sizeof head, MSG_NOSIGNAL);
+        for (int k = 0; k <= i; k++)
+            (void)!send(fds[k], bytes, n, MSG_NOSIGNAL);
+    }
+    AWAIT(atomic_load(&members[1].n) > 0);
+    for (int i = 0; i < N - 1; i++) {
+        struct pollfd pf = {.fd = fds[i], .events = POLLRDHUP};
+
+        CHECK(poll(&pf, 1, PATIENCE_MS) == 1);
+        (void)close(fds[i]);
+    }
+    atomic_store(&members[1].n, 0);
+    CHECK(send(fds[N - 1], bytes, n, MSG_NOSIGNAL) == (ssize_t)n);
+    AWAIT(atomic_load(&members[1].n) > 0);
+    (void)close(fds[N - 1]);
+    member_stop(&members[1]);
+}
+
 /* A message whose sender is not the stream's member goes nowhere; the stream goes on. */
 static void false_sender(void)
 {
@@ -575,6 +613,7 @@ int main(void)
     TEST(strangers_are_refused);
     TEST(removed_while_connected);
     TEST(heads_by_hand);
+    TEST(newer_streams_replace_older);
     TEST(false_sender);
     TEST(newest_heartbeat_only);
     TEST(heartbeats_overtake_entries);
