@@ -51,7 +51,7 @@ struct member {
     struct entry_cache *cache;
     struct peers *peers;
     _Atomic int suspects, unreachables, removed, heartbeats, n;
-    _Atomic uint64_t heartbeat_ctx, heartbeat_us, bytes;
+    _Atomic uint64_t bytes, bytes_at_heartbeat;
     uint64_t notes[NOTES]; /* raft.index of an APPEND, id of a LEASE_RENEW, in the order of arrival */
 };
 
@@ -64,8 +64,7 @@ static void receive(void *ctx, struct peer_msg *m)
     int n = atomic_load(&me->n);
 
     if (m->kind == PEER_RAFT && m->raft.type == RAFT_HEARTBEAT) {
-        atomic_store(&me->heartbeat_us, clock_real()->now_us(clock_real()));
-        atomic_store(&me->heartbeat_ctx, m->raft.ctx);
+        atomic_store(&me->bytes_at_heartbeat, atomic_load(&me->bytes));
         atomic_fetch_add(&me->heartbeats, 1);
     } else if (n < NOTES) {
         me->notes[n] = m->kind == PEER_RAFT ? m->raft.index : m->id;
@@ -522,32 +521,34 @@ static void newest_heartbeat_only(void)
     ports[1] = 0;
 }
 
-static void heartbeats_overtake_entries(void)
+/* 60 MB of entries are sent, then a heartbeat: how many bytes were there before it? */
+static uint64_t bytes_before_a_heartbeat(void)
 {
     enum { ENTRIES = 60000, BYTES = 1024, EACH = 1000 };
     struct member *to = &members[1];
-    uint64_t worst_us = 0, sum_us = 0, n = 0;
+    uint64_t before;
 
     pair_start();
     cache_fill(&members[0], 1, ENTRIES, BYTES);
     for (uint64_t i = 0; i < ENTRIES; i += EACH)
         send_append(&members[0], 2, i, i + EACH);
-    while (atomic_load(&to->bytes) < (uint64_t)ENTRIES * BYTES && n < 1000) {
-        uint64_t sent_us = clock_real()->now_us(clock_real()), us;
-
-        n++;
-        send_heartbeat(&members[0], 2, n);
-        AWAIT(atomic_load(&to->heartbeat_ctx) == n);
-        us = atomic_load(&to->heartbeat_us) - sent_us;
-        sum_us += us;
-        worst_us = us > worst_us ? us : worst_us;
-        nap();
-    }
+    send_heartbeat(&members[0], 2, 1);
+    AWAIT(atomic_load(&to->heartbeats) == 1);
+    before = atomic_load(&to->bytes_at_heartbeat);
     AWAIT(atomic_load(&to->bytes) == (uint64_t)ENTRIES * BYTES);
-    printf("# %lu heartbeats: mean %lu us, worst %lu us\n", (unsigned long)n, (unsigned long)(sum_us / n),
-           (unsigned long)worst_us);
-    CHECK(worst_us < 1000000); /* a loaded machine; it is a few ms on an idle one */
     pair_stop();
+    return before;
+}
+
+/* A loaded machine may keep this thread from sending it in time: some attempts. */
+static void heartbeats_overtake_entries(void)
+{
+    uint64_t before = UINT64_MAX;
+
+    for (int i = 0; i < 10 && before > 20u << 20; i++)
+        before = bytes_before_a_heartbeat();
+    printf("# %lu bytes of entries came before\n", (unsigned long)before);
+    CHECK(before <= 20u << 20);
 }
 
 static size_t rss_bytes(void)
