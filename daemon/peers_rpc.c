@@ -114,6 +114,13 @@ static void cut(void *ctx)
     pump_cut(p->pump);
 }
 
+static bool deserted(void *ctx)
+{
+    const struct peers *p = ctx;
+
+    return atomic_load(&pump_stats(p->pump)->open) == 0;
+}
+
 int peers_rpc_new(struct peers *p)
 {
     struct rpc_options o = {.methods = p->methods,
@@ -126,6 +133,8 @@ int peers_rpc_new(struct peers *p)
                             .keepalive_min_ms = KEEPALIVE_MIN_MS,
                             .request_timeout_ms = REQUEST_MS,
                             .lookahead_bytes = WINDOW_BYTES,
+                            .deserted = deserted,
+                            .deserted_ctx = p,
                             .cut = cut,
                             .cut_ctx = p};
 

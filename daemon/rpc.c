@@ -28,6 +28,7 @@ enum {
     QUOTA_BYTES = 1 << 30,  /* core's own; beyond it core kills streams at random, so it is the last resort */
     STOP_CUT_MS = 300,
     STOP_GIVE_UP_MS = 600,
+    DESERTED_MS = 200,      /* without an event, before a deserted server's thread leaves core */
     GATHER_MAX = 64,        /* calls; on two cores the turn and the log work while the next ones are decoded */
 };
 
@@ -132,6 +133,17 @@ static int posts_new(struct rpc_thread *t)
 
 /* ---- the thread ------------------------------------------------------------ */
 
+/* A deserted server's thread goes back to core. */
+static void stir(struct rpc *r)
+{
+    if (r->options.deserted == NULL)
+        return;
+    pthread_mutex_lock(&r->mu);
+    r->stirred = true;
+    pthread_cond_broadcast(&r->cond);
+    pthread_mutex_unlock(&r->mu);
+}
+
 static void thread_post(struct rpc_thread *t, struct mail *m)
 {
     struct mail *head = atomic_load_explicit(&t->resumed, memory_order_relaxed);
@@ -142,6 +154,7 @@ static void thread_post(struct rpc_thread *t, struct mail *m)
                                                   memory_order_relaxed));
     if (head == NULL)
         grpc_call_start_batch(t->wake_call, NULL, 0, &t->op_wake, NULL);
+    stir(t->rpc);
 }
 
 void call_resume(struct call_resume *cr)
@@ -197,12 +210,35 @@ static bool gathered_enough(const struct rpc_thread *t)
     return t->n_gathered >= GATHER_MAX || (t->calls && t->calls->next == NULL);
 }
 
+/* How long to wait in core for the next event. */
+static gpr_timespec wait_until(const struct rpc_thread *t)
+{
+    if (t->n_gathered)
+        return gpr_inf_past(GPR_CLOCK_MONOTONIC);
+    if (t->rpc->options.deserted == NULL)
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(DESERTED_MS, GPR_TIMESPAN));
+}
+
+/* Nothing has come for a while: if nobody is there, sleeps until somebody is. */
+static void sleep_deserted(struct rpc *r)
+{
+    if (r->options.deserted == NULL)
+        return;
+    pthread_mutex_lock(&r->mu);
+    if (!r->stopped && r->options.deserted(r->options.deserted_ctx))
+        r->stirred = false;
+    while (!r->stirred && !r->stopped)
+        pthread_cond_wait(&r->cond, &r->mu);
+    pthread_mutex_unlock(&r->mu);
+}
+
 static void *thread_main(void *arg)
 {
     struct rpc_thread *t = arg;
 
     for (;;) {
-        gpr_timespec until = t->n_gathered ? gpr_inf_past(GPR_CLOCK_MONOTONIC) : gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        gpr_timespec until = wait_until(t);
         grpc_event ev = grpc_completion_queue_next(t->cq, until, NULL);
         struct op *op = ev.tag;
         bool over = ev.type == GRPC_QUEUE_SHUTDOWN || atomic_load_explicit(&t->rpc->abandoned, memory_order_relaxed);
@@ -215,6 +251,8 @@ static void *thread_main(void *arg)
             hand_on(t);
         if (over)
             return NULL;
+        if (ev.type == GRPC_QUEUE_TIMEOUT && !t->n_gathered)
+            sleep_deserted(t->rpc);
     }
 }
 
@@ -371,6 +409,7 @@ int rpc_new(const struct rpc_options *o, struct rpc **ret_rpc)
         return -ENOMEM;
     r->options = *o;
     r->message_max_bytes = o->max_request_bytes + LIMIT_REQUEST_SLACK_BYTES;
+    r->stirred = true;
     r->op_shutdown.done = shutdown_done;
     pthread_mutex_init(&r->mu, NULL);
     pthread_condattr_init(&attr);
@@ -419,6 +458,7 @@ void rpc_add_fd(struct rpc *r, int fd)
 
     grpc_server_add_channel_from_fd(r->server, fd, creds);
     grpc_server_credentials_release(creds);
+    stir(r);
 }
 
 /* ---- stop ------------------------------------------------------------------ */
@@ -443,7 +483,9 @@ void rpc_stop(struct rpc *r)
 
     if (!r->started || r->stopped)
         return;
+    pthread_mutex_lock(&r->mu);
     r->stopped = true;
+    pthread_mutex_unlock(&r->mu);
     grpc_server_shutdown_and_notify(r->server, r->threads[0]->cq, &r->op_shutdown);
     for (unsigned i = 0; i < r->n_threads; i++)
         thread_post(r->threads[i], &r->threads[i]->stop);

@@ -128,10 +128,12 @@ struct rpc {
     _Atomic uint64_t response_bytes; /* of answers that gRPC still holds */
     _Atomic uint64_t conn_bytes[RPC_CONN_ROWS]; /* of large unary ones, by connection */
     struct op op_shutdown;
-    /* Protected by mu: rpc_stop waits for what an rpc thread learns, once in a process's life. */
+    /* Protected by mu: rpc_stop waits for what an rpc thread learns, once in a process's life; a deserted server's
+     * thread for a connection. */
     pthread_mutex_t mu;
     pthread_cond_t cond;
     bool started, stopped, shut_down;
+    bool stirred; /* there is, or was a moment ago, something to wait for in core */
     struct rpc_thread *threads[RPC_THREADS_MAX];
     unsigned n_threads;
 };
