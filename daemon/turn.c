@@ -266,6 +266,14 @@ static uint64_t look_applied(struct turn *t)
     return published > applied ? published : applied;
 }
 
+/* Nobody else is told of commits, not even a learner: what is acknowledged, our own apply has acknowledged. */
+static bool is_alone(const struct turn *t)
+{
+    const struct raft_conf *c = raft_conf_of(t->raft);
+
+    return t->status.sole_voter && c->learners.n == 0 && c->learners_next.n == 0;
+}
+
 static void take_applied(struct turn *t, uint64_t applied)
 {
     if (applied <= t->status.applied)
@@ -281,7 +289,7 @@ static void take_applied(struct turn *t, uint64_t applied)
     if (t->o.leases) /* a leader that was cut off may have renewed until it noticed: two election timeouts at most */
         lease_promote(t->o.leases, t->status.sole_voter ? t->o.election_ms : 2 * t->o.election_ms);
     t->checkpoint_ms = t->now_ms;
-    atomic_store_explicit(&t->reads_free, t->status.sole_voter, memory_order_release);
+    atomic_store_explicit(&t->reads_free, is_alone(t), memory_order_release);
 }
 
 static void take_confs(struct turn *t)
@@ -295,7 +303,7 @@ static void take_confs(struct turn *t)
         (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_CONF, .index = e->index, .change = &e->change});
         t->conf_index = e->index;
         raft_status(t->raft, &t->status);
-        atomic_store_explicit(&t->reads_free, t->own_applied && t->status.sole_voter, memory_order_release);
+        atomic_store_explicit(&t->reads_free, t->own_applied && is_alone(t), memory_order_release);
         free(e);
     }
 }
