@@ -7,9 +7,9 @@
 
 /* AckImpliesQuorumFsync, LearnerNeverCounts: what becomes known as committed lies on the platters of a majority of the
  * voters, in both halves. */
-static inline void check_quorum(struct sim_member *m, uint64_t index, uint64_t term)
+static inline bool conf_has_stored(const struct sim_member *m, const struct raft_conf *conf, uint64_t index,
+                                   uint64_t term)
 {
-    const struct raft_conf *conf = raft_conf_of(m->turn->raft);
     const struct raft_set *halves[] = {&conf->voters, &conf->outgoing};
 
     for (int h = 0; h < 2; h++) {
@@ -18,9 +18,19 @@ static inline void check_quorum(struct sim_member *m, uint64_t index, uint64_t t
         for (uint32_t i = 0; i < halves[h]->n; i++)
             have += member_has_durable(&m->s->m[halves[h]->ids[i]], index, term);
         if (halves[h]->n && have < halves[h]->n / 2 + 1)
-            world_fail(m->w, "AckImpliesQuorumFsync", "member %" PRIu64 " commits %" PRIu64 "/%" PRIu64 " with %u of %u stored",
-                       m->id, index, term, have, halves[h]->n);
+            return false;
     }
+    return true;
+}
+
+/* By the configuration in force before the step, or after it. */
+static inline void check_quorum(struct sim_member *m, uint64_t index, uint64_t term)
+{
+    if (!conf_has_stored(m, raft_conf_of(m->turn->raft), index, term) &&
+        !conf_has_stored(m, &m->conf_seen, index, term))
+        world_fail(m->w, "AckImpliesQuorumFsync",
+                   "member %" PRIu64 " commits %" PRIu64 "/%" PRIu64 " before a majority has it", m->id,
+                   index, term);
 }
 
 static inline struct entry *member_entry(struct sim_member *m, uint64_t index)
@@ -30,27 +40,42 @@ static inline struct entry *member_entry(struct sim_member *m, uint64_t index)
     return e ? e : member_read(m, index);
 }
 
+/* A leader commits by count, and only entries of its own term. */
+static inline void check_leader_commit(struct sim_member *m)
+{
+    const struct raft_status *st = &m->turn->status;
+    uint64_t term;
+
+    if (st->role != RAFT_LEADER || st->commit <= m->count_seen)
+        return;
+    m->count_seen = st->commit;
+    term = raft_term_of(m->turn->raft, st->commit);
+    if (st->commit <= m->s->o.committed || st->commit <= m->commit_seen)
+        return; /* known before it led */
+    check_quorum(m, st->commit, term);
+    if (term != st->term)
+        world_fail(m->w, "LeaderCompleteness",
+                   "member %" PRIu64 " commits %" PRIu64 " of term %" PRIu64 " by count in term %" PRIu64,
+                   m->id, st->commit, term, st->term);
+}
+
 static inline void check_commit(struct sim_member *m)
 {
     const struct raft_status *st = &m->turn->status;
     struct oracle *o = &m->s->o;
 
     if (st->commit < m->commit_seen && m->commit_seen > m->applied_seen)
-        world_fail(m->w, "CommitMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id, st->commit, m->commit_seen);
+        world_fail(m->w, "CommitMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id,
+                   st->commit, m->commit_seen);
     if (m->commit_seen < st->first_index)
         m->commit_seen = st->first_index; /* came by a snapshot: its state is compared */
     for (uint64_t i = m->commit_seen + 1; i <= st->commit && i <= m->durable_last && !m->w->failed; i++) {
         struct entry *e = member_entry(m, i);
 
         if (e == NULL) {
-            world_fail(m->w, "StateMachineSafety", "member %" PRIu64 " has committed %" PRIu64 " and cannot read it", m->id, i);
+            world_fail(m->w, "StateMachineSafety",
+                       "member %" PRIu64 " has committed %" PRIu64 " and cannot read it", m->id, i);
             return;
-        }
-        if (i > o->committed && i == st->commit) {
-            check_quorum(m, i, e->term);
-            if (st->role == RAFT_LEADER && e->term != st->term)
-                world_fail(m->w, "LeaderCompleteness", "member %" PRIu64 " commits %" PRIu64 " of term %" PRIu64
-                           " by count in term %" PRIu64, m->id, i, e->term, st->term);
         }
         (void)oracle_commit(m->w, o, m->id, e);
         entry_unref(e);
@@ -72,7 +97,8 @@ static inline void check_leader(struct sim_member *m)
     if (*leader == m->id && m->led && m->leads_term == st->term)
         return;
     if (*leader)
-        world_fail(m->w, "ElectionSafety", "members %" PRIu64 " and %" PRIu64 " lead in term %" PRIu64, *leader, m->id, st->term);
+        world_fail(m->w, "ElectionSafety", "members %" PRIu64 " and %" PRIu64 " lead in term %" PRIu64,
+                   *leader, m->id, st->term);
     *leader = m->id;
     if (st->term > o->newest_term)
         o->newest_term = st->term;
@@ -83,8 +109,9 @@ static inline void check_leader(struct sim_member *m)
     for (uint64_t i = st->first_index + 1; i <= o->committed; i++) {
         /* One elected late owes nothing to what later terms have committed. */
         if (o->log[i].term < st->term && raft_term_of(m->turn->raft, i) != o->log[i].term) {
-            world_fail(m->w, "LeaderCompleteness", "member %" PRIu64 " leads term %" PRIu64 " without entry %" PRIu64, m->id,
-                       st->term, i);
+            world_fail(m->w, "LeaderCompleteness",
+                       "member %" PRIu64 " leads term %" PRIu64 " without entry %" PRIu64, m->id, st->term,
+                       i);
             return;
         }
     }
@@ -95,10 +122,13 @@ static inline void check_turn(struct sim_member *m)
     const struct raft_status *st = &m->turn->status;
 
     if (st->term < m->term_seen)
-        world_fail(m->w, "TermMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id, st->term, m->term_seen);
+        world_fail(m->w, "TermMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id, st->term,
+                   m->term_seen);
     m->term_seen = st->term;
     check_leader(m);
+    check_leader_commit(m);
     check_commit(m);
+    m->conf_seen = *raft_conf_of(m->turn->raft);
 }
 
 /* ---- state ------------------------------------------------------------------------------------------ */
@@ -113,7 +143,8 @@ static inline void check_applied(struct sim_member *m)
     if (a->applied == m->applied_seen)
         return;
     if (a->applied < m->applied_seen || a->applied > o->committed || a->rev < m->rev_seen) {
-        world_fail(m->w, "AppliedContiguous", "member %" PRIu64 " applied %" PRIu64 " after %" PRIu64 ", committed %" PRIu64, m->id,
+        world_fail(m->w, "AppliedContiguous",
+                   "member %" PRIu64 " applied %" PRIu64 " after %" PRIu64 ", committed %" PRIu64, m->id,
                    a->applied, m->applied_seen, o->committed);
         return;
     }
@@ -121,12 +152,15 @@ static inline void check_applied(struct sim_member *m)
     m->rev_seen = a->rev;
     at = &o->log[a->applied];
     if (a->rev != at->rev || a->compact_rev != at->compact_rev)
-        world_fail(m->w, "ApplyDeterministic", "member %" PRIu64 " at %" PRIu64 ": revision %" PRId64 ", compacted %" PRId64
-                   "; the model %" PRId64 ", %" PRId64, m->id, a->applied, a->rev, a->compact_rev, at->rev, at->compact_rev);
+        world_fail(m->w, "ApplyDeterministic",
+                   "member %" PRIu64 " at %" PRIu64 ": revision %" PRId64 ", compacted %" PRId64
+                   "; the model %" PRId64 ", %" PRId64,
+                   m->id, a->applied, a->rev, a->compact_rev, at->rev, at->compact_rev);
     if (at->state_hash == 0)
         at->state_hash = a->hash;
     else if (at->state_hash != a->hash)
-        world_fail(m->w, "ApplyDeterministic", "member %" PRIu64 " at %" PRIu64 ": another state hash", m->id, a->applied);
+        world_fail(m->w, "ApplyDeterministic", "member %" PRIu64 " at %" PRIu64 ": another state hash", m->id,
+                   a->applied);
 }
 
 /* ---- steps -------------------------------------------------------------------------------------------- */
@@ -193,9 +227,11 @@ static inline void apply_moment(struct sim_member *m)
 
     atomic_store(&m->apply->box.wakes, 0);
     if (world_chance(m->w, 70) && m->apply->applied + 1 < commit) {
-        atomic_store(&m->apply->commit, m->apply->applied + 1);
+        uint64_t one = m->apply->applied + 1;
+
+        atomic_store(&m->apply->commit, one);
         deadline_ms = apply_step(m->apply);
-        if (atomic_load(&m->apply->commit) == m->apply->applied)
+        if (atomic_load(&m->apply->commit) == one)
             atomic_store(&m->apply->commit, commit);
         deadline_ms = 0;
     } else {
@@ -244,7 +280,7 @@ static inline void member_step(struct sim_member *m, enum thread t)
         break;
     }
     if (m->failed) {
-        if (m->wal_crash_at == 0 && m->disk.fail_call == 0)
+        if (!m->excused)
             world_fail(m->w, "member", "member %" PRIu64 " stops: %s", m->id, m->fatal);
         else
             m->crash_soon = 2;

@@ -24,24 +24,29 @@ struct call_sim {
     struct sim *s;
     struct sim_member *m;
     uint64_t boot, begun_us;
-    int64_t acked_rev;       /* when it began */
+    int64_t acked_rev; /* when it began */
     uint64_t acked_index;
     size_t bytes;
-    int64_t lease;           /* a revocation's */
-    uint32_t lease_grants;   /* when it began */
+    int64_t lease;         /* a revocation's */
+    uint32_t lease_grants; /* when it began */
     bool lease_revoked, newest_leader;
-    bool probe;              /* one of those the healed cluster must answer */
-    bool *done, *ok;         /* a probe's: where to say it */
+    bool probe;      /* one of those the healed cluster must answer */
+    bool *done, *ok; /* a probe's: where to say it */
 };
 
-#define CALL_OF(ptr, field) ((struct call_sim *)((char *)(ptr) - offsetof(struct call_sim, field)))
+#define CALL_OF(ptr, field) ((struct call_sim *)((char *)(ptr)-offsetof(struct call_sim, field)))
 
 static inline struct call_sim *call_new(struct sim *s, struct sim_member *m, enum call_kind kind)
 {
     struct call_sim *c = calloc(1, sizeof *c);
 
-    *c = (struct call_sim){.s = s, .m = m, .kind = kind, .boot = m->boot, .begun_us = s->w.now_us,
-                           .acked_rev = s->o.acked_rev, .acked_index = s->o.acked_index};
+    *c = (struct call_sim){.s = s,
+                           .m = m,
+                           .kind = kind,
+                           .boot = m->boot,
+                           .begun_us = s->w.now_us,
+                           .acked_rev = s->o.acked_rev,
+                           .acked_index = s->o.acked_index};
     c->next = s->calls;
     c->at = &s->calls;
     if (c->next)
@@ -74,29 +79,35 @@ static inline void write_judge(struct call_sim *c)
     const struct agreed *a = &s->o.log[index];
 
     if (index == 0) {
-        if (c->p.err == 0 || c->p.err == ERR_LEASE_NOT_FOUND || c->p.err == ERR_COMPACTED || c->p.err == ERR_LEASE_EXISTS)
-            world_fail(w, "AckImpliesQuorumFsync", "member %" PRIu64 " answers a write that is not committed (%d)", c->m->id,
-                       c->p.err);
+        if (c->p.err == 0 || c->p.err == ERR_LEASE_NOT_FOUND || c->p.err == ERR_COMPACTED ||
+            c->p.err == ERR_LEASE_EXISTS)
+            world_fail(w, "AckImpliesQuorumFsync",
+                       "member %" PRIu64 " answers a write that is not committed (%d)", c->m->id, c->p.err);
         w->did.failed_calls++;
         return;
     }
     if (never_happened(c->p.err))
-        world_fail(w, "AckImpliesQuorumFsync", "member %" PRIu64 " refuses a write that is committed at %" PRIu64, c->m->id, index);
-    if (c->p.err == ERR_STOPPED || c->p.err == ERR_TIMEOUT || c->p.err == ERR_DEADLINE || c->p.err != a->err) {
-        if (c->p.err == 0 || (c->p.err != ERR_STOPPED && c->p.err != ERR_TIMEOUT && c->p.err != ERR_DEADLINE &&
-                              c->p.err != ERR_TIMEOUT_LEADER_FAIL && c->p.err != ERR_TIMEOUT_CONN_LOST &&
-                              c->p.err != ERR_LEADER_CHANGED && c->p.err != ERR_NO_LEADER))
-            world_fail(w, "ApplyDeterministic", "member %" PRIu64 " answers %d to entry %" PRIu64 ", the model %d", c->m->id,
-                       c->p.err, index, a->err);
+        world_fail(w, "AckImpliesQuorumFsync",
+                   "member %" PRIu64 " refuses a write that is committed at %" PRIu64, c->m->id, index);
+    if (c->p.err == ERR_STOPPED || c->p.err == ERR_TIMEOUT || c->p.err == ERR_DEADLINE ||
+        c->p.err != a->err) {
+        if (c->p.err == 0 ||
+            (c->p.err != ERR_STOPPED && c->p.err != ERR_TIMEOUT && c->p.err != ERR_DEADLINE &&
+             c->p.err != ERR_TIMEOUT_LEADER_FAIL && c->p.err != ERR_TIMEOUT_CONN_LOST &&
+             c->p.err != ERR_LEADER_CHANGED && c->p.err != ERR_NO_LEADER))
+            world_fail(w, "ApplyDeterministic",
+                       "member %" PRIu64 " answers %d to entry %" PRIu64 ", the model %d", c->m->id, c->p.err,
+                       index, a->err);
         w->did.failed_calls++;
         return;
     }
     if (c->p.revision != a->rev && c->p.err == 0)
-        world_fail(w, "RevisionStrictlyMonotone", "member %" PRIu64 " answers revision %" PRId64 " to entry %" PRIu64
-                   ", the model %" PRId64, c->m->id, c->p.revision, index, a->rev);
+        world_fail(w, "RevisionStrictlyMonotone",
+                   "member %" PRIu64 " answers revision %" PRId64 " to entry %" PRIu64 ", the model %" PRId64,
+                   c->m->id, c->p.revision, index, a->rev);
     if (a->rev < c->acked_rev)
-        world_fail(w, "RevisionStrictlyMonotone", "a write at %" PRId64 " began after revision %" PRId64 " was told", a->rev,
-                   c->acked_rev);
+        world_fail(w, "RevisionStrictlyMonotone",
+                   "a write at %" PRId64 " began after revision %" PRId64 " was told", a->rev, c->acked_rev);
     if (a->rev > s->o.acked_rev)
         s->o.acked_rev = a->rev;
     if (index > s->o.acked_index)
@@ -118,7 +129,8 @@ static inline void write_done(struct proposal *p)
 
     account_give(c->m->account, p, c->bytes);
     entry_unref(p->entry);
-    world_line(&c->s->w, "m%" PRIu64 " answers write %" PRIx64 ": %d at %" PRId64, c->m->id, p->request_id, p->err, p->revision);
+    world_line(&c->s->w, "m%" PRIu64 " answers write %" PRIx64 ": %d at %" PRId64, c->m->id, p->request_id,
+               p->err, p->revision);
     if (!c->m->crashing)
         write_judge(c);
     if (c->done)
@@ -126,8 +138,8 @@ static inline void write_done(struct proposal *p)
     call_free(c);
 }
 
-static inline struct call_sim *write_bytes(struct sim *s, struct sim_member *m, enum entry_kind kind, struct slice body,
-                                           uint64_t timeout_ms)
+static inline struct call_sim *write_bytes(struct sim *s, struct sim_member *m, enum entry_kind kind,
+                                           struct slice body, uint64_t timeout_ms)
 {
     struct call_sim *c = call_new(s, m, CALL_WRITE);
     struct entry_head h = {.kind = kind, .origin = m->id, .body = body};
@@ -143,15 +155,16 @@ static inline struct call_sim *write_bytes(struct sim *s, struct sim_member *m, 
     h.request_id = c->p.request_id;
     c->p.entry = entry_new(c->bytes);
     entry_encode(&h, c->p.entry->payload);
-    world_line(&s->w, "m%" PRIu64 " is asked to write %" PRIx64 " kind %d", m->id, c->p.request_id, (int)kind);
+    world_line(&s->w, "m%" PRIu64 " is asked to write %" PRIx64 " kind %d", m->id, c->p.request_id,
+               (int)kind);
     turn_propose(m->turn, &c->p);
     member_poll(m);
     return c;
 }
 
 /* message: the request's. NULL: not even begun. */
-static inline struct call_sim *write_start(struct sim *s, struct sim_member *m, enum entry_kind kind, const void *message,
-                                           uint64_t timeout_ms)
+static inline struct call_sim *write_start(struct sim *s, struct sim_member *m, enum entry_kind kind,
+                                           const void *message, uint64_t timeout_ms)
 {
     size_t n = protobuf_c_message_get_packed_size(message);
     uint8_t body[1024];
@@ -171,10 +184,12 @@ static inline void read_compare(struct call_sim *c, unsigned k, int64_t rev, con
     if (err == ERR_KEY_NOT_FOUND && v == NULL)
         return;
     if (err == 0 && v && body_decode(got->body, &kv) == 0 && kv.mod_revision == v->mod &&
-        kv.create_revision == v->create && kv.version == v->version && kv.lease == v->lease && value_of(kv.value) == v->value)
+        kv.create_revision == v->create && kv.version == v->version && kv.lease == v->lease &&
+        value_of(kv.value) == v->value)
         return;
-    world_fail(&c->s->w, "ReadAtRevStable", "member %" PRIu64 ", key %u at %" PRId64 ": %d, mod %" PRId64 "; the model %" PRId64,
-               c->m->id, k, rev, err, kv.mod_revision, v ? v->mod : 0);
+    world_fail(&c->s->w, "ReadAtRevStable",
+               "member %" PRIu64 ", key %u at %" PRId64 ": %d, mod %" PRId64 "; the model %" PRId64, c->m->id,
+               k, rev, err, kv.mod_revision, v ? v->mod : 0);
 }
 
 /* What a range of some keys at some revision finds, against the model. */
@@ -190,9 +205,11 @@ static inline void read_now(struct call_sim *c, bool linearizable)
         return;
     arena_init(&a, 1 << 20, NULL, 0);
     if (v.rev > s->o.rev)
-        world_fail(w, "NoReadOfUndurable", "member %" PRIu64 " reads at %" PRId64 ", committed is %" PRId64, c->m->id, v.rev, s->o.rev);
+        world_fail(w, "NoReadOfUndurable", "member %" PRIu64 " reads at %" PRId64 ", committed is %" PRId64,
+                   c->m->id, v.rev, s->o.rev);
     if (linearizable && v.rev < c->acked_rev)
-        world_fail(w, "ReadIndexFresh", "member %" PRIu64 " reads at %" PRId64 ", %" PRId64 " was acknowledged before", c->m->id,
+        world_fail(w, "ReadIndexFresh",
+                   "member %" PRIu64 " reads at %" PRId64 ", %" PRId64 " was acknowledged before", c->m->id,
                    v.rev, c->acked_rev);
     if (linearizable && v.rev > s->o.acked_rev)
         s->o.acked_rev = v.rev;
@@ -204,7 +221,8 @@ static inline void read_now(struct call_sim *c, bool linearizable)
         }
         w->did.old_reads++;
     }
-    for (unsigned k = (unsigned)world_random(w, SIM_KEYS), n = 1 + (unsigned)world_random(w, 4); n && k < SIM_KEYS; n--, k++) {
+    for (unsigned k = (unsigned)world_random(w, SIM_KEYS), n = 1 + (unsigned)world_random(w, 4);
+         n && k < SIM_KEYS; n--, k++) {
         char name[8];
         struct change got;
         int err;
@@ -221,15 +239,16 @@ static inline void read_now(struct call_sim *c, bool linearizable)
         w->did.serial_reads++;
 }
 
-
 static inline void read_done(struct read_wait *r)
 {
     struct call_sim *c = CALL_OF(r, r);
 
-    world_line(&c->s->w, "m%" PRIu64 " answers a read: %d at index %" PRIu64, c->m->id, r->err, r->read_index);
+    world_line(&c->s->w, "m%" PRIu64 " answers a read: %d at index %" PRIu64, c->m->id, r->err,
+               r->read_index);
     if (!c->m->crashing && r->err == 0) {
         if (store_applied(c->m->store) < c->acked_index)
-            world_fail(&c->s->w, "ReadIndexFresh", "member %" PRIu64 " has applied %" PRIu64 ", %" PRIu64 " was acknowledged before",
+            world_fail(&c->s->w, "ReadIndexFresh",
+                       "member %" PRIu64 " has applied %" PRIu64 ", %" PRIu64 " was acknowledged before",
                        c->m->id, store_applied(c->m->store), c->acked_index);
         read_now(c, true);
         if (c->ok)
@@ -242,7 +261,8 @@ static inline void read_done(struct read_wait *r)
     call_free(c);
 }
 
-static inline struct call_sim *read_start(struct sim *s, struct sim_member *m, uint64_t timeout_ms, bool *done, bool *ok)
+static inline struct call_sim *read_start(struct sim *s, struct sim_member *m, uint64_t timeout_ms,
+                                          bool *done, bool *ok)
 {
     struct call_sim *c = call_new(s, m, CALL_READ);
 
@@ -416,8 +436,9 @@ static inline void renew_judge(struct call_sim *c)
     /* A leader that has been replaced and does not know it yet may say yes for an election timeout, as etcd's does; that
      * no promise of it is broken is NeverExpiresEarly's to see. */
     if (c->lease_revoked && l->grants == c->lease_grants && c->newest_leader)
-        world_fail(&s->w, "RenewAfterRevokeFails", "member %" PRIu64 " renews lease %" PRId64
-                   ", whose revocation was acknowledged before", c->m->id, c->l.lease);
+        world_fail(&s->w, "RenewAfterRevokeFails",
+                   "member %" PRIu64 " renews lease %" PRId64 ", whose revocation was acknowledged before",
+                   c->m->id, c->l.lease);
     if (!c->l.renew)
         return;
     s->w.did.renewals++;
@@ -429,8 +450,8 @@ static inline void renew_done(struct lease_ask *a)
 {
     struct call_sim *c = CALL_OF(a, l);
 
-    world_line(&c->s->w, "m%" PRIu64 " answers of lease %" PRId64 ": %d ttl %" PRId64 " left %" PRId64, c->m->id, a->lease, a->err,
-               a->ttl_s, a->left_ms);
+    world_line(&c->s->w, "m%" PRIu64 " answers of lease %" PRId64 ": %d ttl %" PRId64 " left %" PRId64,
+               c->m->id, a->lease, a->err, a->ttl_s, a->left_ms);
     if (!c->m->crashing)
         renew_judge(c);
     call_free(c);
@@ -442,13 +463,16 @@ static inline void ask_renew(struct sim *s, struct sim_member *m)
     struct call_sim *c = call_new(s, m, CALL_RENEW);
     const struct lease_model *l;
 
-    c->l = (struct lease_ask){.lease = 1 + (int64_t)world_random(&s->w, SIM_LEASES), .renew = world_chance(&s->w, 80),
-                              .deadline_ms = sim_now_ms(&m->clock) + CALL_TIMEOUT_MS, .done = renew_done};
+    c->l = (struct lease_ask){.lease = 1 + (int64_t)world_random(&s->w, SIM_LEASES),
+                              .renew = world_chance(&s->w, 80),
+                              .deadline_ms = sim_now_ms(&m->clock) + CALL_TIMEOUT_MS,
+                              .done = renew_done};
     l = &s->o.leases[c->l.lease];
     c->lease_grants = l->grants;
     c->lease_revoked = l->revoked == l->grants;
     c->newest_leader = m->turn->status.term >= s->o.newest_term;
-    world_line(&s->w, "m%" PRIu64 " is asked %s lease %" PRId64, m->id, c->l.renew ? "to renew" : "of", c->l.lease);
+    world_line(&s->w, "m%" PRIu64 " is asked %s lease %" PRId64, m->id, c->l.renew ? "to renew" : "of",
+               c->l.lease);
     turn_lease_ask(m->turn, &c->l);
     member_poll(m);
 }
@@ -460,22 +484,42 @@ static inline void ask_something(struct sim *s, struct sim_member *m)
         return;
     }
     switch (world_random(&s->w, 24)) {
-    case 0: ask_delete(s, m); break;
+    case 0:
+        ask_delete(s, m);
+        break;
     case 1:
-    case 2: ask_txn(s, m); break;
-    case 3: if (world_chance(&s->w, 40)) ask_compact(s, m); break;
-    case 4: ask_grant(s, m); break;
-    case 5: if (world_chance(&s->w, 40)) ask_revoke(s, m); break;
+    case 2:
+        ask_txn(s, m);
+        break;
+    case 3:
+        if (world_chance(&s->w, 40))
+            ask_compact(s, m);
+        break;
+    case 4:
+        ask_grant(s, m);
+        break;
+    case 5:
+        if (world_chance(&s->w, 40))
+            ask_revoke(s, m);
+        break;
     case 6:
-    case 7: ask_renew(s, m); break;
+    case 7:
+        ask_renew(s, m);
+        break;
     case 8:
-    case 9: read_at_once(s, m); break;
+    case 9:
+        read_at_once(s, m);
+        break;
     case 10:
     case 11:
     case 12:
     case 13:
     case 14:
-    case 15: (void)read_start(s, m, CALL_TIMEOUT_MS, NULL, NULL); break;
-    default: (void)ask_put(s, m, CALL_TIMEOUT_MS); break;
+    case 15:
+        (void)read_start(s, m, CALL_TIMEOUT_MS, NULL, NULL);
+        break;
+    default:
+        (void)ask_put(s, m, CALL_TIMEOUT_MS);
+        break;
     }
 }

@@ -13,10 +13,10 @@ enum { EXPLORE_UNITS_MAX = 512, EXPLORE_ALL_UP_TO = 6, EXPLORE_RANDOM = 12, EXPL
 
 struct explore_units {
     struct {
-        uint32_t op;             /* a directory operation, or 0: */
-        size_t name;             /* of this file */
+        uint32_t op; /* a directory operation, or 0: */
+        size_t name; /* of this file */
         struct fake_write *write;
-        size_t from, n;          /* these bytes of it */
+        size_t from, n; /* these bytes of it */
     } u[EXPLORE_UNITS_MAX];
     size_t n;
     bool too_many;
@@ -87,7 +87,8 @@ static inline struct fake_inode *explore_inode(const struct fake_inode *from, co
     for (struct fake_write *w = from->waiting; w; w = w->next)
         for (size_t u = 0; u < us->n; u++)
             if (kept[u] && us->u[u].op == 0 && us->u[u].write == w)
-                fake_bytes(&i->durable, &i->durable_size, w->offset + us->u[u].from, w->data + us->u[u].from, us->u[u].n);
+                fake_bytes(&i->durable, &i->durable_size, w->offset + us->u[u].from, w->data + us->u[u].from,
+                           us->u[u].n);
     i->view = malloc(i->durable_size + 1);
     assert(i->view);
     if (i->durable_size)
@@ -153,13 +154,14 @@ static inline bool explore_is_new(struct explorer *x, uint64_t print)
     }
 }
 
-static inline void explore_one(struct explorer *x, const struct fakedisk *d, const struct explore_units *us, const bool *kept,
-                               uint64_t salt)
+static inline void explore_one(struct explorer *x, const struct fakedisk *d, const struct explore_units *us,
+                               const bool *kept, uint64_t salt)
 {
     struct fakedisk crashed;
 
     explore_make(d, us, kept, &crashed);
-    if (x->states < EXPLORE_SEEN / 2 && explore_is_new(x, (explore_print(&crashed) ^ salt * 0x9e3779b97f4a7c15u) | 1)) {
+    if (x->states < EXPLORE_SEEN / 2 &&
+        explore_is_new(x, (explore_print(&crashed) ^ salt * 0x9e3779b97f4a7c15u) | 1)) {
         x->states++;
         x->check(x->ctx, &crashed);
     }

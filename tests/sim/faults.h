@@ -21,7 +21,8 @@ static inline struct sim_member *sim_leader(struct sim *s)
     for (unsigned i = 1; i <= s->n; i++) {
         struct sim_member *m = &s->m[i];
 
-        if (m->up && m->turn->status.role == RAFT_LEADER && (best == NULL || m->turn->status.term > best->turn->status.term))
+        if (m->up && m->turn->status.role == RAFT_LEADER &&
+            (best == NULL || m->turn->status.term > best->turn->status.term))
             best = m;
     }
     return best;
@@ -90,6 +91,7 @@ static inline void fault_crash(struct sim *s, struct sim_member *m)
         world_line(&s->w, "fault: m%" PRIu64 " will lose power in a flush", m->id);
         break;
     case 0: /* in the middle of its next write */
+        m->excused = true;
         m->wal_crash_at = 1 + world_random(&s->w, 6);
         s->w.did.cuts_in_write++;
         world_line(&s->w, "fault: m%" PRIu64 " will lose power in a write", m->id);
@@ -117,19 +119,22 @@ static inline void fault_disk(struct sim *s, struct sim_member *m)
     case 0:
         m->stall_until_us = s->w.now_us + world_random(&s->w, 4 * s->election_ms * 1000);
         s->w.did.stalls++;
-        world_line(&s->w, "fault: m%" PRIu64 "'s disk stalls until %.3f", m->id, (double)m->stall_until_us / 1000);
+        world_line(&s->w, "fault: m%" PRIu64 "'s disk stalls until %.3f", m->id,
+                   (double)m->stall_until_us / 1000);
         break;
     case 3: /* a failed write or sync, once: the member stops, whatever the disk says afterwards */
         if (m->disk.fail_call == 0 && world_chance(&s->w, 50)) {
             m->disk.fail_call = m->disk.calls + 1 + world_random(&s->w, 4);
             m->disk.fail_err = -EIO;
+            m->excused = true;
             s->w.did.eio_stops++;
             world_line(&s->w, "fault: m%" PRIu64 "'s disk will fail once", m->id);
         }
         break;
     case 1:
         m->disk.capacity = m->disk.capacity ? 0 : 1; /* what is there stays, nothing is added */
-        world_line(&s->w, "fault: m%" PRIu64 "'s disk is %s", m->id, m->disk.capacity ? "full" : "empty again");
+        world_line(&s->w, "fault: m%" PRIu64 "'s disk is %s", m->id,
+                   m->disk.capacity ? "full" : "empty again");
         break;
     default:
         m->disk_us = 50 + world_random(&s->w, world_chance(&s->w, 20) ? 200000 : 5000);
@@ -198,19 +203,44 @@ static inline void disturb(struct sim *s)
     switch (world_random(&s->w, 16)) {
     case 0:
     case 1:
-    case 2: fault_crash(s, m); break;
-    case 3: if (world_chance(&s->w, 40)) fault_blackout(s); break;
+    case 2:
+        fault_crash(s, m);
+        break;
+    case 3:
+        if (world_chance(&s->w, 40))
+            fault_blackout(s);
+        break;
     case 4:
-    case 5: fault_disk(s, m); break;
-    case 6: fault_pause(s, m); break;
+    case 5:
+        fault_disk(s, m);
+        break;
+    case 6:
+        fault_pause(s, m);
+        break;
     case 7:
-    case 8: if (s->n > 1) fault_partition(s); break;
-    case 9: if (s->n > 1) fault_alone(s, m); break;
+    case 8:
+        if (s->n > 1)
+            fault_partition(s);
+        break;
+    case 9:
+        if (s->n > 1)
+            fault_alone(s, m);
+        break;
     case 10:
-    case 11: net_heal(s); world_line(&s->w, "fault: network healed"); break;
-    case 12: fault_net(s); break;
-    case 13: if (s->n > 1) fault_slander(s); break;
-    default: fault_flush(m); break;
+    case 11:
+        net_heal(s);
+        world_line(&s->w, "fault: network healed");
+        break;
+    case 12:
+        fault_net(s);
+        break;
+    case 13:
+        if (s->n > 1)
+            fault_slander(s);
+        break;
+    default:
+        fault_flush(m);
+        break;
     }
 }
 

@@ -12,8 +12,10 @@
  */
 #pragma once
 #include <dlfcn.h>
+#include <ftw.h>
 #include <sys/stat.h>
 #include "daemon/apply_state.h"
+#include "daemon/datadir.h"
 #include "daemon/limits.h"
 #include "daemon/member_row.h"
 #include "daemon/raftconf.h"
@@ -33,9 +35,12 @@ struct sim_member {
     struct sim *s;
     struct world *w;
     uint64_t id;
-    char dir[64];
+    char dir[64];      /* the data directory; its logs lie on the disk below */
+    struct datadir dd; /* while it is up */
+    char base_path[DATADIR_PATH_BYTES];
     struct fakedisk disk; /* outlives crashes */
     bool exists, up, paused, crashing, failed, pictured;
+    bool excused; /* its disk has been made to fail: it may stop */
     unsigned wal_dir;
 
     /* The clock: ms = from_ms + (now - from_us) * ppm / 10^9. */
@@ -53,11 +58,11 @@ struct sim_member {
     uint64_t boot;
 
     uint64_t at[THREADS];
-    uint64_t disk_us;       /* a write takes up to this */
+    uint64_t disk_us; /* a write takes up to this */
     uint64_t stall_until_us;
-    uint64_t wal_crash_at;  /* the disk call of the next write that finds the power gone; 0: none */
+    uint64_t wal_crash_at;    /* the disk call of the next write that finds the power gone; 0: none */
     unsigned commit_crash_at; /* the commit of a flush after which the power goes; 0: none */
-    unsigned crash_soon;    /* at the end of this step; 2: power is lost */
+    unsigned crash_soon;      /* at the end of this step; 2: power is lost */
     char fatal[96];
 
     /* What is truly on its platters: terms of [durable_first + 1, durable_last]. */
@@ -65,10 +70,11 @@ struct sim_member {
     uint64_t *durable_terms; /* [SIM_LOG_MAX] */
 
     /* Seen so far. */
-    uint64_t term_seen, commit_seen, applied_seen;
+    uint64_t term_seen, commit_seen, applied_seen, count_seen;
     int64_t rev_seen;
     bool led, removed;
     uint64_t leads_term;
+    struct raft_conf conf_seen;
 };
 
 /* Everything of one run. */
@@ -76,10 +82,10 @@ struct sim {
     struct world w;
     struct oracle o;
     struct sim_member m[MEMBERS_SIM_MAX]; /* by id; [0] is nobody */
-    unsigned n; /* the highest id in use */
+    unsigned n;                           /* the highest id in use */
     char root[48];
     uint32_t heartbeat_ms, election_ms, catchup;
-    uint64_t segment_bytes, thread_us;    /* how late a thread that was called comes */
+    uint64_t segment_bytes, thread_us; /* how late a thread that was called comes */
     unsigned apply_us, conf_pct;
     struct packet *net;
     struct call_sim *calls;
@@ -87,6 +93,7 @@ struct sim {
 };
 
 static inline void member_send(struct transport *t, struct peer_msg *msg); /* net.h */
+static inline void transfers_before_crash(struct sim_member *m);           /* snapshot.h */
 static inline void member_snapshot_options(struct sim_member *m, struct turn_options *o);
 
 /* ---- seams ---------------------------------------------------------------------------------------- */
@@ -188,7 +195,8 @@ static inline void member_note_durable(struct sim_member *m)
     uint64_t changed = st->last_index;
 
     if (!member_disk_clean(m)) {
-        world_fail(m->w, "AckImpliesQuorumFsync", "member %" PRIu64 " says stored, and its disk has unsynced writes", m->id);
+        world_fail(m->w, "AckImpliesQuorumFsync",
+                   "member %" PRIu64 " says stored, and its disk has unsynced writes", m->id);
         return;
     }
     while (changed > st->first_index &&
@@ -204,7 +212,8 @@ static inline void member_note_durable(struct sim_member *m)
             e = NULL;
         }
         if (e == NULL && (e = member_read(m, i)) == NULL) {
-            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " cannot read entry %" PRIu64, m->id, i);
+            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " cannot read entry %" PRIu64, m->id,
+                       i);
             return;
         }
         oracle_see(m->w, &m->s->o, m->id, e, wal_run_term(m->wal, i - 1));
@@ -227,24 +236,30 @@ static inline bool member_has_durable(const struct sim_member *m, uint64_t index
 
 static inline struct base_options member_base_options(const struct sim_member *m)
 {
-    return (struct base_options){.path = m->dir, .map_bytes = UINT64_C(1) << 30, .readers_max = 126, .no_sync = true};
+    return (struct base_options){
+        .path = m->base_path, .map_bytes = UINT64_C(1) << 30, .readers_max = 126, .no_sync = true};
 }
 
 static inline struct wal_options member_wal_options(struct sim_member *m, char dir[16])
 {
     (void)snprintf(dir, 16, "wal-%u", m->wal_dir);
-    return (struct wal_options){.disk = &m->disk.disk, .dir = dir, .segment_bytes = m->s->segment_bytes,
-                                .cluster_id = 1, .member_id = m->id, .rng = &m->rng};
+    return (struct wal_options){.disk = &m->disk.disk,
+                                .dir = dir,
+                                .segment_bytes = m->s->segment_bytes,
+                                .cluster_id = 1,
+                                .member_id = m->id,
+                                .rng = &m->rng};
 }
 
-static inline void member_wipe_base(const struct sim_member *m)
+static inline int remove_one(const char *path, const struct stat *st, int flag, struct FTW *ftw)
 {
-    char path[96];
+    (void)st, (void)flag, (void)ftw;
+    return remove(path);
+}
 
-    (void)snprintf(path, sizeof path, "%s/data.mdb", m->dir);
-    (void)unlink(path);
-    (void)snprintf(path, sizeof path, "%s/lock.mdb", m->dir);
-    (void)unlink(path);
+static inline void member_wipe(const struct sim_member *m)
+{
+    (void)nftw(m->dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
 struct member_row_bytes {
@@ -267,9 +282,11 @@ static inline struct member_row_bytes member_row_of(uint64_t id)
 }
 
 /* What the founders' bases hold: the configuration, as if it had been entry 1, and a row for each. */
-static inline int member_fill_founder(const struct base_options *bo, const struct raft_conf *conf, struct slice encoded)
+static inline int member_fill_founder(const struct base_options *bo, const struct raft_conf *conf,
+                                      struct slice encoded)
 {
-    struct seal seal = {.applied_index = 1, .applied_term = 1, .revision = 1, .compact_revision = -1, .conf = encoded};
+    struct seal seal = {
+        .applied_index = 1, .applied_term = 1, .revision = 1, .compact_revision = -1, .conf = encoded};
     struct delta *d = delta_new();
     struct base *b = NULL;
     int err = base_open(bo, &b);
@@ -278,7 +295,8 @@ static inline int member_fill_founder(const struct base_options *bo, const struc
         struct member_row_bytes row = member_row_of(conf->voters.ids[i]);
         uint8_t key[8];
 
-        err = delta_row(d, TABLE_MEMBER, member_row_key(conf->voters.ids[i], key), slice_of(row.bytes, row.n));
+        err =
+            delta_row(d, TABLE_MEMBER, member_row_key(conf->voters.ids[i], key), slice_of(row.bytes, row.n));
     }
     delta_seal(d, &seal);
     err = err ? err : base_flush(b, d);
@@ -300,14 +318,19 @@ static inline void member_create(struct sim_member *m, const struct raft_conf *c
     struct wal_options wo;
     int err;
 
-    fakedisk_init(&m->disk, world_random64(m->w)); /* it does not tear sectors: the log's format relies on that */
+    fakedisk_init(&m->disk,
+                  world_random64(m->w)); /* it does not tear sectors: the log's format relies on that */
     m->wal_dir = 1;
     wo = member_wal_options(m, dir);
+    member_wipe(m);
     (void)mkdir(m->dir, 0700);
-    member_wipe_base(m);
-    err = base_create(&bo, 1, m->id, encoded);
+    err = datadir_open(&m->dd, m->dir, "");
+    err = err ? err : datadir_make_base(&m->dd, 1, m->base_path);
+    err = err ? err : base_create(&bo, 1, m->id, encoded);
     err = err || conf == NULL ? err : member_fill_founder(&bo, conf, encoded);
     err = err ? err : wal_create(&wo, conf ? 1 : 0, conf ? 1 : 0, &hard);
+    err = err ? err : datadir_commit(&m->dd);
+    datadir_close(&m->dd);
     if (err)
         world_fail(m->w, "harness", "member %" PRIu64 " cannot be made: %d", m->id, err);
     m->exists = true;
@@ -323,8 +346,12 @@ static inline void member_init(struct sim *s, uint64_t id)
 {
     struct sim_member *m = &s->m[id];
 
-    *m = (struct sim_member){.clock = {sim_now_ms, sim_now_us, NULL}, .rng = {sim_rng_next},
-                             .transport = {member_send}, .s = s, .w = &s->w, .id = id,
+    *m = (struct sim_member){.clock = {sim_now_ms, sim_now_us, NULL},
+                             .rng = {sim_rng_next},
+                             .transport = {member_send},
+                             .s = s,
+                             .w = &s->w,
+                             .id = id,
                              .durable_terms = m->durable_terms};
     if (m->durable_terms == NULL)
         m->durable_terms = calloc(SIM_LOG_MAX, sizeof *m->durable_terms);
@@ -338,12 +365,17 @@ static inline void member_init(struct sim *s, uint64_t id)
 /* RestartPreservesAcked: the log has what it said it had. More is possible: writes that nobody had synced. */
 static inline void member_check_recovered(struct sim_member *m, const struct wal_state *st)
 {
-    if (st->term < m->durable_term || (st->term == m->durable_term && m->durable_vote && st->vote != m->durable_vote))
-        world_fail(m->w, "VoteOncePerTermDurable", "member %" PRIu64 " restarts with term %" PRIu64 " vote %" PRIu64
-                   ", had stored %" PRIu64 " and %" PRIu64, m->id, st->term, st->vote, m->durable_term, m->durable_vote);
-    if (st->last_index < m->durable_last) { /* only a later batch may have cut it: its first entry then is there */
+    if (st->term < m->durable_term ||
+        (st->term == m->durable_term && m->durable_vote && st->vote != m->durable_vote))
+        world_fail(m->w, "VoteOncePerTermDurable",
+                   "member %" PRIu64 " restarts with term %" PRIu64 " vote %" PRIu64 ", had stored %" PRIu64
+                   " and %" PRIu64,
+                   m->id, st->term, st->vote, m->durable_term, m->durable_vote);
+    if (st->last_index <
+        m->durable_last) { /* only a later batch may have cut it: its first entry then is there */
         if (st->last_term <= (m->durable_last ? m->durable_terms[m->durable_last] : 0))
-            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " restarts at %" PRIu64 ", had stored %" PRIu64, m->id,
+            world_fail(m->w, "RestartPreservesAcked",
+                       "member %" PRIu64 " restarts at %" PRIu64 ", had stored %" PRIu64, m->id,
                        st->last_index, m->durable_last);
         return;
     }
@@ -351,8 +383,10 @@ static inline void member_check_recovered(struct sim_member *m, const struct wal
         uint64_t term = wal_run_term(m->wal, i);
 
         if (term < m->durable_terms[i])
-            world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 " restarts with term %" PRIu64 " at %" PRIu64
-                       ", had stored %" PRIu64, m->id, term, i, m->durable_terms[i]);
+            world_fail(m->w, "RestartPreservesAcked",
+                       "member %" PRIu64 " restarts with term %" PRIu64 " at %" PRIu64
+                       ", had stored %" PRIu64,
+                       m->id, term, i, m->durable_terms[i]);
         if (term != m->durable_terms[i])
             break; /* replaced by a leader of a later term */
     }
@@ -381,16 +415,46 @@ static inline uint64_t member_boot_id(struct sim_member *m)
     return world_random64(m->w);
 }
 
+/* Which base and which log; logs that are neither current nor anything go. */
+static inline int member_open_dir(struct sim_member *m)
+{
+    char prefix[16];
+    size_t n;
+
+    if (datadir_open(&m->dd, m->dir, "") != 0 || m->dd.fresh)
+        return -EUCLEAN;
+    datadir_base_path(&m->dd, m->dd.base, m->base_path);
+    m->wal_dir = m->dd.wal;
+    n = (size_t)snprintf(prefix, sizeof prefix, "wal-%u", m->wal_dir);
+    for (size_t i = 0; i < m->disk.n_names; i++) {
+        struct fake_name *f = &m->disk.name[i];
+
+        if (strncmp(f->path, "wal-", 4) != 0 ||
+            (strncmp(f->path, prefix, n) == 0 && (f->path[n] == 0 || f->path[n] == '/')))
+            continue;
+        fake_unref(f->now); /* settled since the crash: one reference for both */
+        f->now = f->durable = NULL;
+        f->now_dir = f->durable_dir = false;
+    }
+    return 0;
+}
+
 /* As the daemon does it: base, log, do they fit, the modules. False: it cannot, and the run has failed. */
 static inline bool member_start(struct sim_member *m)
 {
     struct base_options bo = member_base_options(m);
     char why[256] = "", dir[16];
-    struct wal_options wo = member_wal_options(m, dir);
+    struct wal_options wo;
     struct turn_options to = {
-        .clock = &m->clock, .rng = &m->rng, .member_id = m->id, .catchup_entries = m->s->catchup,
-        .heartbeat_ms = m->s->heartbeat_ms, .election_ms = m->s->election_ms, .fatal = member_on_fatal,
-        .nospace = member_on_nospace, .fatal_ctx = m,
+        .clock = &m->clock,
+        .rng = &m->rng,
+        .member_id = m->id,
+        .catchup_entries = m->s->catchup,
+        .heartbeat_ms = m->s->heartbeat_ms,
+        .election_ms = m->s->election_ms,
+        .fatal = member_on_fatal,
+        .nospace = member_on_nospace,
+        .fatal_ctx = m,
     };
     struct apply_options ao;
     struct base *b = NULL;
@@ -399,7 +463,9 @@ static inline bool member_start(struct sim_member *m)
     assert(!m->up && m->exists);
     m->failed = m->crashing = false;
     m->boot++;
-    err = base_open(&bo, &b);
+    err = member_open_dir(m);
+    wo = member_wal_options(m, dir);
+    err = err ? err : base_open(&bo, &b);
     err = err ? err : member_meta(b, &to.conf, &to.applied_index);
     if (err) {
         world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": base does not open: %d", m->id, err);
@@ -407,12 +473,14 @@ static inline bool member_start(struct sim_member *m)
     }
     err = wal_open(&wo, &m->wal, &to.wal_state, why, sizeof why);
     if (err) {
-        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": log does not open: %d %s", m->id, err, why);
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": log does not open: %d %s", m->id, err,
+                   why);
         base_close(b);
         return false;
     }
     if (to.applied_index < to.wal_state.first_index || to.applied_index > to.wal_state.last_index)
-        world_fail(m->w, "AppliedIndexInSameTxn", "member %" PRIu64 ": base at %" PRIu64 ", log %" PRIu64 " to %" PRIu64, m->id,
+        world_fail(m->w, "AppliedIndexInSameTxn",
+                   "member %" PRIu64 ": base at %" PRIu64 ", log %" PRIu64 " to %" PRIu64, m->id,
                    to.applied_index, to.wal_state.first_index, to.wal_state.last_index);
     member_check_recovered(m, &to.wal_state);
     if (m->w->failed) {
@@ -426,9 +494,19 @@ static inline bool member_start(struct sim_member *m)
     err = store_new(b, &m->store);
     assert(err == 0);
     m->slot = slot_new(m->store);
-    ao = (struct apply_options){.clock = &m->clock, .store = m->store, .cache = m->cache, .wal = m->wal,
-                                .account = m->account, .leases = m->leases, .cluster_id = 1, .member_id = m->id,
-                                .quota_bytes = -1, .max_txn_ops = 128, .base = bo, .fatal = member_on_fatal,
+    ao = (struct apply_options){.clock = &m->clock,
+                                .store = m->store,
+                                .cache = m->cache,
+                                .wal = m->wal,
+                                .account = m->account,
+                                .leases = m->leases,
+                                .cluster_id = 1,
+                                .member_id = m->id,
+                                .quota_bytes = -1,
+                                .max_txn_ops = 128,
+                                .datadir = &m->dd,
+                                .base = bo,
+                                .fatal = member_on_fatal,
                                 .fatal_ctx = m};
     err = apply_new(&ao, &m->apply);
     if (err) {
@@ -455,12 +533,14 @@ static inline bool member_start(struct sim_member *m)
     m->commit_seen = to.applied_index;
     m->term_seen = m->durable_term; /* what was not stored yet is forgotten */
     m->rev_seen = m->apply->rev;
+    m->count_seen = 0;
     m->led = false;
+    m->conf_seen = to.conf;
     member_note_durable(m); /* wal_open has cut and synced */
     for (int t = 0; t < THREADS; t++)
         m->at[t] = m->w->now_us + 1 + world_random(m->w, 1000);
-    world_line(m->w, "m%" PRIu64 " starts: log %" PRIu64 "..%" PRIu64 " term %" PRIu64 " applied %" PRIu64, m->id,
-               to.wal_state.first_index, to.wal_state.last_index, to.wal_state.term, to.applied_index);
+    world_line(m->w, "m%" PRIu64 " starts: log %" PRIu64 "..%" PRIu64 " term %" PRIu64 " applied %" PRIu64,
+               m->id, to.wal_state.first_index, to.wal_state.last_index, to.wal_state.term, to.applied_index);
     return true;
 }
 
@@ -483,8 +563,14 @@ static inline void member_drop_waits(struct sim_member *m)
 static inline void member_throw_away(struct sim_member *m)
 {
     m->crashing = true;
+    transfers_before_crash(m);
     turn_stop(m->turn);
     flush_give_up(m->apply);
+    for (struct mail *f = mailbox_take(&m->apply->flush_box), *next; f; f = next) {
+        next = f->next;
+        ((struct flush_wait *)f)->err = -ECANCELED;
+        ((struct flush_wait *)f)->done((struct flush_wait *)f);
+    }
     member_drop_waits(m);
     turn_free(m->turn);
     apply_free(m->apply);
@@ -496,11 +582,13 @@ static inline void member_throw_away(struct sim_member *m)
     m->disk.fail_call = 0;
     m->disk.fail_for_ever = false;
     wal_close(m->wal);
+    datadir_close(&m->dd);
     m->up = m->crashing = false;
     m->paused = false;
     m->stall_until_us = 0;
     m->disk.capacity = 0;
     m->wal_crash_at = m->commit_crash_at = 0;
+    m->excused = false;
     for (int t = 0; t < THREADS; t++)
         m->at[t] = NEVER;
 }
@@ -512,7 +600,7 @@ static unsigned flush_commits;
 
 static inline void member_base_file(const struct sim_member *m, const char *name, char path[96])
 {
-    (void)snprintf(path, 96, "%s/%s", m->dir, name);
+    (void)snprintf(path, 96, "%s/base-%u/%s", m->dir, m->dd.base, name);
 }
 
 static inline void copy_file(const char *from, const char *to)

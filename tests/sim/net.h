@@ -67,29 +67,40 @@ static inline void net_check(struct sim_member *m, const struct peer_msg *msg)
         uint64_t *vote = &m->s->o.vote_of[m->id][r->term];
 
         if (*vote && *vote != r->to)
-            world_fail(w, "VoteOncePerTermDurable", "member %" PRIu64 " votes twice in term %" PRIu64, m->id, r->term);
+            world_fail(w, "VoteOncePerTermDurable", "member %" PRIu64 " votes twice in term %" PRIu64, m->id,
+                       r->term);
         if (m->durable_term < r->term || (m->durable_term == r->term && m->durable_vote != r->to))
-            world_fail(w, "VoteOncePerTermDurable", "member %" PRIu64 " says its vote of term %" PRIu64 " before it is stored",
-                       m->id, r->term);
+            world_fail(w, "VoteOncePerTermDurable",
+                       "member %" PRIu64 " says its vote of term %" PRIu64 " before it is stored", m->id,
+                       r->term);
         *vote = r->to;
     }
     if (r->type == RAFT_VOTE && (m->durable_term != r->term || m->durable_vote != m->id))
-        world_fail(w, "VoteOncePerTermDurable", "member %" PRIu64 " asks for votes of term %" PRIu64
-                   " before its own is stored", m->id, r->term);
-    if (r->type == RAFT_APPEND_REPLY && !r->reject && r->index > m->durable_last && r->term == m->turn->status.term)
-        world_fail(w, "AckImpliesQuorumFsync", "member %" PRIu64 " says match %" PRIu64 ", has stored %" PRIu64, m->id,
-                   r->index, m->durable_last);
+        world_fail(w, "VoteOncePerTermDurable",
+                   "member %" PRIu64 " asks for votes of term %" PRIu64 " before its own is stored", m->id,
+                   r->term);
+    if (r->type == RAFT_APPEND_REPLY && !r->reject && r->index > m->durable_last &&
+        r->term == m->turn->status.term)
+        world_fail(w, "AckImpliesQuorumFsync",
+                   "member %" PRIu64 " says match %" PRIu64 ", has stored %" PRIu64, m->id, r->index,
+                   m->durable_last);
 }
 
 static const char *const sim_kinds[PEER_KINDS] = {
-    [PEER_RAFT] = "raft", [PEER_PROPOSE] = "propose", [PEER_REFUSED] = "refused", [PEER_LEASE_RENEW] = "lease-renew",
-    [PEER_LEASE_RENEWED] = "lease-renewed", [PEER_STATE_HASH] = "state-hash",
+    [PEER_RAFT] = "raft",
+    [PEER_PROPOSE] = "propose",
+    [PEER_REFUSED] = "refused",
+    [PEER_LEASE_RENEW] = "lease-renew",
+    [PEER_LEASE_RENEWED] = "lease-renewed",
+    [PEER_STATE_HASH] = "state-hash",
 };
 static const char *const sim_types[RAFT_MSG_TYPES] = {
-    [RAFT_APPEND] = "append", [RAFT_APPEND_REPLY] = "append-reply", [RAFT_HEARTBEAT] = "heartbeat",
-    [RAFT_HEARTBEAT_REPLY] = "heartbeat-reply", [RAFT_VOTE] = "vote", [RAFT_VOTE_REPLY] = "vote-reply",
-    [RAFT_PRE_VOTE] = "pre-vote", [RAFT_PRE_VOTE_REPLY] = "pre-vote-reply", [RAFT_SNAPSHOT] = "snapshot",
-    [RAFT_TIMEOUT_NOW] = "timeout-now", [RAFT_READ] = "read", [RAFT_READ_REPLY] = "read-reply",
+    [RAFT_APPEND] = "append",       [RAFT_APPEND_REPLY] = "append-reply",
+    [RAFT_HEARTBEAT] = "heartbeat", [RAFT_HEARTBEAT_REPLY] = "heartbeat-reply",
+    [RAFT_VOTE] = "vote",           [RAFT_VOTE_REPLY] = "vote-reply",
+    [RAFT_PRE_VOTE] = "pre-vote",   [RAFT_PRE_VOTE_REPLY] = "pre-vote-reply",
+    [RAFT_SNAPSHOT] = "snapshot",   [RAFT_TIMEOUT_NOW] = "timeout-now",
+    [RAFT_READ] = "read",           [RAFT_READ_REPLY] = "read-reply",
 };
 
 static inline void net_line(struct sim *s, const char *what, const struct peer_msg *m)
@@ -99,12 +110,14 @@ static inline void net_line(struct sim *s, const char *what, const struct peer_m
     if (!s->w.verbose)
         return;
     if (m->kind == PEER_RAFT)
-        world_line(&s->w, "%s %" PRIu64 ">%" PRIu64 " %s%s term %" PRIu64 " index %" PRIu64 " logterm %" PRIu64 " last %" PRIu64
-                   " commit %" PRIu64 " hint %" PRIu64 " ctx %" PRIx64, what, m->from, m->to, sim_types[r->type], r->reject ? " no" : "", r->term,
-                   r->index, r->log_term, r->last, r->commit, r->hint, r->ctx);
+        world_line(&s->w,
+                   "%s %" PRIu64 ">%" PRIu64 " %s%s term %" PRIu64 " index %" PRIu64 " logterm %" PRIu64
+                   " last %" PRIu64 " commit %" PRIu64 " hint %" PRIu64 " ctx %" PRIx64,
+                   what, m->from, m->to, sim_types[r->type], r->reject ? " no" : "", r->term, r->index,
+                   r->log_term, r->last, r->commit, r->hint, r->ctx);
     else
-        world_line(&s->w, "%s %" PRIu64 ">%" PRIu64 " %s entries %u ids %u", what, m->from, m->to, sim_kinds[m->kind],
-                   m->n_entries, m->n_ids);
+        world_line(&s->w, "%s %" PRIu64 ">%" PRIu64 " %s entries %u ids %u", what, m->from, m->to,
+                   sim_kinds[m->kind], m->n_entries, m->n_ids);
 }
 
 static inline void member_send(struct transport *t, struct peer_msg *msg)
@@ -121,7 +134,10 @@ static inline void member_send(struct transport *t, struct peer_msg *msg)
         free(p);
         return;
     }
-    *p = (struct packet){.from = m->id, .to = msg->to, .boot = m->boot, .leaving = msg,
+    *p = (struct packet){.from = m->id,
+                         .to = msg->to,
+                         .boot = m->boot,
+                         .leaving = msg,
                          .at_us = s->w.now_us + world_random(&s->w, 20)};
     if (world_chance(&s->w, 5))
         p->at_us += world_delay(&s->w, 5000);
@@ -181,7 +197,8 @@ static inline void net_leave(struct sim *s, struct packet *p)
     if (msg->rest) {
         struct packet *q = calloc(1, sizeof *q);
 
-        *q = (struct packet){.from = p->from, .to = p->to, .boot = p->boot, .leaving = msg->rest, .at_us = s->w.now_us};
+        *q = (struct packet){
+            .from = p->from, .to = p->to, .boot = p->boot, .leaving = msg->rest, .at_us = s->w.now_us};
         msg->rest = NULL;
         net_put(s, q);
     }

@@ -28,16 +28,16 @@ struct history {
 struct lease_model {
     bool alive;
     int64_t ttl_s;
-    uint32_t grants, revoked;  /* how often; the grant whose revocation was acknowledged */
-    uint64_t promised_us; /* the newest moment at which somebody was told that its full time begins */
+    uint32_t grants, revoked; /* how often; the grant whose revocation was acknowledged */
+    uint64_t promised_us;     /* the newest moment at which somebody was told that its full time begins */
 };
 
 struct agreed {
     uint64_t term, print, commit_us; /* term 0: not yet committed */
     uint64_t origin, request_id;
-    uint64_t state_hash;             /* 0: no member has shown it */
-    int64_t rev, compact_rev;        /* after it */
-    int err;                         /* what its caller is told */
+    uint64_t state_hash;      /* 0: no member has shown it */
+    int64_t rev, compact_rev; /* after it */
+    int err;                  /* what its caller is told */
     enum entry_kind kind;
 };
 
@@ -48,19 +48,22 @@ struct seen_entry {
 struct oracle {
     uint64_t committed;
     struct agreed log[SIM_LOG_MAX];
-    uint64_t newest_term;            /* in which anybody has led */
+    uint64_t newest_term; /* in which anybody has led */
     uint64_t leader_of[SIM_TERMS_MAX];
     uint64_t vote_of[MEMBERS_SIM_MAX][SIM_TERMS_MAX];
     struct seen_entry seen[1 << SIM_SEEN_BITS];
-    struct { uint64_t origin, id, index; } requests[1 << SIM_REQUEST_BITS];
+    struct {
+        uint64_t origin, id, index;
+    } requests[1 << SIM_REQUEST_BITS];
     int64_t rev, compact_rev;
     struct history keys[SIM_KEYS];
     struct lease_model leases[SIM_LEASES + 1];
-    struct raft_conf conf;           /* in force once all that is committed is applied */
-    bool was[MEMBERS_SIM_MAX];       /* removed; never a member again */
-    int64_t acked_rev;               /* the highest revision any caller has been told */
-    uint64_t acked_index;            /* the highest index whose write was acknowledged */
-    unsigned skew_ppm;               /* no two clocks differ by more */
+    struct raft_conf conf;     /* in force once all that is committed is applied */
+    uint64_t conf_index;       /* of the newest change */
+    bool was[MEMBERS_SIM_MAX]; /* removed; never a member again */
+    int64_t acked_rev;         /* the highest revision any caller has been told */
+    uint64_t acked_index;      /* the highest index whose write was acknowledged */
+    unsigned skew_ppm;         /* no two clocks differ by more */
 };
 
 static inline void oracle_init(struct oracle *o)
@@ -125,7 +128,8 @@ static inline void key_add(struct oracle *o, unsigned k, struct version v)
 static inline void model_put(struct oracle *o, unsigned k, uint64_t value, int64_t lease)
 {
     const struct version *old = key_at(o, k, INT64_MAX);
-    struct version v = {.mod = o->rev + 1, .create = o->rev + 1, .version = 1, .lease = lease, .value = value};
+    struct version v = {
+        .mod = o->rev + 1, .create = o->rev + 1, .version = 1, .lease = lease, .value = value};
 
     if (old) {
         v.create = old->create;
@@ -159,13 +163,14 @@ static inline uint64_t value_of(ProtobufCBinaryData b)
 
 /* ---- entries -------------------------------------------------------------------------------------- */
 
-#define MODEL_UNPACK(kind, var, body) \
-    Etcdserverpb__##kind *var = (Etcdserverpb__##kind *)protobuf_c_message_unpack(MODEL_DESCRIPTOR_##kind, NULL, (body).len, (body).ptr)
-#define MODEL_DESCRIPTOR_PutRequest &etcdserverpb__put_request__descriptor
+#define MODEL_UNPACK(kind, var, body)                                                                        \
+    Etcdserverpb__##kind *var = (Etcdserverpb__##kind *)protobuf_c_message_unpack(                           \
+        MODEL_DESCRIPTOR_##kind, NULL, (body).len, (body).ptr)
+#define MODEL_DESCRIPTOR_PutRequest         &etcdserverpb__put_request__descriptor
 #define MODEL_DESCRIPTOR_DeleteRangeRequest &etcdserverpb__delete_range_request__descriptor
-#define MODEL_DESCRIPTOR_TxnRequest &etcdserverpb__txn_request__descriptor
-#define MODEL_DESCRIPTOR_CompactionRequest &etcdserverpb__compaction_request__descriptor
-#define MODEL_DESCRIPTOR_LeaseGrantRequest &etcdserverpb__lease_grant_request__descriptor
+#define MODEL_DESCRIPTOR_TxnRequest         &etcdserverpb__txn_request__descriptor
+#define MODEL_DESCRIPTOR_CompactionRequest  &etcdserverpb__compaction_request__descriptor
+#define MODEL_DESCRIPTOR_LeaseGrantRequest  &etcdserverpb__lease_grant_request__descriptor
 #define MODEL_DESCRIPTOR_LeaseRevokeRequest &etcdserverpb__lease_revoke_request__descriptor
 
 static inline struct slice pb_slice(ProtobufCBinaryData b)
@@ -182,7 +187,8 @@ static inline int model_put_request(struct oracle *o, const Etcdserverpb__PutReq
     return 0;
 }
 
-static inline void model_delete_request(struct oracle *o, const Etcdserverpb__DeleteRangeRequest *r, bool *ret_wrote)
+static inline void model_delete_request(struct oracle *o, const Etcdserverpb__DeleteRangeRequest *r,
+                                        bool *ret_wrote)
 {
     unsigned from = (unsigned)key_index(pb_slice(r->key)), to = from + 1;
 
@@ -201,8 +207,8 @@ static inline int model_txn(struct oracle *o, const Etcdserverpb__TxnRequest *r,
     Etcdserverpb__RequestOp **ops = equal ? r->success : r->failure;
 
     for (size_t i = 0; i < n; i++) /* all is checked before anything is done */
-        if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT && ops[i]->request_put->lease &&
-            !model_has_lease(o, ops[i]->request_put->lease))
+        if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT &&
+            ops[i]->request_put->lease && !model_has_lease(o, ops[i]->request_put->lease))
             return ERR_LEASE_NOT_FOUND;
     for (size_t i = 0; i < n; i++) {
         if (ops[i]->request_case == ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_PUT)
@@ -237,9 +243,10 @@ static inline void model_expire(struct world *w, struct oracle *o, struct slice 
         if (!model_has_lease(o, id))
             continue;
         l = &o->leases[id];
-        if (w->now_us + 2000 < l->promised_us + (uint64_t)l->ttl_s * (1000000 - o->skew_ppm)) /* clocks show ms */
-            world_fail(w, "NeverExpiresEarly", "lease %" PRId64 " of %" PRId64 " s, promised anew %.3f s ago", id,
-                       l->ttl_s, (double)(w->now_us - l->promised_us) / 1e6);
+        if (w->now_us + 2000 <
+            l->promised_us + (uint64_t)l->ttl_s * (1000000 - o->skew_ppm)) /* clocks show ms */
+            world_fail(w, "NeverExpiresEarly", "lease %" PRId64 " of %" PRId64 " s, promised anew %.3f s ago",
+                       id, l->ttl_s, (double)(w->now_us - l->promised_us) / 1e6);
         model_revoke(o, id);
         w->did.expiries++;
     }
@@ -315,6 +322,7 @@ static inline int model_conf(struct world *w, struct oracle *o, struct slice bod
         w->did.learners += c.changes[i].op == RAFT_ADD_LEARNER;
     }
     o->conf = new;
+    o->conf_index = o->committed;
     w->did.confs++;
     w->did.joints += new.outgoing.n > 0;
     return 0;
@@ -382,9 +390,11 @@ static inline int model_apply(struct world *w, struct oracle *o, const struct en
 /* ---- the log -------------------------------------------------------------------------------------- */
 
 /* OneIndexPerEntry: whoever asks once is served once. */
-static inline void oracle_note_request(struct world *w, struct oracle *o, const struct agreed *a, uint64_t index)
+static inline void oracle_note_request(struct world *w, struct oracle *o, const struct agreed *a,
+                                       uint64_t index)
 {
-    uint32_t mask = (1u << SIM_REQUEST_BITS) - 1, h = (uint32_t)((a->request_id ^ a->origin << 40) * 0x9e3779b97f4a7c15u >> 40);
+    uint32_t mask = (1u << SIM_REQUEST_BITS) - 1,
+             h = (uint32_t)((a->request_id ^ a->origin << 40) * 0x9e3779b97f4a7c15u >> 40);
 
     if (a->request_id == 0)
         return;
@@ -396,7 +406,8 @@ static inline void oracle_note_request(struct world *w, struct oracle *o, const 
             return;
         }
         if (o->requests[h & mask].origin == a->origin && o->requests[h & mask].id == a->request_id) {
-            world_fail(w, "OneIndexPerEntry", "request %" PRIx64 " of member %" PRIu64 " is at %" PRIu64 " and at %" PRIu64,
+            world_fail(w, "OneIndexPerEntry",
+                       "request %" PRIx64 " of member %" PRIu64 " is at %" PRIu64 " and at %" PRIu64,
                        a->request_id, a->origin, o->requests[h & mask].index, index);
             return;
         }
@@ -406,7 +417,8 @@ static inline void oracle_note_request(struct world *w, struct oracle *o, const 
 /* 0: not committed. */
 static inline uint64_t oracle_find_request(const struct oracle *o, uint64_t origin, uint64_t id)
 {
-    uint32_t mask = (1u << SIM_REQUEST_BITS) - 1, h = (uint32_t)((id ^ origin << 40) * 0x9e3779b97f4a7c15u >> 40);
+    uint32_t mask = (1u << SIM_REQUEST_BITS) - 1,
+             h = (uint32_t)((id ^ origin << 40) * 0x9e3779b97f4a7c15u >> 40);
 
     for (; o->requests[h & mask].index; h++)
         if (o->requests[h & mask].origin == origin && o->requests[h & mask].id == id)
@@ -423,8 +435,9 @@ static inline bool oracle_commit(struct world *w, struct oracle *o, uint64_t mem
     assert(e->index < SIM_LOG_MAX);
     if (a->term) {
         if (a->term != e->term || a->print != print_of(e->payload, e->len))
-            world_fail(w, "StateMachineSafety", "member %" PRIu64 " commits another entry at %" PRIu64 "/%" PRIu64, member,
-                       e->index, e->term);
+            world_fail(w, "StateMachineSafety",
+                       "member %" PRIu64 " commits another entry at %" PRIu64 "/%" PRIu64, member, e->index,
+                       e->term);
         return false;
     }
     assert(e->index == o->committed + 1);
@@ -447,7 +460,8 @@ static inline bool oracle_commit(struct world *w, struct oracle *o, uint64_t mem
 }
 
 /* LogMatching, by induction: an entry is made once, with one predecessor. */
-static inline void oracle_see(struct world *w, struct oracle *o, uint64_t member, const struct entry *e, uint64_t prev_term)
+static inline void oracle_see(struct world *w, struct oracle *o, uint64_t member, const struct entry *e,
+                              uint64_t prev_term)
 {
     uint32_t mask = (1u << SIM_SEEN_BITS) - 1;
     uint32_t h = (uint32_t)((e->index * 0x9e3779b97f4a7c15u ^ e->term * 0xc2b2ae3du) >> 20);
@@ -463,8 +477,8 @@ static inline void oracle_see(struct world *w, struct oracle *o, uint64_t member
         if (s->index != e->index || s->term != e->term)
             continue;
         if (s->print != print || s->prev_term != prev_term)
-            world_fail(w, "LogMatching", "member %" PRIu64 " has another entry at %" PRIu64 "/%" PRIu64, member, e->index,
-                       e->term);
+            world_fail(w, "LogMatching", "member %" PRIu64 " has another entry at %" PRIu64 "/%" PRIu64,
+                       member, e->index, e->term);
         return;
     }
 }

@@ -62,7 +62,8 @@ static inline bool rot_misdirect(struct world *w, struct fake_inode *from, struc
             return false;
     memcpy(bytes, from->durable + whence * FAKE_SECTOR, n * FAKE_SECTOR);
     fakedisk_poke(to, at * FAKE_SECTOR, bytes, n * FAKE_SECTOR);
-    world_line(w, "rot: %" PRIu64 " sectors from %" PRIu64 " to %" PRIu64 "%s", n, whence, at, from == to ? "" : " of another segment");
+    world_line(w, "rot: %" PRIu64 " sectors from %" PRIu64 " to %" PRIu64 "%s", n, whence, at,
+               from == to ? "" : " of another segment");
     return true;
 }
 
@@ -71,8 +72,10 @@ static inline void rot_judge(struct sim_member *m, struct wal *wal, const struct
     struct wal *mine = m->wal;
 
     m->wal = wal;
-    if (st->last_index < m->durable_last && st->last_term <= (m->durable_last ? m->durable_terms[m->durable_last] : 0))
-        world_fail(m->w, "RotIsNoticed", "member %" PRIu64 " opens a damaged log at %" PRIu64 ", had stored %" PRIu64, m->id,
+    if (st->last_index < m->durable_last &&
+        st->last_term <= (m->durable_last ? m->durable_terms[m->durable_last] : 0))
+        world_fail(m->w, "RotIsNoticed",
+                   "member %" PRIu64 " opens a damaged log at %" PRIu64 ", had stored %" PRIu64, m->id,
                    st->last_index, m->durable_last);
     for (uint64_t i = st->first_index + 1; i <= st->last_index; i++) {
         struct entry *e;
@@ -80,7 +83,8 @@ static inline void rot_judge(struct sim_member *m, struct wal *wal, const struct
         if (wal_read(wal, i, &e) != 0)
             continue; /* refused when it is asked for */
         if (i <= m->durable_last && (e->term < m->durable_terms[i]))
-            world_fail(m->w, "RotIsNoticed", "member %" PRIu64 " opens a damaged log with an old entry at %" PRIu64, m->id, i);
+            world_fail(m->w, "RotIsNoticed",
+                       "member %" PRIu64 " opens a damaged log with an old entry at %" PRIu64, m->id, i);
         oracle_see(m->w, &m->s->o, m->id, e, wal_run_term(wal, i - 1));
         entry_unref(e);
     }

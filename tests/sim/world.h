@@ -7,7 +7,9 @@
  *
  *     world.h    seed, clock, lines, failures           member.h   a member: WAL, store, apply, turn over these seams
  *     oracle.h   the log all agree on, and a model      net.h      what travels between members
- *     client.h   calls and what they may answer         faults.h   what goes wrong, and the healing
+ *     check.h    what must hold at every step             client.h   calls and what they may answer
+ *     snapshot.h a member is given another's state        faults.h   what goes wrong, and the healing
+ *     rot.h      a log that has changed by itself
  */
 #pragma once
 #include <inttypes.h>
@@ -30,16 +32,12 @@ enum {
     X(grants) X(renewals) X(expiries) X(compactions) X(txns) X(deletes) \
     X(crashes) X(power_cuts) X(cuts_in_write) X(cuts_in_flush) X(lost_writes) X(torn_tails) X(restarts) X(pauses) \
     X(stalls) X(disks_full) X(eio_stops) X(packets) X(dropped) X(doubled) X(partitions) X(one_way) X(slanders) \
-    X(forwarded) X(log_cuts) X(flushes) X(rots)
-
-/* Counted too. */
-#define SIM_COUNTERS_MORE(X) \
+    X(forwarded) X(log_cuts) X(flushes) X(rots) \
     X(confs) X(joints) X(learners) X(removals) X(joins) X(log_releases) X(snapshots) X(snapshots_failed)
 
 struct counters {
 #define X(name) uint64_t name;
     SIM_COUNTERS(X)
-    SIM_COUNTERS_MORE(X)
 #undef X
 };
 

@@ -4,7 +4,8 @@
  * Proves, on random schedules of faults and calls, at every step (RELIABILITY A.3): ElectionSafety, LogMatching,
  * LeaderCompleteness, StateMachineSafety, CommitMonotone, TermMonotone, VoteOncePerTermDurable, ReadIndexFresh,
  * NonVoterNeverElected, AckImpliesQuorumFsync, NoReadOfUndurable, RestartPreservesAcked, AppliedContiguous,
- * ApplyDeterministic, OneIndexPerEntry, RevisionStrictlyMonotone, ReadAtRevStable, NeverExpiresEarly; and, when all is
+ * ApplyDeterministic, OneIndexPerEntry, RevisionStrictlyMonotone, ReadAtRevStable, NeverExpiresEarly,
+ * RenewAfterRevokeFails, LearnerNeverCounts, SameOnAllMembers, IdNeverReused, and that rot is noticed; and, when all is
  * healed, within a bound: a leader, writes and linearizable reads through every member, every member at the same
  * state, leases that nobody renews gone.
  *
@@ -18,10 +19,7 @@
 #include "tap.h"
 
 #define SEEDS_DEFAULT 2000
-#ifndef SIM_CONF_PCT
-#define SIM_CONF_PCT 0
-#endif
-#define HEALED_MS 30000
+#define HEALED_MS     30000
 
 static struct sim s; /* large: not for the stack */
 static struct net_options net_options;
@@ -44,6 +42,14 @@ static bool world_step(uint64_t limit_us)
                 first = &s.m[i];
                 thread = (enum thread)t;
             }
+    if (transfer_due(s.net && s.net->at_us < at ? s.net->at_us : at)) {
+        struct transfer *t = transfer_due(at);
+
+        if (t->at_us > s.w.now_us)
+            s.w.now_us = t->at_us;
+        transfer_step(&s, t);
+        return true;
+    }
     if (s.net && s.net->at_us < at) {
         struct sim_member *to = &s.m[s.net->to];
 
@@ -66,19 +72,31 @@ static bool world_step(uint64_t limit_us)
     return true;
 }
 
+/* All who vote would know of the newest change even after a power cut: until then they may need a removed one's vote. */
+static bool conf_is_known(void)
+{
+    for (uint32_t i = 0; i < s.o.conf.voters.n; i++) {
+        struct sim_member *m = &s.m[s.o.conf.voters.ids[i]];
+
+        if (!m->up || store_frozen(m->store) || m->apply->frozen_index < s.o.conf_index)
+            return false;
+    }
+    return s.o.conf.outgoing.n == 0;
+}
+
 /* Who was added is started, some time; who was removed is ended, some time. */
 static void follow_conf(unsigned pct)
 {
     for (unsigned id = 1; id < MEMBERS_SIM_MAX && !s.w.failed; id++) {
         struct sim_member *m = &s.m[id];
 
-        if (!m->exists && model_is_member(&s.o, id) && world_chance(&s.w, pct)) {
+        if (!m->exists && !s.o.was[id] && model_is_member(&s.o, id) && world_chance(&s.w, pct)) {
             s.n = id > s.n ? id : s.n;
             member_create(m, NULL);
             s.w.did.joins++;
             world_line(&s.w, "m%u joins", id);
             (void)member_start(m);
-        } else if (m->exists && s.o.was[id] && world_chance(&s.w, pct)) {
+        } else if (m->exists && s.o.was[id] && conf_is_known() && world_chance(&s.w, pct)) {
             if (m->up)
                 member_crash(m, false);
             m->exists = false;
@@ -89,7 +107,8 @@ static void follow_conf(unsigned pct)
 
 static void play(uint64_t until_us, uint64_t ask_us, uint64_t disturb_us)
 {
-    uint64_t ask_at = ask_us ? s.w.now_us : NEVER, disturb_at = disturb_us ? s.w.now_us + world_random(&s.w, 2 * disturb_us) : NEVER;
+    uint64_t ask_at = ask_us ? s.w.now_us : NEVER,
+             disturb_at = disturb_us ? s.w.now_us + world_random(&s.w, 2 * disturb_us) : NEVER;
 
     while (s.w.now_us < until_us && !s.w.failed) {
         uint64_t next = until_us;
@@ -115,7 +134,6 @@ static void play(uint64_t until_us, uint64_t ask_us, uint64_t disturb_us)
 
 /* ---- healed ---------------------------------------------------------------------------------------------- */
 
-
 static bool all_applied(uint64_t index)
 {
     for (unsigned i = 1; i <= s.n; i++)
@@ -138,7 +156,7 @@ static bool probe_step(struct probe *p, bool write)
         if (p->ok[i] || !s.m[i].exists || !model_is_member(&s.o, i))
             continue;
         all = false;
-        if (p->asked[i] && !p->done[i])
+        if (!s.m[i].up || (p->asked[i] && !p->done[i]))
             continue;
         p->asked[i] = true;
         p->done[i] = false;
@@ -166,6 +184,36 @@ static bool leases_gone(void)
     return true;
 }
 
+static void set_text(char *dst, size_t n, const struct raft_set *set)
+{
+    size_t used = 0;
+
+    dst[0] = 0;
+    for (uint32_t i = 0; i < set->n && used + 8 < n; i++)
+        used += (size_t)snprintf(dst + used, n - used, "%" PRIu64 " ", set->ids[i]);
+}
+
+/* Where everybody stands, for who reads the lines. */
+static void tell_all(void)
+{
+    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++) {
+        struct sim_member *m = &s.m[i];
+        const struct raft_status *st = m->up ? &m->turn->status : NULL;
+        char voters[40], outgoing[40], learners[40];
+
+        if (st == NULL)
+            continue;
+        set_text(voters, sizeof voters, &raft_conf_of(m->turn->raft)->voters);
+        set_text(outgoing, sizeof outgoing, &raft_conf_of(m->turn->raft)->outgoing);
+        set_text(learners, sizeof learners, &raft_conf_of(m->turn->raft)->learners);
+        world_line(&s.w,
+                   "m%u role %d term %" PRIu64 " leader %" PRIu64 " log %" PRIu64 "..%" PRIu64
+                   " commit %" PRIu64 " applied %" PRIu64 "/%" PRIu64 " voters %soutgoing %slearners %s%s",
+                   i, (int)st->role, st->term, st->leader, st->first_index, st->last_index, st->commit,
+                   st->applied, m->apply->applied, voters, outgoing, learners, s.o.was[i] ? "removed" : "");
+    }
+}
+
 static void liveness(void)
 {
     uint64_t until = s.w.now_us + HEALED_MS * 1000;
@@ -174,6 +222,9 @@ static void liveness(void)
 
     while (s.w.now_us < until && !s.w.failed) {
         follow_conf(100);
+        for (unsigned i = 1; i < MEMBERS_SIM_MAX && !s.w.failed; i++)
+            if (s.m[i].exists && !s.m[i].up) /* its disk had failed before all was healed */
+                (void)member_start(&s.m[i]);
         play(s.w.now_us + 50000, 0, 0);
         wrote = probe_step(&writes, true);
         readt = probe_step(&reads, false);
@@ -182,6 +233,7 @@ static void liveness(void)
     }
     if (s.w.failed)
         return;
+    tell_all();
     if (sim_leader(&s) == NULL)
         world_fail(&s.w, "LeaderWithin", "nobody leads %d ms after the last fault", HEALED_MS);
     else if (!wrote || !readt)
@@ -204,12 +256,9 @@ static void quiet(void)
 
 static void remove_root(void)
 {
-    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++) {
-        if (s.m[i].dir[0]) {
-            member_wipe_base(&s.m[i]);
-            (void)rmdir(s.m[i].dir);
-        }
-    }
+    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++)
+        if (s.m[i].dir[0])
+            member_wipe(&s.m[i]);
     (void)rmdir(s.root);
 }
 
@@ -221,10 +270,10 @@ static void draw_options(void)
     s.n = sizes[w->seed % (sizeof sizes / sizeof *sizes)];
     s.heartbeat_ms = 20 + (uint32_t)world_random(w, 3) * 40;
     s.election_ms = s.heartbeat_ms * (5 + (uint32_t)world_random(w, 6));
-    s.catchup = 100000 + (uint32_t)world_random(w, 200);
+    s.catchup = 5 + (uint32_t)world_random(w, world_chance(w, 50) ? 50 : 1000);
     s.segment_bytes = 32768u << world_random(w, 4);
     s.thread_us = 20 + world_random(w, world_chance(w, 20) ? 5000 : 200);
-    s.conf_pct = world_chance(w, 40) ? SIM_CONF_PCT : 0;
+    s.conf_pct = world_chance(w, 40) ? 10 : 0;
     s.apply_us = world_chance(w, 30) ? (unsigned)world_random(w, 100000) : 0;
     s.o.skew_ppm = (unsigned)world_random(w, 50000);
     s.net_options = &net_options;
@@ -237,7 +286,8 @@ static const char *run(uint64_t seed, bool verbose)
 {
     struct raft_conf conf = {0};
 
-    s.w = (struct world){.seed = seed, .rng = seed * 0x9e3779b97f4a7c15u + 1, .now_us = 1000000, .verbose = verbose};
+    s.w = (struct world){
+        .seed = seed, .rng = seed * 0x9e3779b97f4a7c15u + 1, .now_us = 1000000, .verbose = verbose};
     oracle_init(&s.o);
     draw_options();
     s.calls = NULL;
@@ -247,7 +297,8 @@ static const char *run(uint64_t seed, bool verbose)
     for (unsigned i = 1; i <= s.n; i++)
         conf.voters.ids[conf.voters.n++] = i;
     s.o.conf = conf;
-    world_line(&s.w, "seed %" PRIu64 ": %u members, heartbeat %u ms, election %u ms", seed, s.n, s.heartbeat_ms, s.election_ms);
+    world_line(&s.w, "seed %" PRIu64 ": %u members, heartbeat %u ms, election %u ms", seed, s.n,
+               s.heartbeat_ms, s.election_ms);
     for (unsigned i = 1; i <= s.n && !s.w.failed; i++) {
         member_create(&s.m[i], &conf);
         (void)member_start(&s.m[i]);
@@ -257,16 +308,17 @@ static const char *run(uint64_t seed, bool verbose)
         heal_all(&s);
     liveness();
     simulated_us += s.w.now_us - 1000000;
+    transfers_clear();
     quiet();
     net_clear(&s);
     assert(s.calls == NULL);
     for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++)
         fakedisk_fini(&s.m[i].disk);
-    if (!s.w.failed && (s.w.did.acked_writes < 2 || s.w.did.lin_reads < 2))
-        world_fail(&s.w, "Vacuous", "%" PRIu64 " writes, %" PRIu64 " reads", s.w.did.acked_writes, s.w.did.lin_reads);
+    if (!s.w.failed && (s.w.did.acked_writes < 1 || s.w.did.lin_reads < 1))
+        world_fail(&s.w, "Vacuous", "%" PRIu64 " writes, %" PRIu64 " reads", s.w.did.acked_writes,
+                   s.w.did.lin_reads);
 #define X(name) total.name += s.w.did.name;
     SIM_COUNTERS(X)
-    SIM_COUNTERS_MORE(X)
 #undef X
     return s.w.failed;
 }
@@ -321,10 +373,10 @@ static void random_clusters(void)
     CHECK(failures == 0);
     if (seeds < 1000 || failures)
         return;
-    /* Vacuity: what never happened proves nothing. */
-#define X(name) \
-    if (total.name == 0) \
-        printf("# never: %s\n", #name); \
+        /* Vacuity: what never happened proves nothing. */
+#define X(name)                                                                                              \
+    if (total.name == 0)                                                                                     \
+        printf("# never: %s\n", #name);                                                                      \
     CHECK(total.name > 0);
     SIM_COUNTERS(X)
 #undef X
@@ -332,17 +384,18 @@ static void random_clusters(void)
 
 static void print_total(void)
 {
-    printf("# %" PRIu64 " seeds from %" PRIu64 ", %.0f s simulated:", seeds, first_seed, (double)simulated_us / 1e6);
+    printf("# %" PRIu64 " seeds from %" PRIu64 ", %.0f s simulated:", seeds, first_seed,
+           (double)simulated_us / 1e6);
 #define X(name) printf(" %s=%" PRIu64, #name, total.name);
     SIM_COUNTERS(X)
-    SIM_COUNTERS_MORE(X)
 #undef X
     printf("\n");
 }
 
 int main(void)
 {
-    const char *seed = getenv("SEED"), *many = getenv("SEEDS"), *shm = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+    const char *seed = getenv("SEED"), *many = getenv("SEEDS"),
+               *shm = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
 
     log_set_level(LOG_LEVEL_FATAL); /* what members say about themselves is not read here */
     (void)snprintf(s.root, sizeof s.root, "%s/cairn-sim-XXXXXX", shm);

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define STATES_DEFAULT 50000
-#define ENTRIES_MAX 400
+#define ENTRIES_MAX    400
 
 /* A log's contents. */
 struct content {
@@ -25,7 +25,7 @@ struct content {
 
 static struct {
     struct fakedisk disk;
-    struct disk real;          /* fakedisk's own functions */
+    struct disk real; /* fakedisk's own functions */
     struct explorer x;
     struct rng rng;
     uint64_t seed, dice;
@@ -33,7 +33,7 @@ static struct {
     struct content synced, next; /* what a sync has promised; that and the batch under way */
     uint64_t released;
     bool exploring, created, made;
-    unsigned depth;            /* 1: a cut within a recovery */
+    unsigned depth; /* 1: a cut within a recovery */
     uint64_t nested, torn, fails;
 } g;
 
@@ -63,8 +63,12 @@ static uint64_t print(const uint8_t *p, size_t n)
 
 static struct wal_options options(struct fakedisk *d)
 {
-    return (struct wal_options){.disk = &d->disk, .dir = "wal", .segment_bytes = 32 << 10, .rng = &g.rng,
-                                .cluster_id = 1, .member_id = 2};
+    return (struct wal_options){.disk = &d->disk,
+                                .dir = "wal",
+                                .segment_bytes = 32 << 10,
+                                .rng = &g.rng,
+                                .cluster_id = 1,
+                                .member_id = 2};
 }
 
 /* ---- judging ------------------------------------------------------------------------------------------- */
@@ -72,8 +76,8 @@ static struct wal_options options(struct fakedisk *d)
 static void wrong(const char *what, uint64_t a, uint64_t b)
 {
     if (++g.fails <= 5)
-        printf("# SEED=%llu, state %llu: %s (%llu, %llu)\n", (unsigned long long)g.seed, (unsigned long long)g.x.states, what,
-               (unsigned long long)a, (unsigned long long)b);
+        printf("# SEED=%llu, state %llu: %s (%llu, %llu)\n", (unsigned long long)g.seed,
+               (unsigned long long)g.x.states, what, (unsigned long long)a, (unsigned long long)b);
 }
 
 static bool is_content(struct wal *w, const struct wal_state *st, const struct content *c)
@@ -182,22 +186,23 @@ static void after_call(struct fakedisk *d)
         explore(&g.x, d, g.next.last * 131 + g.synced.last * 7 + g.synced.term + g.released * 17 + g.depth);
 }
 
-#define HOOK(name, params, args) \
-    static int hook_##name params \
-    { \
-        int err = g.real.name args; \
-        after_call((struct fakedisk *)disk); \
-        return err; \
+#define HOOK(name, params, args)                                                                             \
+    static int hook_##name params                                                                            \
+    {                                                                                                        \
+        int err = g.real.name args;                                                                          \
+        after_call((struct fakedisk *)disk);                                                                 \
+        return err;                                                                                          \
     }
-HOOK(pwrite, (struct disk *disk, struct disk_file *f, const void *buf, size_t n, uint64_t at), (disk, f, buf, n, at))
-HOOK(fdatasync, (struct disk *disk, struct disk_file *f), (disk, f))
-HOOK(fallocate, (struct disk *disk, struct disk_file *f, uint64_t size), (disk, f, size))
-HOOK(truncate, (struct disk *disk, struct disk_file *f, uint64_t size), (disk, f, size))
-HOOK(rename, (struct disk *disk, const char *from, const char *to), (disk, from, to))
-HOOK(unlink, (struct disk *disk, const char *path), (disk, path))
-HOOK(mkdir, (struct disk *disk, const char *path, mode_t mode), (disk, path, mode))
-HOOK(fsync_dir, (struct disk *disk, const char *path), (disk, path))
-HOOK(open, (struct disk *disk, const char *path, int flags, mode_t mode, struct disk_file **ret),
+HOOK(pwrite, (struct disk * disk, struct disk_file *f, const void *buf, size_t n, uint64_t at),
+     (disk, f, buf, n, at))
+HOOK(fdatasync, (struct disk * disk, struct disk_file *f), (disk, f))
+HOOK(fallocate, (struct disk * disk, struct disk_file *f, uint64_t size), (disk, f, size))
+HOOK(truncate, (struct disk * disk, struct disk_file *f, uint64_t size), (disk, f, size))
+HOOK(rename, (struct disk * disk, const char *from, const char *to), (disk, from, to))
+HOOK(unlink, (struct disk * disk, const char *path), (disk, path))
+HOOK(mkdir, (struct disk * disk, const char *path, mode_t mode), (disk, path, mode))
+HOOK(fsync_dir, (struct disk * disk, const char *path), (disk, path))
+HOOK(open, (struct disk * disk, const char *path, int flags, mode_t mode, struct disk_file **ret),
      (disk, path, flags, mode, ret))
 
 static void hook(void)
@@ -304,9 +309,10 @@ static void every_crash_state(void)
         script(g.seed + scripts++);
     }
     free(g.x.seen);
-    printf("# %llu crash states of %llu scripts, %llu moments; %llu with a torn tail, %llu recoveries cut too\n",
-           (unsigned long long)g.x.states, (unsigned long long)scripts, (unsigned long long)g.x.points,
-           (unsigned long long)g.torn, (unsigned long long)g.nested);
+    printf(
+        "# %llu crash states of %llu scripts, %llu moments; %llu with a torn tail, %llu recoveries cut too\n",
+        (unsigned long long)g.x.states, (unsigned long long)scripts, (unsigned long long)g.x.points,
+        (unsigned long long)g.torn, (unsigned long long)g.nested);
     CHECK(g.fails == 0);
     CHECK(g.fails || (g.x.states >= states && g.torn > 100 && g.nested > 100));
 }

@@ -1,0 +1,84 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Plants known bugs into the daemon and the core, each a line or two, and asks the simulation of whole members, the
+# crash states, or where neither can see it a test of that part, to find it (RELIABILITY A.6). Says how many seeds and seconds that took.
+#
+#     make mutants          O=build LIBS=... tests/sim/member_mutants.sh [PATTERN]      exit 0: every one was caught
+cd "$(dirname "$0")/../.." || exit 1
+O=${O:-build} pattern=${1:-.} seeds=${SEEDS:-20000} limit_s=${LIMIT_S:-600} missed=0
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+read -ra cc <<<"${CC:-gcc} -std=c11 -D_GNU_SOURCE -O2 -w -pthread -Iinclude -I$O/proto -I. -Itests -Idaemon -Iraftcore"
+read -ra libs <<<"${LIBS:-$(pkg-config --libs grpc) -lprotobuf-c -llmdb -lmicrohttpd -lyaml -lssl -lcrypto -lm}"
+
+mutant() { # name program file sed-script [file sed-script]
+    local name=$1 program=$2 objects=() from=$SECONDS first=1000 seed
+    [[ $name =~ $pattern ]] || return
+    shift 2
+    while [ $# -gt 0 ]; do
+        sed "$2" "$1" >"$tmp/${1##*/}"
+        if cmp -s "$1" "$tmp/${1##*/}"; then
+            echo "not ok - $name: the mutation of $1 does not apply"
+            missed=1
+            return
+        fi
+        objects+=("$tmp/${1##*/}")
+        shift 2
+    done
+    if ! "${cc[@]}" -o "$tmp/sim" "$O/tests/unit/$program.o" "${objects[@]}" "$O/libdaemon.a" "$O/libraftcore.a" \
+        "$O/libproto.a" "${libs[@]}" 2>"$tmp/out"; then
+        echo "not ok - $name: does not compile: $(head -1 "$tmp/out")"
+        missed=1
+        return
+    fi
+    from=$SECONDS
+    if STOP=1 SEED=$first SEEDS=$seeds timeout "$limit_s" "$tmp/sim" >"$tmp/out" 2>&1; then
+        echo "not ok - $name: $program found nothing"
+        missed=1
+        return
+    fi
+    if [[ $program != sim* ]]; then # an ordinary test of the part: it must say what is wrong
+        if grep -qaE '^not ok|Assertion' "$tmp/out"; then
+            echo "ok - $name: $((SECONDS - from)) s, tests/unit/$program: $(grep -m1 -aoE '^not ok.*|Assertion.*' "$tmp/out")"
+        else
+            echo "not ok - $name: $program found nothing in $((SECONDS - from)) s"
+            missed=1
+        fi
+        return
+    fi
+    seed=$(grep -m1 -aoE 'SEED=[0-9]+( at|:|, state)' "$tmp/out" | grep -oE '[0-9]+' | head -1)
+    if [ -z "$seed" ]; then
+        echo "not ok - $name: $((SECONDS - from)) s found nothing"
+        missed=1
+    else
+        echo "ok - $name: $((SECONDS - from)) s, $([ "$program" = sim ] && echo "$((seed > first ? seed - first + 1 : 1)) seeds, ")$(
+            grep -m1 -aE '^# SEED=[0-9]+( at|:|, state)' "$tmp/out" | sed -E 's/^# SEED=[0-9]+( at [0-9.]+ ms)?[,:]? ?//' | cut -c1-110)"
+    fi
+    rm -f "$tmp"/*.c
+}
+
+mutant '1 acknowledged before the sync'            sim daemon/turn_wal.c 's/err = wal_sync(t->o.wal);/err = 0;/'
+mutant '1 a sync that is none'                     sim_crash daemon/wal.c 's/err = w->disk->fdatasync(w->disk, s->file);/err = 0;/'
+mutant '2 applied index committed by itself'       sim daemon/base_flush.c 's/err = base_error(mdb_cursor_open(f.txn, b->dbi\[BASE_INDEX\], &f.index));/err = base_seal_write(b, f.txn, delta_sealed(d)); if (!err) err = base_error(mdb_txn_commit(f.txn)); if (!err) err = base_error(mdb_txn_begin(b->env, NULL, 0, \&f.txn)); if (!err) err = base_error(mdb_cursor_open(f.txn, b->dbi[BASE_INDEX], \&f.index));/'
+mutant '3 log cut at the first bad crc'            sim daemon/wal_record.c 's/    return WAL_BAD;$/    return WAL_TORN;/; s/? WAL_TORN : WAL_BAD;/? WAL_TORN : WAL_TORN;/' daemon/wal_open.c 's/wal_find_batch(/0 \&\& wal_find_batch(/'
+mutant '4 vote not stored'                         sim daemon/turn.c 's/    j->has_hard = out->flags & RAFT_OUT_STATE;/    j->has_hard = false;/'
+mutant '5 older entries committed by count'        sim raftcore/leader.c 's/ || termlog_term(&r->log, index) != r->term)$/)/'
+mutant '6 read index without a quorum'             sim raftcore/read.c 's/    reached = raft_quorum_reached(r, read_ack_of);/    reached = r->read_seq;/'
+mutant '7 a late answer confirms a newer round'    sim raftcore/read.c 's/    p->read_ack = seq;/    p->read_ack = r->read_seq;/; s/if (seq <= p->read_ack)/if (0)/'
+mutant '8 reads by lease, clocks and pauses'       sim daemon/turn.c 's/        .heartbeat_ms = t->o.heartbeat_ms,$/        .heartbeat_ms = t->o.heartbeat_ms, .lease_reads = true,/'
+mutant '9 conflicting suffix not cut'              sim raftcore/follower.c 's/while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))/while (i <= m->last \&\& i <= r->log.last)/'
+mutant '10 a snapshot over a newer state'          sim raftcore/follower.c 's/    if (m->index <= r->commit) {/    if (0) {/; s/    if (termlog_term(\&r->log, m->index) == m->log_term) {/    if (0) {/'
+mutant '11 old configuration after a snapshot'     sim raftcore/raft.c 's/^    raft_set_conf(r, conf);$/    (void)conf;/'
+mutant '12 learners counted in the quorum'         sim raftcore/raft.c 's/    uint64_t a = half_reached(r, &r->conf.voters, of)/    struct raft_set all = r->conf.voters; for (uint32_t i = 0; i < r->conf.learners.n; i++) if (all.n < RAFT_MEMBERS_MAX) all.ids[all.n++] = r->conf.learners.ids[i]; uint64_t a = half_reached(r, \&all, of)/'
+mutant '13 two changes of the configuration at once' sim raftcore/leader.c 's/    if (r->conf_pending > r->applied)/    if (0)/'
+mutant '14 a removed member stands and leads'      sim raftcore/election.c 's/return r->role != RAFT_LEADER \&\& raft_is_voter(r, r->id) \&\& /return r->role != RAFT_LEADER \&\& /'
+mutant '15 directory not synced'                   sim_crash daemon/wal_segment.c 's/err = w->disk->fsync_dir(w->disk, w->dir);/err = 0;/'
+mutant '16 a failed sync tried again'              sim daemon/wal.c 's/        w->failed = true; \/\* the kernel may have.*/        return w->disk->fdatasync(w->disk, s->file);/'
+mutant '17 a torn page is believed'                base_torn daemon/base_row.c 's/    if (row_crc(t, key, value) != get_u32le(v.ptr + value.len))/    if (0)/'
+mutant '18 bytes of an older segment believed'      sim daemon/wal_record.c 's/(nonce \&\& b.nonce != nonce) ||/(0) ||/' daemon/wal_open.c 's/b->number != w->last_batch + 1 || b->prev_crc != w->last_crc/0/'
+mutant '31 lease revoked by a leader of old'       sim daemon/turn.c 's/^        lease_demote(t->o.leases);/        ;/' daemon/turn_lease.c 's/^    if (!t->own_applied)$/    if (t->status.role != RAFT_LEADER)/'
+mutant '32 time to live begins anew'               lease daemon/lease.c 's/int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;/int64_t ttl_s = l->ttl_s;/'
+mutant '33 renewed after it was revoked'           sim daemon/turn_lease.c 's/!q->certain \&\& store_applied(t->o.store) < t->status.commit/0/'
+mutant '41 a message of another cluster'            peers daemon/peers_in.c 's/    if (cluster != p->options.cluster_id) {/    if (0) {/'
+mutant '42 a proposal tried twice'                 sim daemon/turn_propose.c 's/    if (heard_before(t, m) || m->index <= t->o.wal_state.term) {/    if (0) {/'
+exit $missed
