@@ -442,6 +442,9 @@ int datadir_remove_others(struct datadir *d)
     unsigned base, wal;
     int rc, err;
 
+    /* What is damaged stays until the others have given back what it held: more than one of them may be so. */
+    if (faccessat(d->fd, "FAULTY", F_OK, 0) == 0)
+        return 0;
     pthread_mutex_lock(&d->mu);
     base = d->base;
     wal = d->wal;

@@ -51,7 +51,8 @@ int datadir_adopt_incoming(struct datadir *d, unsigned base);
 int datadir_give_back(struct datadir *d, unsigned base); /* the other way round */
 /* Removes base-N with its files. -errno. */
 int datadir_remove_base(struct datadir *d, unsigned base);
-/* Removes every base and log that is not current nor being made: what a crash has left, or a switch. -errno. */
+/* Removes every base and log that is not current nor being made: what a crash has left, or a switch. None while this
+ * member is marked faulty. -errno. */
 int datadir_remove_others(struct datadir *d);
 /* Makes base-N; path of it in ret_path (DATADIR_PATH_BYTES). -errno. */
 int datadir_make_base(struct datadir *d, unsigned base, char *ret_path);

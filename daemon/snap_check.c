@@ -248,6 +248,7 @@ static void sound_again(struct snap *s)
         log_warn("this member is sound again, but its mark cannot be removed", LOG_STR("error", strerror(-err)));
     else
         log_info("this member is sound again: it votes, and may lead");
+    (void)datadir_remove_others(s->o.place.dir); /* what was damaged; the next start removes what is left */
     s->o.faulty = false;
 }
 

@@ -189,6 +189,31 @@ static void wal_elsewhere(void)
     datadir_close(&d);
 }
 
+/* Damaged parts stay as long as the mark does. */
+static void faulty(void)
+{
+    char base[DATADIR_PATH_BYTES];
+    uint64_t fence;
+    bool damaged;
+
+    in_dir("faulty");
+    REQUIRE(datadir_open(&d, path, "") == 0 && datadir_make_base(&d, 1, base) == 0 && datadir_commit(&d) == 0);
+    CHECK(datadir_read_mark(&d, &fence, &damaged) == 0 && fence == 0 && !damaged);
+    CHECK(datadir_mark(&d, UINT64_MAX / 2, true) == 0);
+    CHECK(datadir_read_mark(&d, &fence, &damaged) == 1 && fence == UINT64_MAX / 2 && damaged);
+    CHECK(datadir_mark(&d, 7, false) == 0);
+    CHECK(datadir_switch_both(&d, datadir_new_base(&d), 1) == 0);
+    CHECK(datadir_remove_others(&d) == 0 && exists("base-1"));
+    datadir_close(&d);
+    REQUIRE(datadir_open(&d, path, "") == 0);
+    CHECK(datadir_read_mark(&d, &fence, &damaged) == 1 && fence == 7 && !damaged);
+    CHECK(datadir_unmark(&d) == 0 && datadir_read_mark(&d, &fence, &damaged) == 0);
+    CHECK(datadir_remove_others(&d) == 0 && !exists("base-1"));
+    touch("FAULTY");
+    CHECK(datadir_read_mark(&d, &fence, &damaged) < 0 && strstr(d.error, "FAULTY"));
+    datadir_close(&d);
+}
+
 int main(void)
 {
     char rm[64];
@@ -196,6 +221,7 @@ int main(void)
     REQUIRE(mkdtemp(root) != NULL);
     TEST(fresh_then_again);
     TEST(incoming);
+    TEST(faulty);
     TEST(unfinished_creation);
     TEST(locked);
     TEST(foreign);
