@@ -298,7 +298,10 @@ static void fill_metrics(struct member_process *m)
 static int start_threads(struct member_process *m)
 {
     struct svc *s = &m->svc;
-    int rc = apply_start(s->apply);
+    int rc;
+
+    member_guard_store(m);
+    rc = apply_start(s->apply);
 
     rc = rc ? rc : turn_start(s->turn);
     rc = rc ? rc : member_peers_start(m);
@@ -437,6 +440,7 @@ static void member_stop(struct member_process *m)
         turn_stop(s->turn);
     if (s->apply)
         apply_stop(s->apply);
+    member_guard_store(NULL);
     front_free(m->front);
     hub_free(s->hub);
     compactor_free(m->compactor);

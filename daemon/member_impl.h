@@ -72,6 +72,7 @@ void member_fatal(void *ctx, int err, const char *what);
 /* member_again.c: any thread. This member's state cannot be trusted. When there are others it is marked and starts itself anew, to
  * be rebuilt from them; returns when it is alone: what is sound of it is all there is. */
 void member_damaged(void *m, const char *what);
+void member_guard_store(struct member_process *m); /* SIGBUS says the same; NULL: no more */
 
 /* member_peers.c */
 /* struct bootstrap.ask. */
