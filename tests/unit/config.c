@@ -86,6 +86,19 @@ static void refusals(void)
     SAID("value out of range");
 }
 
+/* Those of a cluster: switches of ours, and which flags were given. */
+static void members(void)
+{
+    CHECK(READ("--force-new-cluster", "--strict-reconfig-check=false", "--max-learners=3") == CONFIG_RUN);
+    CHECK(c.force_new_cluster && !c.strict_reconfig && c.max_learners == 3 && !c.token_given && !c.name_given);
+    config_fini(&c);
+    CHECK(READ("--name", "a", "--initial-cluster-token", "etcd-cluster") == CONFIG_RUN);
+    CHECK(!c.force_new_cluster && c.strict_reconfig && c.max_learners == 1 && c.token_given && c.name_given);
+    config_fini(&c);
+    CHECK(READ("--force-new-cluster=x") == CONFIG_USAGE);
+    SAID("invalid boolean value \"x\" for -force-new-cluster: parse error");
+}
+
 static void environment(void)
 {
     char *args[] = {"cairnd", NULL}, *both[] = {"cairnd", "--name=x", NULL};
@@ -176,6 +189,7 @@ int main(void)
     TEST(defaults);
     TEST(go_syntax);
     TEST(refusals);
+    TEST(members);
     TEST(environment);
     TEST(retention);
     TEST(file);
