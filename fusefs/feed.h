@@ -42,6 +42,7 @@ enum change_flags {
     CHANGE_DIR = 1u << 3,        /* node is a directory */
     CHANGE_GAP = 1u << 4,        /* found by listing anew, not seen in the watch */
     CHANGE_REPLACED = 1u << 5,   /* MOVE onto a key that existed */
+    CHANGE_LOOK = 1u << 6,       /* the notify layer's: let the kernel look, without an event */
 };
 
 /* One change. Handed over by sink->change: the notify layer owns it and frees it with change_free() on the

@@ -95,6 +95,7 @@ static int do_truncate(int dir, const char *name, uint64_t size)
 
 static int perform(const struct inject_order *o, int dir, const char *name, int dir2, const char *name2)
 {
+    struct stat st;
     int rc;
 
     switch ((enum inject_type)o->type) {
@@ -118,6 +119,9 @@ static int perform(const struct inject_order *o, int dir, const char *name, int 
         break;
     case INJECT_RMDIR:
         rc = unlinkat(dir, name, AT_REMOVEDIR);
+        break;
+    case INJECT_LOOK:
+        rc = fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW);
         break;
     case INJECT_RENAME:
         rc = renameat(dir, name, dir2, name2);

@@ -22,6 +22,7 @@ enum inject_type {
     INJECT_ATTRIB,      /* chmod(mode): ATTRIB */
     INJECT_UNLINK,      /* DELETE, DELETE_SELF */
     INJECT_RMDIR,       /* DELETE,ISDIR */
+    INJECT_LOOK,        /* stat: no event, but the kernel finds out that the name is gone */
     INJECT_RENAME,      /* MOVED_FROM, MOVED_TO; name2 is the new name, in dir2 */
 };
 

@@ -79,6 +79,8 @@ static enum inject_type order_type(const struct injector_pool *p, const struct c
 {
     bool dir = ev->flags & CHANGE_DIR;
 
+    if (ev->flags & CHANGE_LOOK)
+        return INJECT_LOOK;
     switch (ev->kind) {
     case CHANGE_CREATE:
         return dir ? INJECT_MKDIR : ev->size && !p->cfg.modify_only ? INJECT_CREATE_DATA : INJECT_CREATE;

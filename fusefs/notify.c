@@ -426,6 +426,12 @@ static void parked_timer_fire(struct timer *t)
     scan_start(n);
 }
 
+/* Its name was only expired: the kernel keeps it until somebody asks for it again, which nobody may. */
+static bool is_gone_dir(const struct change_event *ev)
+{
+    return ev->kind == CHANGE_DELETE && ev->flags & CHANGE_DIR && known(ev->node) && !ev->node->present;
+}
+
 static void scan_finish(struct notify *n)
 {
     struct watched w = {0};
@@ -445,7 +451,11 @@ static void scan_finish(struct notify *n)
         next = ev->next;
         if (event_watched(&w, ev))
             injector_pool_push(n->cfg.injectors, ev);
-        else if (may_return(ev) && !newer_waits(ev, next) && !newer_waits(ev, n->unsure))
+        else if (is_gone_dir(ev)) {
+            n->stats.skipped_unwatched++;
+            ev->flags |= CHANGE_LOOK;
+            injector_pool_push(n->cfg.injectors, ev);
+        } else if (may_return(ev) && !newer_waits(ev, next) && !newer_waits(ev, n->unsure))
             park(n, ev);
         else {
             n->stats.skipped_unwatched++;

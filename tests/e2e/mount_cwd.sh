@@ -94,6 +94,15 @@ removed_elsewhere() {
     mkdir "$M/gone" && (cd "$M/gone" && rmdir "$M.2/gone" && await 10 bash -c "! test -e '$M/gone'" && ! ls "$M/gone" 2>/dev/null && mkdir "$M/gone" && test -d "$M/gone" && cd "$M/gone" && touch f && ls | grep -q f)
 }
 
+nodes() { sed -n 's/.*"nodes": \([0-9]*\),.*/\1/p' "$M/.etcd/status"; }
+forgotten() { # directories that come and go elsewhere, and are looked at here, are not kept in memory
+    local i before
+    mkdir "$M/churn" && ls "$M/churn" && before=$(nodes) || return 1
+    for i in $(seq 300); do echo "put churn/d$i/x 1"; done | split -l 100 --filter='(echo; cat; echo; echo) | etcdctl --endpoints="'"$EP"'" txn' >/dev/null
+    await 10 test -d "$M/churn/d300" && same "$(find "$M/churn" -type f | wc -l)" 300 && [ "$(nodes)" -gt $((before + 300)) ] || return 1
+    ctl del churn/d --prefix >/dev/null
+    await 15 eval '[ "$(nodes)" -lt '$((before + 30))' ]' || { echo "before $before, now $(nodes)"; cat "$M/.etcd/status"; return 1; }
+}
 run() {
     check "own mkdir, also of a name just removed" own_mkdir "$M"
     mount_at "$M.2" ""
@@ -104,6 +113,7 @@ run() {
     command -v inotifywait >/dev/null && check "all that, with a watcher" with_watcher
     check "a mount on a directory stays" mounted_on
     check "removed elsewhere it is gone, and can be made again" removed_elsewhere
+    check "what came and went is forgotten" forgotten
     mount_at "$M.3" dirmarkers=off
     check "dirmarkers=off: own mkdir" own_mkdir "$M.3" 60
     check "dirmarkers=off: keys come and go" stay "$M.3/ours" come_and_go ours
