@@ -101,6 +101,7 @@ static const char *const sim_types[RAFT_MSG_TYPES] = {
     [RAFT_PRE_VOTE] = "pre-vote",   [RAFT_PRE_VOTE_REPLY] = "pre-vote-reply",
     [RAFT_SNAPSHOT] = "snapshot",   [RAFT_TIMEOUT_NOW] = "timeout-now",
     [RAFT_READ] = "read",           [RAFT_READ_REPLY] = "read-reply",
+    [RAFT_COMMIT] = "commit",
 };
 
 static inline void net_line(struct sim *s, const char *what, const struct peer_msg *m)
