@@ -49,7 +49,8 @@ enum {
     LIMIT_PEER_MESSAGE_BYTES = 64 << 20,  /* what may come in one: the stream ends. As large as an entry may be. */
     LIMIT_PEER_READ_BYTES = 256 << 10,    /* taken from one connection before the next has its turn */
     LIMIT_PEER_INCOMPLETE_BYTES = 256 << 20, /* of messages that have not come whole, of all members: the stream ends */
-    LIMIT_PEER_STREAMS = 64,              /* connections from others: one more is closed */
+    LIMIT_PEER_STREAMS = 64,              /* accepted from members: one more is refused */
+    LIMIT_PEER_STRANGERS = 64,            /* connections that have not said who they are: the oldest is closed */
     LIMIT_PEER_INBOX = 4096,              /* messages that came and were not yet stepped: dropped beyond */
     LIMIT_PEER_INBOX_BYTES = 64 << 20,    /* the same, their entries' bytes */
     LIMIT_PEER_ENTRIES = 4096,            /* in one message; more is not decoded */

@@ -165,6 +165,10 @@ static bool take_head(struct incoming *in, const uint8_t *head)
     in->let_in = true;
     p->n_strangers--;
     replace_older(in);
+    if (p->n_incoming - p->n_strangers > LIMIT_PEER_STREAMS) {
+        refuse(in, STATUS_RESOURCE_EXHAUSTED, "cairn: too many streams from members");
+        return false;
+    }
     in->counters = peers_counters(p, in->from);
     (void)!send(in->fd, accepted, sizeof accepted, MSG_NOSIGNAL); /* a broken connection is told by the next read */
     peer = peers_find(p, in->from);
@@ -292,6 +296,17 @@ void incoming_events(struct incoming *in, uint32_t events)
 
 /* ---- the beginning, and who has to go ------------------------------------------------------------------------ */
 
+/* Members say their head at once: whoever has said none for longest is none. */
+static void drop_oldest_stranger(struct peers *p)
+{
+    struct incoming *oldest = NULL;
+
+    for (struct incoming *in = p->incoming; in; in = in->next)
+        if (!in->let_in)
+            oldest = in; /* newest first */
+    incoming_end(oldest);
+}
+
 static void come(struct task *t)
 {
     struct incoming *in = (struct incoming *)((char *)t - offsetof(struct incoming, come));
@@ -305,9 +320,10 @@ static void come(struct task *t)
     p->n_incoming++;
     p->n_strangers++;
     in->deadline_ms = p->options.clock->now_ms(p->options.clock) + LIMIT_SNIFF_MS;
-    if (p->n_incoming > LIMIT_PEER_STREAMS || atomic_load(&p->stopping) ||
-        epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, in->fd, &ev))
+    if (atomic_load(&p->stopping) || epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, in->fd, &ev))
         incoming_end(in);
+    if (p->n_strangers > LIMIT_PEER_STRANGERS)
+        drop_oldest_stranger(p);
 }
 
 void incoming_add(struct peers *p, int fd)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves of what may come in on the peer port: LIMIT_PEER_STREAMS connections are served, one more is closed; one that
- * says no head within LIMIT_SNIFF_MS is closed; a message of LIMIT_PEER_MESSAGE_BYTES is taken and a larger one refused by
+/* Proves of what may come in on the peer port: LIMIT_PEER_STREAMS streams are accepted, one more is refused; whoever floods
+ * it with connections that say nothing keeps no member out, LIMIT_PEER_STRANGERS of them stay; one that says no head
+ * within LIMIT_SNIFF_MS is closed; a message of LIMIT_PEER_MESSAGE_BYTES is taken and a larger one refused by
  * its head alone; messages that are not whole hold LIMIT_PEER_INCOMPLETE_BYTES together and no more; a length that is
  * only claimed costs no memory. And of what goes out: a lane takes LIMIT_PEER_BULK messages and LIMIT_PEER_BULK_BYTES of
  * proposals and drops what comes then, LIMIT_PEER_URGENT and drops what came first; what is dropped is told.
@@ -8,7 +9,8 @@
  * peers_in.c and peers_link.c are compiled into this program with smaller bounds. */
 #include "daemon/limits.h"
 #define LIMIT_PEER_STREAMS 8
-#define LIMIT_SNIFF_MS 300
+#define LIMIT_PEER_STRANGERS 5
+#define LIMIT_SNIFF_MS 4000
 #define LIMIT_PEER_MESSAGE_BYTES 100000
 #define LIMIT_PEER_READ_BYTES 16384
 #define LIMIT_PEER_INCOMPLETE_BYTES 150000
@@ -125,6 +127,33 @@ static void streams(void)
     (void)close(more);
     for (int i = 1; i < LIMIT_PEER_STREAMS; i++)
         (void)close(fds[i]);
+    stop();
+}
+
+/* Each of them says the beginning of a head and no more. */
+static void strangers(void)
+{
+    enum { N = 4 * LIMIT_PEER_STRANGERS };
+    int fds[N], member = -1;
+    uint64_t began_ms = now_ms();
+
+    start();
+    for (int i = 0; i < N; i++) {
+        fds[i] = connected();
+        CHECK(send(fds[i], "CAIRN", 5, MSG_NOSIGNAL) == 5);
+        if (i == N / 2) {
+            member = stream_of(1);
+            CHECK(member >= 0);
+        }
+    }
+    for (int i = 0; i < N - LIMIT_PEER_STRANGERS - 1; i++)
+        CHECK(ends(fds[i]));
+    CHECK(now_ms() - began_ms < LIMIT_SNIFF_MS); /* they did not go for being late */
+    CHECK(send(member, "\0", 1, MSG_NOSIGNAL) == 1);
+    CHECK(poll(&(struct pollfd){.fd = member, .events = POLLIN}, 1, 50) == 0); /* it is still there */
+    for (int i = 0; i < N; i++)
+        (void)close(fds[i]);
+    (void)close(member);
     stop();
 }
 
@@ -300,6 +329,7 @@ static void lanes(void)
 int main(void)
 {
     TEST(streams);
+    TEST(strangers);
     TEST(late_head);
     TEST(messages);
     TEST(incomplete);
