@@ -39,6 +39,15 @@ begin() {
     CLUSTER=$(cluster_of $all)
     for m in $all; do member_start "${m%:*}" "${m#*:}"; done
     for m in 1 2 3; do await 30 ctl $m put ready "$m" >>"$T/out" || return 1; done
+    await 20 lead_from_2
+}
+# The same one leads in both, so that the same ones are asked and removed.
+lead_from_2() {
+    local lead
+    lead=$(leader_n 1 2 3) || return 1
+    [ "$lead" = 2 ] && return 0
+    ctl "$lead" move-leader "$(field 1 b 1)"
+    return 1
 }
 end() {
     for m in "${!PID[@]}"; do kill -9 "${PID[$m]}" 2>/dev/null; member_wait "$m"; done
@@ -90,8 +99,8 @@ walk_refusals() {
 # The leader goes; one comes as a voter, goes, and comes again as a learner.
 walk_changes() {
     local lead name id at
-    lead=$(leader_n 1 2 3)
-    [ "$lead" = 1 ] && { ctl 1 move-leader "$(field 1 b 1)" >>"$T/out"; await 10 ctl 1 put a b >>"$T/out"; lead=$(leader_n 1 2 3); }
+    await 20 lead_from_2
+    lead=2
     name=$(name_of "$lead")
     at="$lead"
     id=$(field 1 "$name" 1)
