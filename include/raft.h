@@ -14,7 +14,8 @@
  *      STORED covering it.
  *   3. Apply committed entries in order and answer RAFT_IN_APPLIED; tell of a configuration entry it
  *      has applied by RAFT_IN_CONF, before the RAFT_IN_APPLIED that covers it.
- *   4. Step RAFT_IN_TIME no later than deadline_ms: nothing else acts on deadlines.
+ *   4. Step RAFT_IN_TIME no later than deadline_ms: nothing else acts on deadlines. What is applied by then is told
+ *      before it: who wants to stand may wait for that, and for nothing else.
  *
  * Threads: one owner; no call may overlap another on the same struct raft.
  * Source:  Ongaro 2014 (thesis), cited as "T 3.4"; etcd-io/raft for PreVote, CheckQuorum, learners,

@@ -133,6 +133,12 @@ static uint64_t next_deadline(const struct raft *r)
 {
     uint64_t at = r->heartbeat_at < r->quorum_at ? r->heartbeat_at : r->quorum_at;
 
+    if (r->role != RAFT_LEADER && r->wanted != CAMPAIGN_NONE && r->applied < r->commit) {
+        /* To stand it waits for its state machine, which wakes nobody: look again soon. */
+        uint64_t soon = r->now + r->heartbeat_ms / 50 + 1;
+
+        return soon < r->election_at ? soon : r->election_at;
+    }
     if (r->role != RAFT_LEADER)
         return r->election_at;
     if (r->n_prs == 1)
