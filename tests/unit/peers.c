@@ -16,6 +16,7 @@
 #include "daemon/dial.h"
 #include "daemon/limits.h"
 #include "daemon/peers.h"
+#include "fakedisk.h"
 #include "peer.pb-c.h"
 #include "tap.h"
 
@@ -294,6 +295,48 @@ static void appends_in_pieces(void)
     }
     CHECK(consecutive);
     pair_stop();
+}
+
+/* Entries that the cache no longer has are read from the log, by a thread of its own; entries that nobody has any more
+ * are told as lost. */
+static void entries_from_the_log(void)
+{
+    enum { ENTRIES = 100, BYTES = 1000 };
+    static struct fakedisk disk;
+    struct wal_options o = {.disk = &disk.disk, .dir = "w", .segment_bytes = LIMIT_WAL_SEGMENT_BYTES, .cluster_id = CLUSTER,
+                            .member_id = 1};
+    struct entry *e[ENTRIES];
+    struct wal_state st;
+    struct wal *w;
+    char why[256];
+
+    fakedisk_init(&disk, 1);
+    REQUIRE(wal_create(&o, 0, 0, &(struct wal_state){0}) == 0);
+    REQUIRE(wal_open(&o, &w, &st, why, sizeof why) == 0);
+    for (uint64_t i = 0; i < ENTRIES; i++) {
+        e[i] = entry_new(BYTES);
+        memset(e[i]->payload, (int)i, BYTES);
+        e[i]->index = i + 1;
+        e[i]->term = 1;
+    }
+    REQUIRE(wal_append(w, e, ENTRIES, &(struct wal_state){.term = 1}, 0) == 0);
+    REQUIRE(wal_sync(w) == 0);
+    member_start_as(&members[0], 1, CLUSTER, w);
+    member_start(&members[1], 2);
+    introduce(&members[0], 2);
+    introduce(&members[1], 2);
+    AWAIT(active(&members[0], 2));
+    for (uint64_t i = 0; i < ENTRIES; i++)
+        entry_unref(e[i]);
+    send_append(&members[0], 2, 0, 50);
+    send_append(&members[0], 2, 50, ENTRIES);
+    AWAIT(atomic_load(&members[1].bytes) == (uint64_t)ENTRIES * BYTES);
+    CHECK(atomic_load(&members[0].unreachables) == 0);
+    send_append(&members[0], 2, ENTRIES, ENTRIES + 1);
+    AWAIT(atomic_load(&members[0].unreachables) == 1);
+    pair_stop();
+    wal_close(w);
+    fakedisk_fini(&disk);
 }
 
 static void killed_and_back(void)
@@ -610,6 +653,7 @@ int main(void)
 {
     TEST(delivery_in_order);
     TEST(appends_in_pieces);
+    TEST(entries_from_the_log);
     TEST(killed_and_back);
     TEST(strangers_are_refused);
     TEST(removed_while_connected);
