@@ -49,6 +49,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -265,12 +266,34 @@ int base_meta_read(const struct base *b, MDB_txn *txn, struct base_meta *ret_met
 
 /* ---- opening ---- */
 
+enum { LOCK_HEAD_BYTES = 4096, LOCK_READER_BYTES = 64 }; /* at least what LMDB takes for its head and a reader */
+
+/* LMDB writes its lock file through a mapping: on a full disk a hole in it is SIGBUS, not an error. So the file has
+ * its blocks before LMDB sees it; one that is larger than LMDB asks for gives it more reader slots. */
+static int lock_file_make(const struct base_options *o)
+{
+    char path[PATH_MAX];
+    int fd, err;
+
+    if (snprintf(path, sizeof path, "%s/lock.mdb", o->path) >= (int)sizeof path)
+        return -ENAMETOOLONG;
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    err = posix_fallocate(fd, 0, LOCK_HEAD_BYTES + (off_t)o->readers_max * LOCK_READER_BYTES);
+    (void)close(fd); /* nothing was written */
+    return -err;
+}
+
 static int env_open_map(const struct base_options *o, uint64_t map_bytes, MDB_env **ret_env)
 {
     unsigned flags = MDB_NOTLS | (o->no_sync ? MDB_NOSYNC : 0);
     MDB_env *env;
-    int rc = mdb_env_create(&env);
+    int rc = lock_file_make(o);
 
+    if (rc)
+        return rc;
+    rc = mdb_env_create(&env);
     if (rc)
         return base_error(rc);
     if ((rc = mdb_env_set_maxdbs(env, BASE_TABLES)) || (rc = mdb_env_set_mapsize(env, map_bytes)) ||
