@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.." || exit 1
 O=${O:-build} pattern=${1:-.} seeds=${SEEDS:-20000} limit_s=${LIMIT_S:-600} missed=0
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-read -ra cc <<<"${CC:-gcc} -std=c11 -D_GNU_SOURCE -O2 -w -pthread -Iinclude -I$O/proto -I. -Itests -Idaemon -Iraftcore"
+read -ra cc <<<"${CC:-gcc} -std=c11 -D_GNU_SOURCE -O2 -w -pthread -Iinclude -I$O/proto -I. -Itests -iquote daemon -iquote raftcore"
 read -ra libs <<<"${LIBS:-$(pkg-config --libs grpc) -lprotobuf-c -llmdb -lmicrohttpd -lyaml -lssl -lcrypto -lm}"
 
 mutant() { # name program file sed-script [file sed-script]
@@ -64,21 +64,19 @@ mutant '3 log cut at the first bad crc'            sim daemon/wal_record.c 's/  
 mutant '4 vote not stored'                         sim daemon/turn.c 's/    j->has_hard = out->flags & RAFT_OUT_STATE;/    j->has_hard = false;/'
 mutant '5 older entries committed by count'        sim raftcore/leader.c 's/ || termlog_term(&r->log, index) != r->term)$/)/'
 mutant '6 read index without a quorum'             sim raftcore/read.c 's/    reached = raft_quorum_reached(r, read_ack_of);/    reached = r->read_seq;/'
-mutant '7 a late answer confirms a newer round'    sim raftcore/read.c 's/    p->read_ack = seq;/    p->read_ack = r->read_seq;/; s/if (seq <= p->read_ack)/if (0)/'
-mutant '8 reads by lease, clocks and pauses'       sim daemon/turn.c 's/        .heartbeat_ms = t->o.heartbeat_ms,$/        .heartbeat_ms = t->o.heartbeat_ms, .lease_reads = true,/'
 mutant '9 conflicting suffix not cut'              sim raftcore/follower.c 's/while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))/while (i <= m->last \&\& i <= r->log.last)/'
-mutant '10 a snapshot over a newer state'          sim raftcore/follower.c 's/    if (m->index <= r->commit) {/    if (0) {/; s/    if (termlog_term(\&r->log, m->index) == m->log_term) {/    if (0) {/'
-mutant '11 old configuration after a snapshot'     sim raftcore/raft.c 's/^    raft_set_conf(r, conf);$/    (void)conf;/'
-mutant '12 learners counted in the quorum'         sim raftcore/raft.c 's/    uint64_t a = half_reached(r, &r->conf.voters, of)/    struct raft_set all = r->conf.voters; for (uint32_t i = 0; i < r->conf.learners.n; i++) if (all.n < RAFT_MEMBERS_MAX) all.ids[all.n++] = r->conf.learners.ids[i]; uint64_t a = half_reached(r, \&all, of)/'
+mutant '11 old configuration after a snapshot'     sim raftcore/output.c 's/^    raft_set_conf(r, conf);$/    (void)conf;/'
+mutant '12 learners counted in the quorum'         sim raftcore/members.c 's/    uint64_t a = half_reached(r, &r->conf.voters, of)/    struct raft_set all = r->conf.voters; for (uint32_t i = 0; i < r->conf.learners.n; i++) if (all.n < RAFT_MEMBERS_MAX) all.ids[all.n++] = r->conf.learners.ids[i]; uint64_t a = half_reached(r, \&all, of)/'
 mutant '13 two changes of the configuration at once' sim raftcore/leader.c 's/    if (r->conf_pending > r->applied)/    if (0)/'
 mutant '14 a removed member stands and leads'      sim raftcore/election.c 's/return r->role != RAFT_LEADER \&\& raft_is_voter(r, r->id) \&\& /return r->role != RAFT_LEADER \&\& /'
 mutant '15 directory not synced'                   sim_crash daemon/wal_segment.c 's/err = w->disk->fsync_dir(w->disk, w->dir);/err = 0;/'
 mutant '16 a failed sync tried again'              sim daemon/wal.c 's/        w->failed = true; \/\* the kernel may have.*/        return w->disk->fdatasync(w->disk, s->file);/'
 mutant '17 a torn page is believed'                base_torn daemon/base_row.c 's/    if (row_crc(t, key, value) != get_u32le(v.ptr + value.len))/    if (0)/'
-mutant '18 bytes of an older segment believed'      sim daemon/wal_record.c 's/(nonce \&\& b.nonce != nonce) ||/(0) ||/' daemon/wal_open.c 's/b->number != w->last_batch + 1 || b->prev_crc != w->last_crc/0/'
 mutant '31 lease revoked by a leader of old'       sim daemon/turn.c 's/^        lease_demote(t->o.leases);/        ;/' daemon/turn_lease.c 's/^    if (!t->own_applied)$/    if (t->status.role != RAFT_LEADER)/'
 mutant '32 time to live begins anew'               lease daemon/lease.c 's/int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;/int64_t ttl_s = l->ttl_s;/'
 mutant '33 renewed after it was revoked'           sim daemon/turn_lease.c 's/!q->certain \&\& store_applied(t->o.store) < t->status.commit/0/'
 mutant '41 a message of another cluster'            peers daemon/peers_in.c 's/    if (cluster != p->options.cluster_id) {/    if (0) {/'
 mutant '42 a proposal tried twice'                 sim daemon/turn_propose.c 's/    if (heard_before(t, m) || m->index <= t->o.wal_state.term) {/    if (0) {/'
+# 7 and 10 are mutants.sh's: the core alone is quicker at them. 18 (bytes of an older segment believed) has none of one
+# line: segments are never used again, and number, chain and own offset of a batch stand beside the nonce.
 exit $missed

@@ -34,6 +34,7 @@ mutant '6 read index without a quorum'         read.c     's/    reached = raft_
 mutant '7 a late heartbeat reply confirms a newer round' read.c 's/    p->read_ack = seq;/    p->read_ack = r->read_seq;/; s/if (seq <= p->read_ack)/if (0)/'
 mutant 'T17 read before a commit of the own term' read.c  's/    if (!leader_confirmed(r))/    if (0)/'
 mutant '9 conflicting suffix not cut'          follower.c 's/    i <= m->last \&\& i <= r->log.last \&\& termlog_term(&r->log, i) == msg_term(m, i)/i <= m->last \&\& i <= r->log.last/; s/while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))/while (i <= m->last \&\& i <= r->log.last)/'
+mutant '10 a snapshot over a newer state'       follower.c 's/    if (m->index <= r->commit) {/    if (0) {/; s/    if (termlog_term(\&r->log, m->index) == m->log_term) {/    if (0) {/'
 mutant '11 old configuration after a snapshot' output.c     's/^    raft_set_conf(r, conf);$/    (void)conf;/'
 mutant '12 learners counted in the quorum'     members.c     's/    uint64_t a = half_reached(r, &r->conf.voters, of)/    struct raft_set all = r->conf.voters; for (uint32_t i = 0; i < r->conf.learners.n; i++) if (all.n < RAFT_MEMBERS_MAX) all.ids[all.n++] = r->conf.learners.ids[i]; uint64_t a = half_reached(r, \&all, of)/'
 mutant '13 two configuration changes at once'  leader.c   's/    if (r->conf_pending > r->applied)/    if (0)/'

@@ -53,6 +53,8 @@ static inline void transfer_let_go(struct transfer *t)
 
 static inline void transfer_end(struct sim *s, struct transfer *t, bool ok, const char *why)
 {
+    bool unheard = world_chance(&s->w, 15); /* the answer is lost: its sender gives another */
+
     transfer_let_go(t);
     peer_msg_free(t->msg);
     if (t->flush)
@@ -62,7 +64,7 @@ static inline void transfer_end(struct sim *s, struct transfer *t, bool ok, cons
         (void)datadir_remove_incoming(&s->m[t->to].dd);
     if (transfer_sender_lives(s, t)) {
         turn_keep_log_a_while(s->m[t->from].turn, t->slot);
-        turn_snapshot_sent(s->m[t->from].turn, t->to, ok, t->index);
+        turn_snapshot_sent(s->m[t->from].turn, t->to, ok && !unheard, t->index);
     }
     if (ok)
         s->w.did.snapshots++;
@@ -259,7 +261,7 @@ static inline void transfer_step(struct sim *s, struct transfer *t)
 {
     struct sim_member *from = &s->m[t->from], *to = &s->m[t->to];
 
-    t->at_us = s->w.now_us + 200 + world_delay(&s->w, 20000);
+    t->at_us = s->w.now_us + 200 + world_delay(&s->w, world_chance(&s->w, 10) ? 500000 : 20000);
     if (!transfer_receiver_lives(s, t)) {
         transfer_end(s, t, false, "the receiver is gone");
         return;
