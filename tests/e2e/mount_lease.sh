@@ -49,7 +49,7 @@ no_orphans() {
     local before
     set_to ttl 777 "$M/d" && before=$(ctl lease list | tail -n +2 | wc -l) && mount_at "$M.3" "" && touch "$M.3/d/there" || return 1
     for i in 1 2 3; do (set -C && echo x >"$M/d/there") 2>/dev/null && return 1; done
-    await 10 eval '[ "$(ctl lease list | tail -n +2 | wc -l)" = '"$before"' ]'
+    await 10 eval '[ "$(ctl lease list | tail -n +2 | wc -l)" -le '"$before"' ]' # others may have ended
 }
 run() {
     check "files created in a directory with a time to live" given
