@@ -166,7 +166,9 @@ bool install_collect(struct apply *a)
     }
     atomic_store(&a->install_base, NULL);
     forget_flush(a);
-    if (err == 0)
+    if (err)
+        base_close(b); /* it never became the store's */
+    else
         err = reload(a);
     if (err)
         apply_fail(a, err, "a snapshot that was installed cannot be used");

@@ -11,6 +11,8 @@ BASE=$((22300 + $$ % 4 * 20))
 PUTS=${PUTS:-200000}
 [ -n "${SAN:-}${TSAN:-}" ] && PUTS=20000
 CLUSTER=$(cluster_of a:1 b:2 c:3)
+# The log behind a flush goes every so many entries: with fewer than are put in each step here, who missed them needs a snapshot.
+start() { member_start "$1" "${N[$1]}" --snapshot-count 10000 "${@:2}"; }
 
 all_ready() { for m; do ready "$m" || return 1; done; }
 revision() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"revision":[0-9]*'; }
@@ -37,7 +39,7 @@ name_of_leader() {
     [ -n "$lead" ]
 }
 
-for m in a b c; do member_start $m "${N[$m]}"; done
+for m in a b c; do start $m; done
 check "three members start" await 30 all_ready a b c
 await 20 leader_n 1 2 3 >/dev/null
 read -r LAG OTHER < <(followers | tr '\n' ' ')
@@ -48,7 +50,7 @@ member_stop "$LAG" KILL
 check "$PUTS puts without $LAG" put_some "${N[$LEAD]}" "$PUTS" 0
 pause 3 # the log is let go with a flush, 2 s after the last entry
 from=$(date +%s%N)
-member_start "$LAG" "${N[$LAG]}"
+start "$LAG"
 check "the follower is level within 10 s" await 10 level "${N[$LEAD]}" "${N[$LAG]}"
 echo "# level after $((($(date +%s%N) - from) / 1000000)) ms"
 check "by a snapshot" grep -q 'a snapshot has been received' "$T/$LAG.log"
@@ -64,11 +66,11 @@ receiving() { # at once, not every tenth of a second: a transfer is short
     return 1
 }
 for i in 1 2; do
-    member_start "$LAG" "${N[$LAG]}"
+    start "$LAG"
     check "a transfer has begun ($i)" await 20 receiving "$LAG"
     member_stop "$LAG" KILL
 done
-member_start "$LAG" "${N[$LAG]}"
+start "$LAG"
 check "the receiver was killed twice, and is level" await 30 level "${N[$LEAD]}" "${N[$LAG]}"
 same "it hashes the same after that" "$(hash "${N[$LEAD]}")" "$(hash "${N[$LAG]}")"
 
@@ -76,11 +78,11 @@ same "it hashes the same after that" "$(hash "${N[$LEAD]}")" "$(hash "${N[$LAG]}
 member_stop "$LAG" KILL
 check "more puts again" put_some "${N[$LEAD]}" 40000 $((PUTS + 40000))
 pause 3
-member_start "$LAG" "${N[$LAG]}"
+start "$LAG"
 check "a transfer has begun again" await 20 receiving "$LAG"
 member_stop "$LEAD" KILL
 check "the other one leads, and the follower is level" await 40 level "${N[$OTHER]}" "${N[$LAG]}"
-member_start "$LEAD" "${N[$LEAD]}"
+start "$LEAD"
 check "the old leader is level too" await 40 level "${N[$OTHER]}" "${N[$LEAD]}"
 check "writes go on" ctl "${N[$LEAD]}" put after kills
 check "all are level" await 20 level "${N[$OTHER]}" "${N[$LAG]}"
@@ -105,7 +107,7 @@ alarmed() { ctl "${N[$LEAD]}" alarm list | grep -q "memberID:$(printf %u "0x$ID"
 same "no alarm before" "" "$(ctl "${N[$LEAD]}" alarm list)"
 member_stop "$LAG" TERM
 check "a divergence is planted" "$O/tests/e2e/diverge" "$T/$LAG/base-$(sed -n 's/^base //p' "$T/$LAG/CURRENT")"
-member_start "$LAG" "${N[$LAG]}"
+start "$LAG"
 await 20 ready "$LAG"
 ctl "${N[$LEAD]}" put one more >/dev/null 2>&1
 from=$(date +%s%N)
