@@ -335,6 +335,12 @@ static struct conn *conn_open(int port)
     return c;
 }
 
+static void conn_close(struct conn *c)
+{
+    (void)close(c->fd);
+    free(c);
+}
+
 static void wait_conns(struct conn **conns, unsigned n)
 {
     struct pollfd p[CONNS_MAX];
@@ -391,6 +397,9 @@ static int run_unary(int port, bool with_value)
         wait_conns(conns, load.conns);
     }
     report(now_ns() - start);
+    for (unsigned i = 0; i < load.conns; i++)
+        conn_close(conns[i]);
+    free(load.took_us);
     return load.errors ? 1 : 0;
 }
 
@@ -439,6 +448,8 @@ static int run_watch(int port, unsigned streams, unsigned watchers, uint64_t put
         took += now_ns() - start;
     }
     (void)printf("events=%" PRIu64 " us_per_event=%.3f\n", want * puts, (double)took / 1e3 / (double)(want * puts));
+    conn_close(conns[0]);
+    conn_close(conns[1]);
     return 0;
 }
 
@@ -468,6 +479,7 @@ static int run_sync(const char *path, uint64_t writes)
         load.took_us[load.done] = (uint32_t)((now_ns() - from) / 1000);
     }
     report(now_ns() - start);
+    free(load.took_us);
     (void)close(fd);
     return 0;
 }

@@ -46,7 +46,7 @@ leader() {
 in_use() { # which member the mount talks to
     local i at
     at=$(sed -n 's/^  "endpoint":"\(.*\)",$/\1/p' "$M/.etcd/status")
-    for i in $MEMBERS; do [ "$(client_at "$i")" = "$at" ] && echo "$i"; done
+    for i in $MEMBERS; do if [ "$(client_at "$i")" = "$at" ]; then echo "$i"; fi; done
 }
 is_in_use() { [ "$(in_use)" = "$1" ] && grep -q "\"quorum\": true" "$M/.etcd/status" && grep -q "\"standing\": true" "$M/.etcd/status"; }
 moved_from() { [ "$(in_use)" != "$1" ] && is_in_use "$(in_use)"; }
