@@ -108,6 +108,8 @@ static int begin_at(struct snap_export *x, struct view *v)
 
     if (err)
         return err;
+    if (m.seal.applied_index == 0)
+        return -ENODATA; /* nothing has been flushed yet: the log has it all, and nobody would take this */
     x->conf = malloc(m.seal.conf.len + 1);
     if (x->conf == NULL)
         return -ENOMEM;
