@@ -52,7 +52,14 @@ is_in_use() { [ "$(in_use)" = "$1" ] && grep -q "\"quorum\": true" "$M/.etcd/sta
 moved_from() { [ "$(in_use)" != "$1" ] && is_in_use "$(in_use)"; }
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 other_than() { local i; for i in $MEMBERS; do [ "$i" != "$1" ] && [ "$i" != "${2:-}" ] && { echo "$i"; return; }; done; }
-version() { timeout 10 etcdctl --endpoints="$(endpoints)" get c/save -w fields | sed -n 's/^"Version" : //p'; }
+version() { # asked of one after the other: some may be down, or cut off
+    local i v
+    for i in $MEMBERS; do
+        v=$(timeout 10 etcdctl --command-timeout=3s --endpoints="$(endpoints "$i")" get c/save -w fields 2>/dev/null | sed -n 's/^"Version" : //p')
+        [ -n "$v" ] && { echo "$v"; return; }
+    done
+    return 1
+}
 
 # The mount uses member N: a new mount with N's endpoint first.
 use() {

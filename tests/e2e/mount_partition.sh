@@ -31,7 +31,15 @@ net_up() {
         done
     done
 }
-net_down() { local i; for i in "${NET_PID[@]}"; do kill "$i" 2>/dev/null; done; NET_PID=(); ip link del br77; ip link del br78; }
+net_down() { # the links too: their namespaces end later than the processes in them
+    local i net
+    for i in "${NET_PID[@]}"; do kill "$i" 2>/dev/null; done
+    NET_PID=()
+    for net in 77 78; do
+        for i in $MEMBERS; do ip link del "v$net.$i"; done
+        ip link del "br$net"
+    done
+}
 
 # net_cut NET MEMBER, net_heal NET MEMBER: on the bridge's side, so that the member does not notice
 net_cut() { ip link set "v$1.$2" nomaster; }
