@@ -400,11 +400,37 @@ static int load(struct base *b, bool *ret_was_short)
     return err;
 }
 
+enum { META_PAGE_SIZE_AT = 40 }; /* of either meta page: a head of 16 bytes, magic, version, address, map size, this */
+
+/* mdb_env_open believes the page size it finds in the newer meta page and looks for the pages where that says they are:
+ * a damaged one is SIGBUS. It is this machine's, in both, since base_create. */
+static int check_file(const char *path)
+{
+    const off_t page = sysconf(_SC_PAGESIZE);
+    uint32_t size[2] = {0};
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC), err = 0;
+
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &st) < 0)
+        err = -errno;
+    else if (st.st_size < 2 * page) /* LMDB would make an empty file of it */
+        err = -EUCLEAN;
+    for (int i = 0; i < 2 && err == 0; i++) {
+        if (pread(fd, &size[i], sizeof size[i], i * page + META_PAGE_SIZE_AT) != sizeof size[i])
+            err = -EIO;
+        else if (size[i] != (uint32_t)page)
+            err = -EUCLEAN;
+    }
+    (void)close(fd); /* nothing was written */
+    return err;
+}
+
 int base_open(const struct base_options *o, struct base **ret_base)
 {
     struct base *b = calloc(1, sizeof *b);
     bool was_short = false;
-    struct stat st;
     char path[4096];
     int err;
 
@@ -415,14 +441,11 @@ int base_open(const struct base_options *o, struct base **ret_base)
     b->sweep_max.pages = BASE_SWEEP_PAGES;
     b->sweep_max.records = BASE_SWEEP_RECORDS;
     b->sweep_max.victims = BASE_SWEEP_VICTIMS;
-    /* mdb_env_open would make an empty file. */
     if (snprintf(path, sizeof path, "%s/data.mdb", o->path) >= (int)sizeof path)
         err = -ENAMETOOLONG;
-    else if (stat(path, &st) < 0)
-        err = -errno;
-    else if (st.st_size < 2 * 4096)
-        err = -EUCLEAN;
     else
+        err = check_file(path);
+    if (err == 0)
         err = env_open(o, &b->env);
     if (err) {
         free(b);
