@@ -136,7 +136,7 @@ static void play(uint64_t until_us, uint64_t ask_us, uint64_t disturb_us)
 
 static bool all_applied(uint64_t index)
 {
-    for (unsigned i = 1; i <= s.n; i++)
+    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++)
         if (model_is_member(&s.o, i) && (!s.m[i].exists || !s.m[i].up || s.m[i].apply->applied < index))
             return false;
     return true;
@@ -152,11 +152,11 @@ static bool probe_step(struct probe *p, bool write)
 {
     bool all = true;
 
-    for (unsigned i = 1; i <= s.n; i++) {
-        if (p->ok[i] || !s.m[i].exists || !model_is_member(&s.o, i))
+    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++) {
+        if (p->ok[i] || !model_is_member(&s.o, i))
             continue;
         all = false;
-        if (!s.m[i].up || (p->asked[i] && !p->done[i]))
+        if (!s.m[i].exists || !s.m[i].up || (p->asked[i] && !p->done[i]))
             continue;
         p->asked[i] = true;
         p->done[i] = false;
@@ -230,8 +230,8 @@ static void liveness(void)
         play(s.w.now_us + 50000, 0, 0);
         wrote = probe_step(&writes, true);
         readt = probe_step(&reads, false);
-        if (wrote && readt && leases_gone() && all_applied(s.o.committed))
-            break;
+        if (wrote && readt && leases_gone() && all_applied(s.o.committed) && sim_leader(&s))
+            return;
     }
     if (s.w.failed)
         return;
