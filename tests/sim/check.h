@@ -77,7 +77,7 @@ static inline void check_commit(struct sim_member *m)
                        "member %" PRIu64 " has committed %" PRIu64 " and cannot read it", m->id, i);
             return;
         }
-        (void)oracle_commit(m->w, o, m->id, e);
+        (void)oracle_commit(m->w, o, m->id, st->term, e);
         entry_unref(e);
         m->commit_seen = i;
     }
@@ -108,7 +108,7 @@ static inline void check_leader(struct sim_member *m)
     world_line(m->w, "m%" PRIu64 " leads term %" PRIu64, m->id, st->term);
     for (uint64_t i = st->first_index + 1; i <= o->committed; i++) {
         /* One elected late owes nothing to what later terms have committed. */
-        if (o->log[i].term < st->term && raft_term_of(m->turn->raft, i) != o->log[i].term) {
+        if (o->log[i].in < st->term && raft_term_of(m->turn->raft, i) != o->log[i].term) {
             world_fail(m->w, "LeaderCompleteness",
                        "member %" PRIu64 " leads term %" PRIu64 " without entry %" PRIu64, m->id, st->term,
                        i);

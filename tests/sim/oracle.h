@@ -34,6 +34,7 @@ struct lease_model {
 
 struct agreed {
     uint64_t term, print, commit_us; /* term 0: not yet committed */
+    uint64_t in; /* the term of who showed it: not lower than that in which it was committed */
     uint64_t origin, request_id;
     uint64_t state_hash;      /* 0: no member has shown it */
     int64_t rev, compact_rev; /* after it */
@@ -427,7 +428,8 @@ static inline uint64_t oracle_find_request(const struct oracle *o, uint64_t orig
 }
 
 /* A member knows this entry to be committed. True: it is the first. */
-static inline bool oracle_commit(struct world *w, struct oracle *o, uint64_t member, const struct entry *e)
+static inline bool oracle_commit(struct world *w, struct oracle *o, uint64_t member, uint64_t term,
+                                 const struct entry *e)
 {
     struct agreed *a = &o->log[e->index];
     struct entry_head h;
@@ -441,7 +443,8 @@ static inline bool oracle_commit(struct world *w, struct oracle *o, uint64_t mem
         return false;
     }
     assert(e->index == o->committed + 1);
-    *a = (struct agreed){.term = e->term, .print = print_of(e->payload, e->len), .commit_us = w->now_us};
+    *a = (struct agreed){
+        .term = e->term, .in = term, .print = print_of(e->payload, e->len), .commit_us = w->now_us};
     if (entry_decode(slice_of(e->payload, e->len), &h) != 0) {
         world_fail(w, "LogMatching", "entry %" PRIu64 " is no entry", e->index);
         return true;
