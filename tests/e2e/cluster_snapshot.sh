@@ -56,7 +56,11 @@ echo "# level after $((($(date +%s%N) - from) / 1000000)) ms"
 check "by a snapshot" grep -q 'a snapshot has been received' "$T/$LAG.log"
 same "it hashes the same" "$(hash "${N[$LEAD]}")" "$(hash "${N[$LAG]}")"
 
+# The log behind a snapshot is kept for 30 s, or until the leader, which looks each half second, sees its receiver level.
+one_more() { ctl "${N[$LEAD]}" put more "$1" >/dev/null && await 10 level "${N[$LEAD]}" "${N[$LAG]}" && pause 2; }
+
 # ---- the receiver dies in the middle of it ----
+check "it follows by the log" one_more 1
 member_stop "$LAG" KILL
 check "more puts without it" put_some "${N[$LEAD]}" 40000 "$PUTS"
 pause 3 # the log is let go with a flush, 2 s after the last entry
@@ -75,6 +79,7 @@ check "the receiver was killed twice, and is level" await 30 level "${N[$LEAD]}"
 same "it hashes the same after that" "$(hash "${N[$LEAD]}")" "$(hash "${N[$LAG]}")"
 
 # ---- the sender dies in the middle of it ----
+check "it follows by the log again" one_more 2
 member_stop "$LAG" KILL
 check "more puts again" put_some "${N[$LEAD]}" 40000 $((PUTS + 40000))
 pause 3
