@@ -192,6 +192,10 @@ static inline bool transfer_begin(struct sim *s, struct transfer *t)
     }
     head = snap_export_head(t->x);
     t->index = head->index;
+    if (head->index < t->msg->raft.index) { /* a base that is about to be replaced by a snapshot itself */
+        transfer_end(s, t, false, "is older than what was asked for");
+        return false;
+    }
     turn_keep_log(from->turn, t->slot, t->to, head->index);
     t->msg->raft.index = head->index;
     t->msg->raft.log_term = head->term;
