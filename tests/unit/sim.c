@@ -405,7 +405,7 @@ int main(void)
     (void)signal(SIGABRT, aborted);
     (void)signal(SIGSEGV, aborted);
     seeds = many ? strtoull(many, NULL, 0) : seed ? 1 : SEEDS_DEFAULT;
-    first_seed = seed ? strtoull(seed, NULL, 0) : (uint64_t)getpid() * 100000;
+    first_seed = seed ? strtoull(seed, NULL, 0) : 1; /* always the same ones in the suite; `make sim SEEDS=n` takes others */
     if (seed && !many) {
         bool ok = one(first_seed, getenv("VERBOSE") != NULL);
 
