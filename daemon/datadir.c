@@ -9,7 +9,10 @@
  *     crc 1a2b3c4d              crc32c of the three lines above
  *
  * A directory being made holds CREATING until CURRENT is there: what a crash leaves then is made anew. A base-N or wal-M
- * without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew. */
+ * without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew.
+ *
+ * FOUNDED and FAULTY are small files of their own; their functions below say what is in them. incoming/ is a base that
+ * another member is sending: it means nothing until it has been renamed to base-N (snap_install.c). */
 #include "datadir.h"
 #include <dirent.h>
 #include <errno.h>

@@ -90,16 +90,24 @@ static Etcdserverpb__ResponseHeader *header(struct call *c)
     return h;
 }
 
+/* Ends the call with resp, whose header and list of the members, as they are now, are these fields of it. */
+static void answer_members(struct call *c, const ProtobufCMessage *resp, Etcdserverpb__ResponseHeader **ret_header,
+                           Etcdserverpb__Member ***ret_members, size_t *ret_n)
+{
+    int err = list_members(c, ret_members, ret_n);
+
+    *ret_header = header(c);
+    if (err || *ret_header == NULL)
+        call_fail(c, ERR_ARENA_FULL);
+    else
+        call_answer(c, resp);
+}
+
 static void list_now(struct call *c)
 {
     Etcdserverpb__MemberListResponse resp = ETCDSERVERPB__MEMBER_LIST_RESPONSE__INIT;
-    int err = list_members(c, &resp.members, &resp.n_members);
 
-    resp.header = header(c);
-    if (err || resp.header == NULL)
-        call_fail(c, ERR_ARENA_FULL);
-    else
-        call_answer(c, &resp.base);
+    answer_members(c, &resp.base, &resp.header, &resp.members, &resp.n_members);
 }
 
 static void list_start(struct call *c, const ProtobufCMessage *m)
@@ -245,16 +253,10 @@ struct adding {
 static void add_answer(struct call *c, struct proposal *p)
 {
     Etcdserverpb__MemberAddResponse resp = ETCDSERVERPB__MEMBER_ADD_RESPONSE__INIT;
-    struct adding *ad = call_state(c);
-    int err = list_members(c, &resp.members, &resp.n_members);
 
     (void)p;
-    resp.header = header(c);
-    resp.member = &ad->row;
-    if (err || resp.header == NULL)
-        call_fail(c, ERR_ARENA_FULL);
-    else
-        call_answer(c, &resp.base);
+    resp.member = &((struct adding *)call_state(c))->row;
+    answer_members(c, &resp.base, &resp.header, &resp.members, &resp.n_members);
 }
 
 static void add_start(struct call *c, const ProtobufCMessage *m)
@@ -291,14 +293,9 @@ static void add_start(struct call *c, const ProtobufCMessage *m)
 static void remove_answer(struct call *c, struct proposal *p)
 {
     Etcdserverpb__MemberRemoveResponse resp = ETCDSERVERPB__MEMBER_REMOVE_RESPONSE__INIT;
-    int err = list_members(c, &resp.members, &resp.n_members);
 
     (void)p;
-    resp.header = header(c);
-    if (err || resp.header == NULL)
-        call_fail(c, ERR_ARENA_FULL);
-    else
-        call_answer(c, &resp.base);
+    answer_members(c, &resp.base, &resp.header, &resp.members, &resp.n_members);
 }
 
 static void remove_start(struct call *c, const ProtobufCMessage *m)
@@ -319,14 +316,9 @@ static void remove_start(struct call *c, const ProtobufCMessage *m)
 static void promote_answer(struct call *c, struct proposal *p)
 {
     Etcdserverpb__MemberPromoteResponse resp = ETCDSERVERPB__MEMBER_PROMOTE_RESPONSE__INIT;
-    int err = list_members(c, &resp.members, &resp.n_members);
 
     (void)p;
-    resp.header = header(c);
-    if (err || resp.header == NULL)
-        call_fail(c, ERR_ARENA_FULL);
-    else
-        call_answer(c, &resp.base);
+    answer_members(c, &resp.base, &resp.header, &resp.members, &resp.n_members);
 }
 
 /* Whether the learner has what the leader has, only the leader knows: its turn refuses the proposal. */
@@ -348,14 +340,9 @@ static void promote_start(struct call *c, const ProtobufCMessage *m)
 static void update_answer(struct call *c, struct proposal *p)
 {
     Etcdserverpb__MemberUpdateResponse resp = ETCDSERVERPB__MEMBER_UPDATE_RESPONSE__INIT;
-    int err = list_members(c, &resp.members, &resp.n_members);
 
     (void)p;
-    resp.header = header(c);
-    if (err || resp.header == NULL)
-        call_fail(c, ERR_ARENA_FULL);
-    else
-        call_answer(c, &resp.base);
+    answer_members(c, &resp.base, &resp.header, &resp.members, &resp.n_members);
 }
 
 /* etcd takes any URLs here and dies of bad ones. */

@@ -184,30 +184,33 @@ static inline struct base_options cr_base_options(const struct cr_member *m)
     return (struct base_options){.path = m->dir, .map_bytes = UINT64_C(1) << 32, .readers_max = 126, .no_sync = true};
 }
 
-static inline void cr_start(int id)
+/* The member on what its log and base hold; clock and random numbers are those of to. */
+static inline void cr_assemble(struct cr_member *m, const struct wal_options *wo, struct turn_options to,
+                               void (*send)(struct transport *, struct peer_msg *))
 {
-    struct cr_member *m = &cr.member[id];
-    struct wal_options wo = cr_wal_options(m);
     struct base_options bo = cr_base_options(m);
-    struct turn_options to = {
-        .clock = &cr.clock.clock, .rng = &cr.rng.rng, .member_id = m->id, .catchup_entries = 5000,
-        .heartbeat_ms = CR_HEARTBEAT_MS, .election_ms = CR_ELECTION_MS, .fatal = cr_fatal, .fatal_ctx = m,
-        .transport = &m->transport.transport};
     struct apply_options ao;
     struct base *b;
     char why[256];
 
-    REQUIRE(wal_open(&wo, &m->wal, &to.wal_state, why, sizeof why) == 0);
+    REQUIRE(wal_open(wo, &m->wal, &to.wal_state, why, sizeof why) == 0);
     REQUIRE(base_open(&bo, &b) == 0);
     REQUIRE(store_new(b, &m->store) == 0);
     m->cache = entry_cache_new(64 << 20);
-    m->account = account_new(LIMIT_PROPOSALS, LIMIT_PROPOSAL_BYTES, cr_dice(&cr.rng.rng));
-    m->leases = lease_table_new(&cr.clock.clock, 2);
-    ao = (struct apply_options){.clock = &cr.clock.clock, .store = m->store, .cache = m->cache, .wal = m->wal,
+    m->account = account_new(LIMIT_PROPOSALS, LIMIT_PROPOSAL_BYTES, to.rng->next(to.rng));
+    m->leases = lease_table_new(to.clock, 2);
+    ao = (struct apply_options){.clock = to.clock, .store = m->store, .cache = m->cache, .wal = m->wal,
                                 .account = m->account, .leases = m->leases, .cluster_id = 1, .member_id = m->id,
                                 .quota_bytes = -1, .max_txn_ops = 128, .fatal = cr_fatal, .fatal_ctx = m};
     REQUIRE(apply_new(&ao, &m->apply) == 0);
-    m->transport = (struct cr_transport){{cr_send}, m};
+    m->transport = (struct cr_transport){{send}, m};
+    to.member_id = m->id;
+    to.catchup_entries = 5000;
+    to.heartbeat_ms = CR_HEARTBEAT_MS;
+    to.election_ms = CR_ELECTION_MS;
+    to.fatal = cr_fatal;
+    to.fatal_ctx = m;
+    to.transport = &m->transport.transport;
     to.wal = m->wal;
     to.cache = m->cache;
     to.account = m->account;
@@ -219,6 +222,14 @@ static inline void cr_start(int id)
     REQUIRE(turn_new(&to, &m->turn) == 0);
     apply_set_turn(m->apply, m->turn);
     m->up = true;
+}
+
+static inline void cr_start(int id)
+{
+    struct cr_member *m = &cr.member[id];
+    struct wal_options wo = cr_wal_options(m);
+
+    cr_assemble(m, &wo, (struct turn_options){.clock = &cr.clock.clock, .rng = &cr.rng.rng}, cr_send);
 }
 
 /* Whoever still waits for it is answered ERR_STOPPED: nobody knows what came of that. */

@@ -78,12 +78,6 @@ static void start(int id)
     struct base_options bo = cr_base_options(m);
     struct raft_conf conf = {.voters = {.n = 3, .ids = {1, 2, 3}}};
     uint8_t bytes[RAFTCONF_BYTES_MAX];
-    struct turn_options to = {
-        .clock = clock_real(), .rng = rng_real(), .member_id = (uint64_t)id, .catchup_entries = 5000, .heartbeat_ms = 100,
-        .election_ms = 1000, .fatal = cr_fatal, .fatal_ctx = m, .transport = &m->transport.transport, .conf = conf};
-    struct apply_options ao;
-    struct base *b;
-    char why[256];
 
     m->id = (uint64_t)id;
     snprintf(m->dir, sizeof m->dir, "/tmp/cairn-cluster-XXXXXX");
@@ -95,26 +89,7 @@ static void start(int id)
     wo.segment_bytes = 8 << 20;
     REQUIRE(wal_create(&wo, 0, 0, &(struct wal_state){0}) == 0);
     REQUIRE(base_create(&bo, 1, m->id, raftconf_encode(&conf, bytes)) == 0);
-    REQUIRE(wal_open(&wo, &m->wal, &to.wal_state, why, sizeof why) == 0);
-    REQUIRE(base_open(&bo, &b) == 0);
-    REQUIRE(store_new(b, &m->store) == 0);
-    m->cache = entry_cache_new(64 << 20);
-    m->account = account_new(LIMIT_PROPOSALS, LIMIT_PROPOSAL_BYTES, (uint64_t)id);
-    m->leases = lease_table_new(clock_real(), 2);
-    ao = (struct apply_options){.clock = clock_real(), .store = m->store, .cache = m->cache, .wal = m->wal,
-                                .account = m->account, .leases = m->leases, .cluster_id = 1, .member_id = m->id,
-                                .quota_bytes = -1, .max_txn_ops = 128, .fatal = cr_fatal, .fatal_ctx = m};
-    REQUIRE(apply_new(&ao, &m->apply) == 0);
-    m->transport = (struct cr_transport){{post}, m};
-    to.wal = m->wal;
-    to.cache = m->cache;
-    to.account = m->account;
-    to.apply = m->apply;
-    to.store = m->store;
-    to.leases = m->leases;
-    REQUIRE(turn_new(&to, &m->turn) == 0);
-    apply_set_turn(m->apply, m->turn);
-    m->up = true;
+    cr_assemble(m, &wo, (struct turn_options){.clock = clock_real(), .rng = rng_real()}, post);
 }
 
 static void stop(struct cr_member *m)
@@ -123,13 +98,7 @@ static void stop(struct cr_member *m)
     DIR *d;
 
     apply_stop(m->apply);
-    apply_free(m->apply);
-    turn_free(m->turn);
-    store_free(m->store);
-    wal_close(m->wal);
-    entry_cache_free(m->cache);
-    account_free(m->account);
-    lease_table_free(m->leases);
+    cr_close(m);
     for (int k = 0; k < 2; k++) {
         char path[128];
 
