@@ -69,7 +69,7 @@ static inline void check_commit(struct sim_member *m)
                    st->commit, m->commit_seen);
     if (m->commit_seen < st->first_index)
         m->commit_seen = st->first_index; /* came by a snapshot: its state is compared */
-    for (uint64_t i = m->commit_seen + 1; i <= st->commit && i <= m->durable_last && !m->w->failed; i++) {
+    for (uint64_t i = m->commit_seen + 1; i <= st->commit && !m->w->failed; i++) {
         struct entry *e = member_entry(m, i);
 
         if (e == NULL) {
@@ -225,6 +225,7 @@ static inline void apply_moment(struct sim_member *m)
 {
     uint64_t commit = atomic_load(&m->apply->commit), deadline_ms;
 
+    check_commit(m); /* what a start already knew: apply may come round before the turn */
     atomic_store(&m->apply->box.wakes, 0);
     if (world_chance(m->w, 70) && m->apply->applied + 1 < commit) {
         uint64_t one = m->apply->applied + 1;
