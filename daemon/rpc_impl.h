@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rpc_impl.h - what rpc.c (server, queues, arrival, stop) and rpc_call.c (one call's life) share. Nobody else's.
+/* rpc_impl.h - what rpc.c (server, queues, stop), rpc_call.c (a call's life) and rpc_answer.c (what it sends) share.
  *
  * A tag of gRPC's is always a struct op inside its owner; while it is in flight it holds a reference on its call.
  */
@@ -21,6 +21,8 @@ struct rpc_thread;
 struct op {
     void (*done)(struct op *op, bool ok);
 };
+
+#define CALL_OF(op, member) ((struct call *)((char *)(op) - offsetof(struct call, member)))
 
 /* One posted call: core fills it when a client calls. Owner: its rpc thread. */
 struct post {
@@ -157,3 +159,20 @@ void call_memory_free(struct call *c);
 /* Answers a call of an unknown method. */
 void call_refuse(struct rpc_thread *t, grpc_call *gcall, grpc_metadata_array *metadata, enum status status,
                  const char *text);
+
+/* ---- rpc_call.c for rpc_answer.c ---- */
+
+/* Starts a batch whose tag is op; the call lives, and counts it, until call_op_back. */
+void call_batch(struct call *c, const grpc_op *ops, size_t n, struct op *op);
+void call_op_back(struct call *c); /* ends every op's done() */
+/* Lets the call's own reference go once it is answered or its client is gone, and nothing is in flight. */
+void call_settle(struct call *c);
+
+/* ---- rpc_answer.c for rpc_call.c ---- */
+
+struct rpc_method_stats *call_stats(const struct call *c);
+grpc_op call_op_close(struct call *c); /* RECV_CLOSE: once a call */
+/* Starts the next send, when none is in flight; or the status, when nothing waits before it. */
+void call_send_next(struct call *c);
+void call_answer_done(struct op *op, bool ok);
+void call_send_done(struct op *op, bool ok);

@@ -4,8 +4,8 @@
  * the memory a request decodes into, the time a call has, leases; and that a read of more rows than
  * LIMIT_INLINE_ROWS, and no shorter one, is done on the scan pool.
  *
- * LIMIT_CALLS, LIMIT_RESPONSE_BYTES, LIMIT_CONN_RESPONSE_BYTES and LEASES_MAX are made small: rpc_call.c and svc_lease.c
- * are compiled into this program with them. */
+ * LIMIT_CALLS, LIMIT_RESPONSE_BYTES, LIMIT_CONN_RESPONSE_BYTES and LEASES_MAX are made small: rpc_call.c, rpc_answer.c
+ * and svc_lease.c are compiled into this program with them. */
 #include "daemon/limits.h"
 #define LIMIT_CALLS               40
 #define LIMIT_CONN_RESPONSE_BYTES (1 << 20)
@@ -13,6 +13,7 @@
 #include "daemon/lease.h"
 #undef LEASES_MAX
 #define LEASES_MAX 3
+#include "daemon/rpc_answer.c"
 #include "daemon/rpc_call.c"
 #include "daemon/svc_lease.c"
 #include <unistd.h>
