@@ -3,6 +3,8 @@
 #pragma once
 #include "net.h"
 
+static inline void watches_taken(struct sim_member *m, unsigned pct); /* watch.h */
+
 /* ---- raft ------------------------------------------------------------------------------------------ */
 
 /* AckImpliesQuorumFsync, LearnerNeverCounts: what becomes known as committed lies on the platters of a majority of the
@@ -194,6 +196,8 @@ static inline void member_poll(struct sim_member *m)
         member_call(m, T_WAL, now + member_disk_delay(m));
     if (box_called(&m->apply->box) && m->at[T_APPLY] > now + late + m->s->apply_us)
         member_call(m, T_APPLY, now + world_random(m->w, late + m->s->apply_us));
+    if (box_called(&m->hub->box) && m->at[T_HUB] > now + late + m->s->hub_us)
+        member_call(m, T_HUB, now + world_random(m->w, late + m->s->hub_us));
     if (box_called(&m->apply->flusher) && m->at[T_FLUSH] > now + 10 * late + m->disk_us)
         member_call(m, T_FLUSH, now + world_random(m->w, 10 * late + m->disk_us));
 }
@@ -256,6 +260,16 @@ static inline void flush_moment(struct sim_member *m)
     m->at[T_FLUSH] = deadline_ms ? member_when(m, deadline_ms) : m->w->now_us + 1;
 }
 
+static inline void hub_moment(struct sim_member *m)
+{
+    uint64_t deadline_ms;
+
+    atomic_store(&m->hub->box.wakes, 0);
+    deadline_ms = hub_step(m->hub);
+    m->at[T_HUB] = deadline_ms ? member_when(m, deadline_ms) : m->w->now_us + 1;
+    watches_taken(m, 85);
+}
+
 static inline void member_step(struct sim_member *m, enum thread t)
 {
     if (m->paused) {
@@ -275,6 +289,9 @@ static inline void member_step(struct sim_member *m, enum thread t)
         break;
     case T_APPLY:
         apply_moment(m);
+        break;
+    case T_HUB:
+        hub_moment(m);
         break;
     default:
         flush_moment(m);

@@ -10,7 +10,7 @@
 #pragma once
 #include "check.h"
 
-enum call_kind { CALL_WRITE, CALL_READ, CALL_RENEW };
+enum call_kind { CALL_WRITE, CALL_READ, CALL_RENEW, CALL_TRANSFER };
 
 struct call_sim {
     struct call_sim *next, **at;
@@ -18,6 +18,7 @@ struct call_sim {
         struct proposal p;
         struct read_wait r;
         struct lease_ask l;
+        struct transfer_wait t;
     };
     enum call_kind kind;
     enum entry_kind entry_kind;
@@ -30,7 +31,7 @@ struct call_sim {
     int64_t lease;         /* a revocation's */
     uint32_t lease_grants; /* when it began */
     bool lease_revoked, newest_leader;
-    bool probe;      /* one of those the healed cluster must answer */
+    bool stops;      /* a transfer's: then the member's process ends */
     bool *done, *ok; /* a probe's: where to say it */
 };
 
@@ -474,6 +475,53 @@ static inline void ask_renew(struct sim *s, struct sim_member *m)
     world_line(&s->w, "m%" PRIu64 " is asked %s lease %" PRId64, m->id, c->l.renew ? "to renew" : "of",
                c->l.lease);
     turn_lease_ask(m->turn, &c->l);
+    member_poll(m);
+}
+
+/* Of a transfer, and of the process that wanted it before it ends. */
+static inline void transfer_judge(struct call_sim *c)
+{
+    struct sim *s = c->s;
+    const struct raft_status *st = &c->m->turn->status;
+
+    if (c->t.err != 0) {
+        s->w.did.transfers_failed++;
+        return;
+    }
+    if (c->t.member && st->term < SIM_TERMS_MAX && s->o.leader_of[st->term] != c->t.member)
+        world_fail(&s->w, "ElectionSafety",
+                   "member %" PRIu64 " says that %" PRIu64 " leads now, term %" PRIu64 " is %" PRIu64 "'s", c->m->id,
+                   c->t.member, st->term, s->o.leader_of[st->term]);
+    s->w.did.transfers += st->role != RAFT_LEADER;
+    s->w.did.hand_overs += st->role != RAFT_LEADER && c->stops;
+}
+
+static inline void transfer_done(struct transfer_wait *t)
+{
+    struct call_sim *c = CALL_OF(t, t);
+
+    world_line(&c->s->w, "m%" PRIu64 " answers the transfer to m%" PRIu64 ": %d", c->m->id, t->member, t->err);
+    if (!c->m->crashing) {
+        transfer_judge(c);
+        if (c->stops)
+            c->m->crash_soon = 1;
+    }
+    call_free(c);
+}
+
+/* MoveLeader; or SIGTERM, upon which a member that leads hands over, and ends however that went. */
+static inline void ask_transfer(struct sim *s, struct sim_member *m, bool stops)
+{
+    struct call_sim *c = call_new(s, m, CALL_TRANSFER);
+    const struct raft_set *voters = &raft_conf_of(m->turn->raft)->voters;
+
+    c->t = (struct transfer_wait){.done = transfer_done};
+    if (!stops && voters->n)
+        c->t.member = voters->ids[world_random(&s->w, voters->n)];
+    c->stops = stops;
+    world_line(&s->w, "m%" PRIu64 " is asked to hand over to m%" PRIu64 "%s", m->id, c->t.member,
+               stops ? " and to end" : "");
+    turn_transfer(m->turn, &c->t);
     member_poll(m);
 }
 

@@ -200,7 +200,7 @@ static inline void disturb(struct sim *s)
 
     if (world_chance(&s->w, 40) && fault_revive(s))
         return;
-    switch (world_random(&s->w, 16)) {
+    switch (world_random(&s->w, 19)) {
     case 0:
     case 1:
     case 2:
@@ -237,6 +237,16 @@ static inline void disturb(struct sim *s)
     case 13:
         if (s->n > 1)
             fault_slander(s);
+        break;
+    case 14:
+    case 15:
+        m = sim_leader(s);
+        if (m && !m->paused)
+            ask_transfer(s, m, false);
+        break;
+    case 16:
+        if (m->up && !m->paused)
+            ask_transfer(s, m, true);
         break;
     default:
         fault_flush(m);

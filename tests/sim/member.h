@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* member.h - a whole member in the simulated world: log, store, apply and turn, stepped by hand.
  *
- * Its four threads are four moments: when the turn, the WAL thread, apply and the flush thread come round next. A nudge
+ * Its threads are moments: when the turn, the WAL thread, apply, the flush thread and the hub come round next. A nudge
  * of its mailbox calls one in a little later (the WAL thread: as late as its disk is slow); between two moments anything
  * may happen elsewhere. Its log lies on a fakedisk, its base is LMDB without syncs on a tmpfs.
  *
@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include "daemon/apply_state.h"
 #include "daemon/datadir.h"
+#include "daemon/hub_impl.h"
 #include "daemon/limits.h"
 #include "daemon/member_row.h"
 #include "daemon/raftconf.h"
@@ -24,7 +25,7 @@
 #include "fakedisk.h"
 #include "oracle.h"
 
-enum thread { T_TURN, T_WAL, T_APPLY, T_FLUSH, THREADS };
+enum thread { T_TURN, T_WAL, T_APPLY, T_FLUSH, T_HUB, THREADS };
 
 struct sim;
 
@@ -52,6 +53,7 @@ struct sim_member {
     struct slot *slot;
     struct apply *apply;
     struct turn *turn;
+    struct hub *hub;
     struct wal *wal;
     struct entry_cache *cache;
     struct account *account;
@@ -87,14 +89,15 @@ struct sim {
     char root[48];
     uint32_t heartbeat_ms, election_ms, catchup;
     uint64_t segment_bytes, thread_us; /* how late a thread that was called comes */
-    unsigned apply_us, conf_pct;
-    struct packet *net;
+    unsigned apply_us, hub_us, conf_pct;
+    struct datagram *net;
     struct call_sim *calls;
     struct net_options *net_options;
 };
 
 static inline void member_send(struct transport *t, struct peer_msg *msg); /* net.h */
 static inline void transfers_before_crash(struct sim_member *m);           /* snapshot.h */
+static inline void watches_before_crash(struct sim_member *m);             /* watch.h */
 static inline void member_snapshot_options(struct sim_member *m, struct turn_options *o);
 
 /* ---- seams ---------------------------------------------------------------------------------------- */
@@ -440,6 +443,33 @@ static inline int member_open_dir(struct sim_member *m)
     return 0;
 }
 
+static inline uint64_t member_hub_term(void *ctx)
+{
+    return ((struct sim_member *)ctx)->turn->status.term;
+}
+
+static inline void member_published(void *ctx)
+{
+    hub_nudge(ctx);
+}
+
+static inline void member_make_hub(struct sim_member *m)
+{
+    struct hub_options o = {.clock = &m->clock,
+                            .rng = &m->rng,
+                            .store = m->store,
+                            .cluster_id = 1,
+                            .member_id = m->id,
+                            .term = member_hub_term,
+                            .term_ctx = m,
+                            .fragment_bytes = 100, /* an event or two */
+                            .progress_interval_ms = 400};
+    int err = hub_new(&o, &m->hub);
+
+    assert(err == 0);
+    apply_on_publish(m->apply, member_published, m->hub);
+}
+
 /* As the daemon does it: base, log, do they fit, the modules. False: it cannot, and the run has failed. */
 static inline bool member_start(struct sim_member *m)
 {
@@ -528,6 +558,7 @@ static inline bool member_start(struct sim_member *m)
         return false;
     }
     apply_set_turn(m->apply, m->turn);
+    member_make_hub(m);
     m->up = true;
     m->w->did.restarts++;
     m->applied_seen = m->apply->applied;
@@ -564,6 +595,7 @@ static inline void member_drop_waits(struct sim_member *m)
 static inline void member_throw_away(struct sim_member *m)
 {
     m->crashing = true;
+    watches_before_crash(m);
     transfers_before_crash(m);
     turn_stop(m->turn);
     flush_give_up(m->apply);
@@ -575,6 +607,7 @@ static inline void member_throw_away(struct sim_member *m)
     member_drop_waits(m);
     turn_free(m->turn);
     apply_free(m->apply);
+    hub_free(m->hub);
     slot_free(m->store, m->slot);
     store_free(m->store);
     lease_table_free(m->leases);

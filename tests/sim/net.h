@@ -12,8 +12,8 @@
 #include "daemon/peer.h"
 #include "member.h"
 
-struct packet {
-    struct packet *next;
+struct datagram {
+    struct datagram *next;
     uint64_t at_us, from, to, boot; /* boot: of the sender, for one that has not left yet */
     struct peer_msg *leaving;       /* not yet bytes */
     uint8_t *bytes;
@@ -27,16 +27,16 @@ struct net_options {
     uint64_t delay_us;
 };
 
-static inline void packet_free(struct packet *p)
+static inline void datagram_free(struct datagram *p)
 {
     peer_msg_free(p->leaving);
     free(p->bytes);
     free(p);
 }
 
-static inline void net_put(struct sim *s, struct packet *p)
+static inline void net_put(struct sim *s, struct datagram *p)
 {
-    struct packet **at = &s->net;
+    struct datagram **at = &s->net;
 
     while (*at && (*at)->at_us <= p->at_us)
         at = &(*at)->next;
@@ -46,9 +46,9 @@ static inline void net_put(struct sim *s, struct packet *p)
 
 static inline void net_clear(struct sim *s)
 {
-    for (struct packet *p = s->net, *next; p; p = next) {
+    for (struct datagram *p = s->net, *next; p; p = next) {
         next = p->next;
-        packet_free(p);
+        datagram_free(p);
     }
     s->net = NULL;
 }
@@ -125,7 +125,7 @@ static inline void member_send(struct transport *t, struct peer_msg *msg)
 {
     struct sim_member *m = (struct sim_member *)((char *)t - offsetof(struct sim_member, transport));
     struct sim *s = m->s;
-    struct packet *p = calloc(1, sizeof *p);
+    struct datagram *p = calloc(1, sizeof *p);
 
     net_check(m, msg);
     net_line(s, "says", msg);
@@ -135,7 +135,7 @@ static inline void member_send(struct transport *t, struct peer_msg *msg)
         free(p);
         return;
     }
-    *p = (struct packet){.from = m->id,
+    *p = (struct datagram){.from = m->id,
                          .to = msg->to,
                          .boot = m->boot,
                          .leaving = msg,
@@ -146,7 +146,7 @@ static inline void member_send(struct transport *t, struct peer_msg *msg)
 }
 
 /* On its way: when does it arrive? */
-static inline void net_fly(struct sim *s, struct packet *p)
+static inline void net_fly(struct sim *s, struct datagram *p)
 {
     struct net_options *o = s->net_options;
     struct world *w = &s->w;
@@ -163,9 +163,9 @@ static inline void net_fly(struct sim *s, struct packet *p)
     net_put(s, p);
 }
 
-static inline struct packet *net_copy(const struct packet *p)
+static inline struct datagram *net_copy(const struct datagram *p)
 {
-    struct packet *d = calloc(1, sizeof *d);
+    struct datagram *d = calloc(1, sizeof *d);
 
     *d = *p;
     d->bytes = malloc(p->n);
@@ -180,25 +180,25 @@ static inline void net_unreachable(struct sim *s, uint64_t from, uint64_t to)
 }
 
 /* Its entries are attached, and it becomes bytes. What is more than fits follows as a message of its own. */
-static inline void net_leave(struct sim *s, struct packet *p)
+static inline void net_leave(struct sim *s, struct datagram *p)
 {
     struct sim_member *m = &s->m[p->from];
     struct net_options *o = s->net_options;
     struct peer_msg *msg = p->leaving;
 
     if (!m->up || m->boot != p->boot) {
-        packet_free(p);
+        datagram_free(p);
         return;
     }
     if (msg->kind == PEER_RAFT && msg->raft.type == RAFT_APPEND &&
         peer_msg_fill(msg, m->cache, m->wal, 1 + world_random(&s->w, 4096)) != 0) {
-        packet_free(p);
+        datagram_free(p);
         return;
     }
     if (msg->rest) {
-        struct packet *q = calloc(1, sizeof *q);
+        struct datagram *q = calloc(1, sizeof *q);
 
-        *q = (struct packet){
+        *q = (struct datagram){
             .from = p->from, .to = p->to, .boot = p->boot, .leaving = msg->rest, .at_us = s->w.now_us};
         msg->rest = NULL;
         net_put(s, q);
@@ -208,7 +208,7 @@ static inline void net_leave(struct sim *s, struct packet *p)
     if (o->cut[p->from][p->to] || world_chance(&s->w, o->drop_pct)) {
         s->w.did.dropped++;
         net_unreachable(s, p->from, p->to);
-        packet_free(p);
+        datagram_free(p);
         return;
     }
     p->n = peer_msg_size(msg);
@@ -223,7 +223,7 @@ static inline void net_leave(struct sim *s, struct packet *p)
     net_fly(s, p);
 }
 
-static inline void net_arrive(struct sim *s, struct packet *p)
+static inline void net_arrive(struct sim *s, struct datagram *p)
 {
     struct sim_member *m = &s->m[p->to];
     struct peer_msg *msg;
@@ -236,23 +236,23 @@ static inline void net_arrive(struct sim *s, struct packet *p)
     if (!m->up || s->net_options->cut[p->from][p->to]) {
         s->w.did.dropped++;
         net_unreachable(s, p->from, p->to);
-        packet_free(p);
+        datagram_free(p);
         return;
     }
     if (peer_msg_decode(slice_of(p->bytes, p->n), &msg) != 0) {
         world_fail(&s->w, "codec", "a message of %" PRIu64 " cannot be decoded", p->from);
-        packet_free(p);
+        datagram_free(p);
         return;
     }
     net_line(s, "hears", msg);
-    packet_free(p);
+    datagram_free(p);
     turn_receive(m->turn, msg);
 }
 
 /* The first packet that is due. */
 static inline void net_step(struct sim *s)
 {
-    struct packet *p = s->net;
+    struct datagram *p = s->net;
 
     s->net = p->next;
     p->next = NULL;

@@ -25,6 +25,13 @@ struct history {
     uint32_t n, cap;
 };
 
+/* One change, in the order in which a watcher is told. */
+struct oracle_event {
+    int64_t rev;
+    unsigned key;
+    struct version v; /* version 0: it is deleted */
+};
+
 struct lease_model {
     bool alive;
     int64_t ttl_s;
@@ -58,6 +65,8 @@ struct oracle {
     } requests[1 << SIM_REQUEST_BITS];
     int64_t rev, compact_rev;
     struct history keys[SIM_KEYS];
+    struct oracle_event *events; /* by revision */
+    size_t n_events, cap_events;
     struct lease_model leases[SIM_LEASES + 1];
     struct raft_conf conf;     /* in force once all that is committed is applied */
     uint64_t conf_index;       /* of the newest change */
@@ -71,6 +80,7 @@ static inline void oracle_init(struct oracle *o)
 {
     for (int i = 0; i < SIM_KEYS; i++)
         free(o->keys[i].v);
+    free(o->events);
     memset(o, 0, sizeof *o);
     o->rev = 1;
     o->compact_rev = -1;
@@ -92,7 +102,7 @@ static inline uint64_t print_of(const uint8_t *p, size_t n)
 
 static inline void key_name(unsigned k, char name[8])
 {
-    (void)snprintf(name, 8, "k%02u", k);
+    (void)snprintf(name, 8, "k%02u", k % 100);
 }
 
 static inline int key_index(struct slice name)
@@ -120,10 +130,14 @@ static inline void key_add(struct oracle *o, unsigned k, struct version v)
         h->v = realloc(h->v, h->cap * sizeof *h->v);
         assert(h->v);
     }
-    if (h->n && h->v[h->n - 1].mod == v.mod)
-        h->v[h->n - 1] = v; /* twice in one txn */
-    else
-        h->v[h->n++] = v;
+    assert(h->n == 0 || h->v[h->n - 1].mod < v.mod); /* no client changes a key twice in one txn */
+    h->v[h->n++] = v;
+    if (o->n_events == o->cap_events) {
+        o->cap_events = o->cap_events ? 2 * o->cap_events : 256;
+        o->events = realloc(o->events, o->cap_events * sizeof *o->events);
+        assert(o->events);
+    }
+    o->events[o->n_events++] = (struct oracle_event){.rev = v.mod, .key = k, .v = v};
 }
 
 static inline void model_put(struct oracle *o, unsigned k, uint64_t value, int64_t lease)

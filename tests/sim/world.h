@@ -9,7 +9,7 @@
  *     oracle.h   the log all agree on, and a model      net.h      what travels between members
  *     check.h    what must hold at every step             client.h   calls and what they may answer
  *     snapshot.h a member is given another's state        faults.h   what goes wrong, and the healing
- *     rot.h      a log that has changed by itself
+ *     rot.h      a log that has changed by itself          watch.h    watchers that move between members
  */
 #pragma once
 #include <inttypes.h>
@@ -22,6 +22,7 @@ enum {
     MEMBERS_SIM_MAX = 8,     /* ids 1 ... 7, and spare ones */
     SIM_LOG_MAX = 1 << 13,   /* entries of one run */
     SIM_TERMS_MAX = 1 << 12,
+    WATCH_CLIENTS = 3,
 };
 
 #define NEVER UINT64_MAX
@@ -33,7 +34,9 @@ enum {
     X(crashes) X(power_cuts) X(cuts_in_write) X(cuts_in_flush) X(lost_writes) X(torn_tails) X(restarts) X(pauses) \
     X(stalls) X(disks_full) X(eio_stops) X(packets) X(dropped) X(doubled) X(partitions) X(one_way) X(slanders) \
     X(forwarded) X(log_cuts) X(flushes) X(rots) \
-    X(confs) X(joints) X(learners) X(removals) X(joins) X(log_releases) X(snapshots) X(snapshots_failed)
+    X(confs) X(joints) X(learners) X(removals) X(joins) X(log_releases) X(snapshots) X(snapshots_failed) \
+    X(watch_events) X(watch_moves) X(watch_prevs) X(watch_progress) X(watch_compacted) X(watch_fragments) \
+    X(transfers) X(transfers_failed) X(hand_overs)
 
 struct counters {
 #define X(name) uint64_t name;

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include "../sim/faults.h"
 #include "../sim/snapshot.h"
+#include "../sim/watch.h"
 #include "daemon/log.h"
 #include "tap.h"
 
@@ -66,8 +67,10 @@ static bool world_step(uint64_t limit_us)
         return false;
     member_step(first, thread);
     if (first->crash_soon) {
+        bool power = first->crash_soon == 2;
+
         first->crash_soon = 0;
-        crash_now(&s, first, true);
+        crash_now(&s, first, power);
     }
     return true;
 }
@@ -122,6 +125,8 @@ static void play(uint64_t until_us, uint64_t ask_us, uint64_t disturb_us)
 
             if (m->exists && m->up && !m->paused && s.o.committed < SIM_LOG_MAX - 1500)
                 ask_something(&s, m);
+            if (m->exists && m->up && world_chance(&s.w, 15))
+                watch_something(&s, m);
             ask_at = s.w.now_us + world_random(&s.w, 2 * ask_us);
         }
         if (s.w.now_us >= disturb_at) {
@@ -218,7 +223,7 @@ static void liveness(void)
 {
     uint64_t until = s.w.now_us + HEALED_MS * 1000;
     static struct probe writes, reads; /* the answers that quiet() gives still point to them */
-    bool wrote = false, readt = false;
+    bool wrote = false, readt = false, watched = false;
 
     memset(&writes, 0, sizeof writes);
     memset(&reads, 0, sizeof reads);
@@ -230,7 +235,8 @@ static void liveness(void)
         play(s.w.now_us + 50000, 0, 0);
         wrote = probe_step(&writes, true);
         readt = probe_step(&reads, false);
-        if (wrote && readt && leases_gone() && all_applied(s.o.committed) && sim_leader(&s))
+        watched = watches_settled(&s);
+        if (wrote && readt && watched && leases_gone() && all_applied(s.o.committed) && sim_leader(&s))
             return;
     }
     if (s.w.failed)
@@ -244,6 +250,8 @@ static void liveness(void)
         world_fail(&s.w, "ExpiresWithinBound", "leases live on");
     else if (!all_applied(s.o.committed))
         world_fail(&s.w, "EveryMemberCatchesUp", "committed %" PRIu64, s.o.committed);
+    else if (!watched)
+        world_fail(&s.w, "Reliable", "a watcher has not been told all");
 }
 
 /* The answers to the probes point to them: nobody may come later. */
@@ -277,6 +285,7 @@ static void draw_options(void)
     s.thread_us = 20 + world_random(w, world_chance(w, 20) ? 5000 : 200);
     s.conf_pct = world_chance(w, 40) ? 10 : 0;
     s.apply_us = world_chance(w, 30) ? (unsigned)world_random(w, 100000) : 0;
+    s.hub_us = world_chance(w, 30) ? (unsigned)world_random(w, 500000) : 0;
     s.o.skew_ppm = (unsigned)world_random(w, 50000);
     s.net_options = &net_options;
     memset(&net_options, 0, sizeof net_options);
@@ -305,6 +314,7 @@ static const char *run(uint64_t seed, bool verbose)
         member_create(&s.m[i], &conf);
         (void)member_start(&s.m[i]);
     }
+    watches_init(&s);
     play(s.w.now_us + 6000000, 10000 + world_random(&s.w, 20000), 30000 + world_random(&s.w, 300000));
     if (!s.w.failed)
         heal_all(&s);
