@@ -5,8 +5,11 @@
  * alone: what comes up too early is sorted in again at its real expiry. On a member that does not lead there is no
  * heap and nothing expires.
  *
+ * Clocks show whole milliseconds, cut off, so a time that is to pass from now on is over one of them later (`after`): a
+ * lease lives a little longer than it says, and never less.
+ *
  * Owner: protected by t->mu; apply changes the set, rpc threads renew, the turn asks what has expired. A mailbox would
- *        not do: a keep-alive is answered on its rpc thread without a hop.
+ *        not do: a lone member answers a keep-alive on its rpc thread without a hop.
  *
  * A checkpoint is "marked" from when the leader takes it for an entry until apply brings it back: a renewal in between
  * must know that the log will say less than what it promises.
@@ -85,6 +88,17 @@ void lease_table_free(struct lease_table *t)
     free(t->buckets);
     free(t->heap);
     free(t);
+}
+
+static uint64_t after(uint64_t now_ms, int64_t s)
+{
+    return now_ms + (uint64_t)(s > 0 ? s : 0) * 1000 + 1;
+}
+
+/* At least so long will it live. */
+static int64_t left_ms(const struct lease *l, uint64_t now_ms)
+{
+    return (int64_t)(l->expiry_ms - now_ms) - 1;
 }
 
 /* ---- the table (t->mu held) ------------------------------------------------------------- */
@@ -204,7 +218,7 @@ int lease_grant(struct lease_table *t, int64_t id, int64_t ttl_s, int64_t remain
         b = bucket(t, id);
         l->hash_next = *b;
         *b = l;
-        l->expiry_ms = l->due_ms = t->clock->now_ms(t->clock) + (uint64_t)(ttl_s > 0 ? ttl_s : 0) * 1000;
+        l->expiry_ms = l->due_ms = after(t->clock->now_ms(t->clock), ttl_s);
         if (t->primary) {
             heap_place(t, t->n, l);
             heap_up(t, t->n);
@@ -299,7 +313,7 @@ int lease_get(struct lease_table *t, int64_t id, struct lease_info *ret_info)
     if (l) {
         *ret_info = (struct lease_info){.id = id, .granted_ttl_s = l->ttl_s, .checkpoint_s = l->checkpoint_s};
         ret_info->primary = t->primary;
-        ret_info->remaining_ms = t->primary ? (int64_t)(l->expiry_ms - t->clock->now_ms(t->clock)) : l->ttl_s * 1000;
+        ret_info->remaining_ms = t->primary ? left_ms(l, t->clock->now_ms(t->clock)) : l->ttl_s * 1000;
     }
     pthread_mutex_unlock(&t->mu);
     return l ? 0 : ERR_LEASE_NOT_FOUND;
@@ -307,11 +321,12 @@ int lease_get(struct lease_table *t, int64_t id, struct lease_info *ret_info)
 
 int lease_renew(struct lease_table *t, int64_t id, int64_t *ret_ttl_s)
 {
-    uint64_t now_ms = t->clock->now_ms(t->clock);
     struct lease *l;
+    uint64_t now_ms;
     int err = 0;
 
     pthread_mutex_lock(&t->mu);
+    now_ms = t->clock->now_ms(t->clock); /* not before: another leader may have promised more meanwhile */
     l = find(t, id);
     if (!t->primary) {
         err = ERR_NOT_PRIMARY_LESSOR;
@@ -320,7 +335,8 @@ int lease_renew(struct lease_table *t, int64_t id, int64_t *ret_ttl_s)
     } else if (l->expiry_ms <= now_ms) {
         err = LEASE_PAST;
     } else {
-        l->expiry_ms = now_ms + (uint64_t)l->ttl_s * 1000;
+        if (l->expiry_ms < after(now_ms, l->ttl_s))
+            l->expiry_ms = after(now_ms, l->ttl_s); /* a new leader may have given it more */
         l->ours = true;
         l->marked_s = 0;
         *ret_ttl_s = l->ttl_s;
@@ -484,7 +500,7 @@ void lease_promote(struct lease_table *t, uint32_t extend_ms)
         for (struct lease *l = t->buckets[i]; l; l = l->hash_next) {
             int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;
 
-            l->expiry_ms = l->due_ms = now_ms + (uint64_t)(ttl_s > 0 ? ttl_s : 0) * 1000 + extend_ms;
+            l->expiry_ms = l->due_ms = after(now_ms, ttl_s) + extend_ms;
             l->marked_s = l->checkpoint_s;
             l->marks_out = 0; /* what an earlier term had under way is applied, or does nothing */
             l->ours = false;

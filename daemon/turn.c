@@ -286,7 +286,7 @@ static void take_applied(struct turn *t, uint64_t applied)
     /* All that any leader has acknowledged is in our state now: leases may run out, and a sole voter reads
      * without asking anybody. */
     t->own_applied = true;
-    if (t->o.leases) /* a leader that was cut off may have renewed until it noticed: two election timeouts at most */
+    if (t->o.leases) /* nobody could renew since the last leader was lost: an election may take so long */
         lease_promote(t->o.leases, t->status.sole_voter ? t->o.election_ms : 2 * t->o.election_ms);
     t->checkpoint_ms = t->now_ms;
     atomic_store_explicit(&t->reads_free, is_alone(t), memory_order_release);
@@ -595,7 +595,6 @@ int turn_new(const struct turn_options *o, struct turn **ret_turn)
     mailbox_init(&t->ask_box, -1);
     mailbox_init(&t->peer_box, -1);
     mailbox_init(&t->event_box, -1);
-    mailbox_init(&t->query_box, -1);
     mailbox_init(&t->wal_box, -1);
     (void)pthread_mutex_init(&t->stop_mu, NULL); /* cannot fail with default attributes on Linux */
     t->lease_look_ms = t->asks_ms = UINT64_MAX;

@@ -91,6 +91,8 @@ struct read_wait {
 /* Any thread. 0: go now, w is not kept (a sole voter that has applied an entry of its term: every
  * acknowledged write is already published). 1: done will be called, later. */
 int turn_read(struct turn *t, struct read_wait *w);
+/* Any thread: turn_read would answer 0. */
+bool turn_reads_free(const struct turn *t);
 
 /* ---- other members --------------------------------------------------------------------------------
  * All of these on any thread, but not on one that holds a lock the transport's send takes. */
@@ -142,7 +144,8 @@ struct lease_ask {
     int64_t ttl_s, left_ms; /* granted; remaining, may be negative */
     void (*done)(struct lease_ask *a); /* on the turn thread; must not block */
 };
-/* Any thread. done will be called, once. A leader that is asked while it is not yet confirmed is waited for. */
+/* Any thread. done will be called, once. Who answers has led after it was asked, as a quorum has confirmed: a renewal
+ * holds whoever leads next. A leader that is asked while it is not yet confirmed is waited for. */
 void turn_lease_ask(struct turn *t, struct lease_ask *a);
 
 /* Any thread: how far a follower is, as this leader last knew; false: not the leader, or no such member. */

@@ -130,6 +130,10 @@ struct turn {
     struct ask_table *asks;    /* this member's, under way; NULL: there was never one */
     uint64_t asks_ms;          /* when to look at them again */
     struct mail_list queries;  /* of any member, that wait for us to know the leases */
+    struct mail_list unsure;   /* that came since the read under way began; the next one proves that we led after */
+    struct mail_list sure;     /* the same, of the read under way */
+    struct read_wait sure_read;
+    _Atomic bool sure_waits;   /* it is under way; its done, on any thread, ends that */
     struct mail_list clears;   /* that wait for the checkpoint of their lease to be taken back */
     struct mail_list clearing; /* the same; the entry is at clear_index */
     uint64_t clear_index;
@@ -158,7 +162,6 @@ struct turn {
     struct mailbox read_box, conf_box, transfer_box, ask_box;
     struct mailbox peer_box;   /* struct peer_msg */
     struct mailbox event_box;  /* struct peer_event */
-    struct mailbox query_box;  /* struct lease_query whose read is done */
     struct mailbox wal_box;    /* struct store_job */
     _Atomic uint64_t stored;   /* by the WAL thread: highest durable store_seq */
     _Atomic size_t unstored_bytes;
@@ -236,6 +239,7 @@ void turn_peers_stop(struct turn *t);
 void turn_peers_fini(struct turn *t);
 
 /* turn_read.c */
+void turn_reads_add(struct turn *t, struct read_wait *w); /* turn_read for the turn itself: begins in this very step */
 void turn_reads_step(struct turn *t);
 void turn_reads_done(struct turn *t, const struct raft_read *done, uint32_t n);
 void turn_reads_lost(struct turn *t);

@@ -6,9 +6,13 @@
  * "primary" then). It alone proposes their expiry, and what is left of them (checkpoints: the next leader begins there);
  * both entries carry its term and do nothing in another.
  *
- *     turn_lease_ask() --> asks --PEER_LEASE_RENEW--> the leader: query --> table
- *                                <-PEER_LEASE_RENEWED--                \--> unknown: a read first, then it is certain
- *                                                                       \-> checkpointed: that is taken back first
+ *     turn_lease_ask() --> asks --PEER_LEASE_RENEW--> the leader: query --> a read, one for all that wait --> table
+ *                                <-PEER_LEASE_RENEWED--               checkpointed: that is taken back first <--/
+ *
+ * A promise holds if every later leader counts from later than the question came: whoever answers must have led after
+ * that. To have heard of followers lately does not prove it, for this process may have stood still meanwhile. So a
+ * quorum confirms it for each question, by a linearizable read that begins after the question came; questions that come
+ * while one is under way share the next. Only a sole voter knows by itself.
  *
  * A renewal may be said twice, so a question whose answer is late, or whose leader is gone, is asked again. A lease
  * with a checkpoint in the log is only renewed once an entry that takes it back is applied: else the next leader would
@@ -192,8 +196,7 @@ struct lease_query {
     struct turn *t;
     uint64_t from, id; /* the asker and its number of this */
     int64_t lease;
-    bool renew, certain; /* certain: a read has been answered since it came, so what is unknown is unknown */
-    struct read_wait read;
+    bool renew, certain; /* certain: a read has been answered since it came: we led, and what is unknown is unknown */
 };
 
 static void ask_answered(struct turn *t, uint64_t id, int err, int64_t ttl_s, int64_t left_ms);
@@ -216,37 +219,18 @@ static void query_end(struct turn *t, struct lease_query *q, int err, int64_t tt
     free(q);
 }
 
-static void query_read_done(struct read_wait *w)
-{
-    struct lease_query *q = (struct lease_query *)((uint8_t *)w - offsetof(struct lease_query, read));
-
-    mailbox_post(&q->t->query_box, &q->mail);
-    mailbox_nudge(&q->t->box);
-}
-
-static void query_run(struct turn *t, struct lease_query *q);
-
-/* What is committed and not yet applied may have granted it, or taken it away. */
-static void query_read(struct turn *t, struct lease_query *q)
-{
-    q->certain = true;
-    q->read = (struct read_wait){.deadline_ms = t->now_ms + t->o.election_ms, .done = query_read_done};
-    if (turn_read(t, &q->read) == 0)
-        query_run(t, q);
-}
-
 static void query_run(struct turn *t, struct lease_query *q)
 {
     struct lease_info info = {0};
     int64_t ttl_s = 0;
     int err;
 
-    if (!t->own_applied && t->status.role == RAFT_LEADER) {
+    if (t->status.role == RAFT_LEADER && !t->own_applied) {
         mail_push(&t->queries, &q->mail);
         return;
     }
-    if (t->own_applied && !q->certain && store_applied(t->o.store) < t->status.commit) {
-        query_read(t, q);
+    if (t->own_applied && !q->certain && !turn_reads_free(t)) {
+        mail_push(&t->unsure, &q->mail);
         return;
     }
     err = t->own_applied ? lease_get(t->o.leases, q->lease, &info) : ERR_NOT_PRIMARY_LESSOR;
@@ -254,8 +238,6 @@ static void query_run(struct turn *t, struct lease_query *q)
         err = lease_renew(t->o.leases, q->lease, &ttl_s);
     if (err == LEASE_MARKED)
         mail_push(&t->clears, &q->mail);
-    else if (err == ERR_LEASE_NOT_FOUND && !q->certain)
-        query_read(t, q);
     else
         query_end(t, q, err, info.granted_ttl_s, q->renew ? ttl_s * 1000 : info.remaining_ms);
 }
@@ -282,21 +264,46 @@ static void run_list(struct turn *t, struct mail_list *l)
     }
 }
 
-static void take_queries(struct turn *t)
+static void sure_done(struct read_wait *w)
 {
-    struct mail *m = mailbox_take(&t->query_box), *next;
+    struct turn *t = (struct turn *)((uint8_t *)w - offsetof(struct turn, sure_read));
 
+    atomic_store(&t->sure_waits, false);
+    mailbox_nudge(&t->box);
+}
+
+/* One read makes all certain that came before it began. */
+static void make_sure(struct turn *t)
+{
+    struct mail *m = t->sure.head, *next;
+
+    if (atomic_load(&t->sure_waits))
+        return;
+    t->sure = (struct mail_list){0};
     for (; m; m = next) {
         struct lease_query *q = (struct lease_query *)m;
 
         next = m->next;
-        if (q->read.err)
-            query_end(t, q, q->read.err == ERR_STOPPED ? ERR_STOPPED : ERR_NOT_PRIMARY_LESSOR, 0, 0);
-        else
+        q->certain = t->sure_read.err == 0;
+        if (q->certain)
             query_run(t, q);
+        else
+            query_end(t, q, t->sure_read.err == ERR_STOPPED ? ERR_STOPPED : ERR_NOT_PRIMARY_LESSOR, 0, 0);
     }
+    if (t->unsure.head == NULL)
+        return;
+    t->sure = t->unsure;
+    t->unsure = (struct mail_list){0};
+    t->sure_read = (struct read_wait){.deadline_ms = t->now_ms + t->o.election_ms, .done = sure_done};
+    atomic_store(&t->sure_waits, true);
+    turn_reads_add(t, &t->sure_read);
+}
+
+static void take_queries(struct turn *t)
+{
     if (t->own_applied || t->status.role != RAFT_LEADER)
         run_list(t, &t->queries);
+    make_sure(t);
 }
 
 /* One entry takes back the checkpoints of all leases that wait to be renewed; the next ones wait for it. */
@@ -559,8 +566,9 @@ static void free_queries(struct mail *m)
 
 void turn_leases_fini(struct turn *t)
 {
-    free_queries(mailbox_take(&t->query_box));
     free_queries(t->queries.head);
+    free_queries(t->unsure.head);
+    free_queries(t->sure.head);
     free_queries(t->clears.head);
     free_queries(t->clearing.head);
     free(t->asks);

@@ -59,9 +59,14 @@ static void round_applied(struct apply_wait *wait)
     free(r);
 }
 
+bool turn_reads_free(const struct turn *t)
+{
+    return atomic_load_explicit(&t->reads_free, memory_order_acquire);
+}
+
 int turn_read(struct turn *t, struct read_wait *w)
 {
-    if (atomic_load_explicit(&t->reads_free, memory_order_acquire))
+    if (turn_reads_free(t))
         return 0;
     w->err = atomic_fetch_add_explicit(&t->read_waits, 1, memory_order_relaxed) < LIMIT_READ_WAITS
                  ? 0
@@ -87,6 +92,12 @@ static void take(struct turn *t)
         else
             list_push(&t->reads, w);
     }
+}
+
+void turn_reads_add(struct turn *t, struct read_wait *w)
+{
+    atomic_fetch_add_explicit(&t->read_waits, 1, memory_order_relaxed);
+    list_push(&t->reads, w);
 }
 
 /* False: the core has no leader to ask. */

@@ -102,8 +102,6 @@ static inline void check_leader(struct sim_member *m)
         world_fail(m->w, "ElectionSafety", "members %" PRIu64 " and %" PRIu64 " lead in term %" PRIu64,
                    *leader, m->id, st->term);
     *leader = m->id;
-    if (st->term > o->newest_term)
-        o->newest_term = st->term;
     m->led = true;
     m->leads_term = st->term;
     m->w->did.elections++;

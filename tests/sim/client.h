@@ -30,7 +30,7 @@ struct call_sim {
     size_t bytes;
     int64_t lease;         /* a revocation's */
     uint32_t lease_grants; /* when it began */
-    bool lease_revoked, newest_leader;
+    bool lease_revoked;
     bool stops;      /* a transfer's: then the member's process ends */
     bool *done, *ok; /* a probe's: where to say it */
 };
@@ -434,9 +434,7 @@ static inline void renew_judge(struct call_sim *c)
         s->w.did.failed_calls += c->l.err != ERR_LEASE_NOT_FOUND && c->l.err != LEASE_PAST;
         return;
     }
-    /* A leader that has been replaced and does not know it yet may say yes for an election timeout, as etcd's does; that
-     * no promise of it is broken is NeverExpiresEarly's to see. */
-    if (c->lease_revoked && l->grants == c->lease_grants && c->newest_leader)
+    if (c->lease_revoked && l->grants == c->lease_grants)
         world_fail(&s->w, "RenewAfterRevokeFails",
                    "member %" PRIu64 " renews lease %" PRId64 ", whose revocation was acknowledged before",
                    c->m->id, c->l.lease);
@@ -471,7 +469,6 @@ static inline void ask_renew(struct sim *s, struct sim_member *m)
     l = &s->o.leases[c->l.lease];
     c->lease_grants = l->grants;
     c->lease_revoked = l->revoked == l->grants;
-    c->newest_leader = m->turn->status.term >= s->o.newest_term;
     world_line(&s->w, "m%" PRIu64 " is asked %s lease %" PRId64, m->id, c->l.renew ? "to renew" : "of",
                c->l.lease);
     turn_lease_ask(m->turn, &c->l);

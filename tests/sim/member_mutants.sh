@@ -73,9 +73,9 @@ mutant '14 a removed member stands and leads'      sim raftcore/election.c 's/re
 mutant '15 directory not synced'                   sim_crash daemon/wal_segment.c 's/err = w->disk->fsync_dir(w->disk, w->dir);/err = 0;/'
 mutant '16 a failed sync tried again'              sim daemon/wal.c 's/        w->failed = true; \/\* the kernel may have.*/        return w->disk->fdatasync(w->disk, s->file);/'
 mutant '17 a torn page is believed'                base_torn daemon/base_row.c 's/    if (row_crc(t, key, value) != get_u32le(v.ptr + value.len))/    if (0)/'
-mutant '31 leases end by what an old leader knew'  sim daemon/lease.c 's/            l->expiry_ms = l->due_ms = now_ms + (uint64_t)(ttl_s > 0 ? ttl_s : 0) \* 1000 + extend_ms;/            l->due_ms = l->expiry_ms;/'
+mutant '31 leases end by what an old leader knew'  sim daemon/lease.c 's/            l->expiry_ms = l->due_ms = after(now_ms, ttl_s) + extend_ms;/            l->due_ms = l->expiry_ms;/'
 mutant '32 time to live begins anew'               lease daemon/lease.c 's/int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;/int64_t ttl_s = l->ttl_s;/'
-mutant '33 renewed after it was revoked'           sim daemon/turn_lease.c 's/!q->certain \&\& store_applied(t->o.store) < t->status.commit/0/'
+mutant '33 renewed after it was revoked'           sim daemon/turn_lease.c 's/t->own_applied \&\& !q->certain \&\& !turn_reads_free(t)/0/'
 mutant '41 a message of another cluster'            peers daemon/peers_in.c 's/    if (cluster != p->options.cluster_id) {/    if (0) {/'
 mutant '42 a proposal tried twice'                 sim daemon/turn_propose.c 's/    if (heard_before(t, m) || m->index <= t->o.wal_state.term) {/    if (0) {/'
 # 7 and 10 are mutants.sh's: the core alone is quicker at them. 18 (bytes of an older segment believed) has none of one

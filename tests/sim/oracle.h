@@ -56,7 +56,6 @@ struct seen_entry {
 struct oracle {
     uint64_t committed;
     struct agreed log[SIM_LOG_MAX];
-    uint64_t newest_term; /* in which anybody has led */
     uint64_t leader_of[SIM_TERMS_MAX];
     uint64_t vote_of[MEMBERS_SIM_MAX][SIM_TERMS_MAX];
     struct seen_entry seen[1 << SIM_SEEN_BITS];
@@ -258,8 +257,7 @@ static inline void model_expire(struct world *w, struct oracle *o, struct slice 
         if (!model_has_lease(o, id))
             continue;
         l = &o->leases[id];
-        if (w->now_us + 2000 <
-            l->promised_us + (uint64_t)l->ttl_s * (1000000 - o->skew_ppm)) /* clocks show ms */
+        if (w->now_us < l->promised_us + (uint64_t)l->ttl_s * (1000000 - o->skew_ppm))
             world_fail(w, "NeverExpiresEarly", "lease %" PRId64 " of %" PRId64 " s, promised anew %.3f s ago",
                        id, l->ttl_s, (double)(w->now_us - l->promised_us) / 1e6);
         model_revoke(o, id);
