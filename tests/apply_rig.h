@@ -69,14 +69,11 @@ static struct base_options rig_base_options(const struct rig *r)
     return (struct base_options){.path = r->dir, .map_bytes = r->map_bytes, .readers_max = 126, .no_sync = true};
 }
 
-/* Everything in memory, from what the directory holds. */
-static inline void rig_open(struct rig *r)
+/* Everything in memory, over an open base, which is the store's now. */
+static inline void rig_open_base(struct rig *r, struct base *b)
 {
-    struct base_options o = rig_base_options(r);
-    struct base *b;
     struct apply_options ao;
 
-    REQUIRE(base_open(&o, &b) == 0);
     REQUIRE(store_new(b, &r->store) == 0);
     r->cache = entry_cache_new(1u << 30);
     r->account = account_new(5000, 64 << 20, 12345);
@@ -89,6 +86,16 @@ static inline void rig_open(struct rig *r)
     for (uint64_t i = 1; i <= r->last; i++)
         entry_cache_put(r->cache, r->log[i]);
     arena_init(&r->out, 64 << 20, NULL, 0);
+}
+
+/* The same from what the directory holds. */
+static inline void rig_open(struct rig *r)
+{
+    struct base_options o = rig_base_options(r);
+    struct base *b;
+
+    REQUIRE(base_open(&o, &b) == 0);
+    rig_open_base(r, b);
 }
 
 static inline void rig_close(struct rig *r)

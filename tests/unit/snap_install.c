@@ -10,14 +10,9 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
-#include "apply_entries.h"
-#include "daemon/log.h"
-#include "daemon/snap.h"
-#include "daemon/snap_install.h"
 
 enum { OLD = 50, STORED = 60, SNAP = 300, LAST = 330, SEGMENT_BYTES = 256 << 10 };
-
-static uint64_t seed;
+#include "member_rig.h"
 
 /* ---- the disk, seen from outside: calls are counted, one of them is the last ---------------------------- */
 
@@ -192,178 +187,25 @@ int unlinkat(int fd, const char *path, int flags)
     return (int)syscall(SYS_unlinkat, fd, path, flags);
 }
 
-/* ---- the stream ------------------------------------------------------------------------------------------ */
-
-static struct rig sender;
-static struct slice chunks[1024];
-static size_t n_chunks;
-static struct snap_head head;
-static char *old_dump, *new_dump, *last_dump;
-
-static void sender_new(void)
-{
-    uint64_t s = seed;
-    struct snap_export *x;
-    struct slice c;
-    int err;
-
-    rig_new(&sender);
-    for (int i = 1; i <= LAST; i++) {
-        entry(&sender, &s, false);
-        if (i == OLD)
-            old_dump = strdup(rig_dump(&sender, 0));
-        if (i != SNAP)
-            continue;
-        new_dump = strdup(rig_dump(&sender, 0));
-        rig_flush(&sender);
-        REQUIRE(snap_export_new(sender.apply, sender.store, &sender.clock.clock, &x) == 0);
-        head = *snap_export_head(x);
-        while ((err = snap_export_next(x, &c)) == 0) {
-            uint8_t *p = malloc(c.len);
-
-            REQUIRE(n_chunks < 1024);
-            memcpy(p, c.ptr, c.len);
-            chunks[n_chunks++] = slice_of(p, c.len);
-        }
-        REQUIRE(err == 1);
-        snap_export_free(x);
-    }
-    last_dump = strdup(rig_dump(&sender, 0));
-}
-
-/* ---- a member ---------------------------------------------------------------------------------------------- */
-
-struct member_rig {
-    struct rig rig;
-    struct datadir dir;
-    struct disk *disk;
-    struct wal *wal;
-    struct wal_state state;
-};
-
-static struct wal_options wal_options(struct member_rig *m, const char *name)
-{
-    return (struct wal_options){.disk = m->disk, .dir = name, .segment_bytes = SEGMENT_BYTES, .cluster_id = 1,
-                                .member_id = RIG_MEMBER};
-}
-
-static void member_open(struct member_rig *m, const char *path, bool apply_log)
-{
-    char base[DATADIR_PATH_BYTES], name[32], why[512];
-    struct wal_options o;
-
-    REQUIRE(datadir_open(&m->dir, path, "") == 0);
-    REQUIRE(disk_real_new(m->dir.wal_root, &m->disk) == 0);
-    datadir_base_path(&m->dir, m->dir.base, base);
-    m->rig = (struct rig){.clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1, .map_bytes = UINT64_C(1) << 32};
-    REQUIRE(strlen(base) < sizeof m->rig.dir);
-    memcpy(m->rig.dir, base, strlen(base) + 1);
-    snprintf(name, sizeof name, "wal-%u", m->dir.wal);
-    o = wal_options(m, name);
-    REQUIRE(wal_open(&o, &m->wal, &m->state, why, sizeof why) == 0);
-    rig_open(&m->rig);
-    m->rig.apply->o.datadir = &m->dir;
-    m->rig.apply->o.base = rig_base_options(&m->rig);
-    m->rig.apply->o.wal = m->wal;
-    m->rig.last = m->rig.apply->applied;
-    if (apply_log) {
-        m->rig.last = m->state.commit;
-        apply_commit(m->rig.apply, m->rig.last);
-        rig_run(&m->rig);
-    }
-}
-
-static void member_close(struct member_rig *m)
-{
-    rig_close(&m->rig);
-    wal_close(m->wal);
-    disk_real_free(m->disk);
-    datadir_close(&m->dir);
-}
-
-/* The log holds STORED entries, base the first OLD. */
-static void member_make(const char *path)
-{
-    uint8_t bytes[RAFTCONF_BYTES_MAX];
-    struct raft_conf conf = {.voters = {.n = 1, .ids = {RIG_MEMBER}}};
-    struct member_rig m;
-    struct wal_options o;
-    char base[DATADIR_PATH_BYTES], why[512];
-    struct base_options bo = {.map_bytes = UINT64_C(1) << 32, .readers_max = 126, .path = base};
-
-    REQUIRE(datadir_open(&m.dir, path, "") == 0);
-    REQUIRE(disk_real_new(m.dir.wal_root, &m.disk) == 0);
-    REQUIRE(datadir_make_base(&m.dir, 1, base) == 0);
-    REQUIRE(base_create(&bo, 1, RIG_MEMBER, raftconf_encode(&conf, bytes)) == 0);
-    o = wal_options(&m, "wal-1");
-    REQUIRE(wal_create(&o, 0, 0, &(struct wal_state){.term = 1}) == 0);
-    REQUIRE(datadir_commit(&m.dir) == 0);
-    REQUIRE(wal_open(&o, &m.wal, &m.state, why, sizeof why) == 0);
-    REQUIRE(wal_append(m.wal, &sender.log[1], STORED, NULL, OLD) == 0 && wal_sync(m.wal) == 0);
-    wal_close(m.wal);
-    disk_real_free(m.disk);
-    datadir_close(&m.dir);
-    member_open(&m, path, true);
-    rig_flush(&m.rig);
-    CHECK(strcmp(rig_dump(&m.rig, 0), old_dump) == 0);
-    member_close(&m);
-}
-
-/* ---- installing ---------------------------------------------------------------------------------------------- */
-
-static void receive(struct member_rig *m)
-{
-    char path[DATADIR_PATH_BYTES];
-    struct snap_import_options o = {.path = path, .base = rig_base_options(&m->rig), .cluster_id = 1,
-                                    .member_id = RIG_MEMBER};
-    struct snap_import *im;
-    int err = 0;
-
-    REQUIRE(datadir_make_incoming(&m->dir, path) == 0);
-    REQUIRE(snap_import_new(&o, &im) == 0);
-    for (size_t i = 0; i < n_chunks && err == 0; i++)
-        err = snap_import_feed(im, chunks[i]);
-    REQUIRE(err == 1);
-    snap_import_free(im);
-}
-
-static int install(struct member_rig *m)
-{
-    struct snap_place place = {.dir = &m->dir, .disk = m->disk, .wal = m->wal, .base = rig_base_options(&m->rig),
-                               .wal_options = wal_options(m, NULL)};
-
-    place.base.no_sync = false;
-    return snap_install(&place, m->rig.apply, head.index, head.term, &(struct wal_state){.term = 9, .vote = 4, .commit = head.index});
-}
-
-static void settle(struct member_rig *m)
-{
-    for (int i = 0; i < 1000 && atomic_load(&m->rig.apply->installing); i++) {
-        (void)apply_step(m->rig.apply);
-        (void)apply_flush_step(m->rig.apply);
-        m->rig.clock.ms += 10;
-    }
-    CHECK(!atomic_load(&m->rig.apply->installing));
-}
+/* ---- tests ------------------------------------------------------------------------------------------------------ */
 
 /* The entries after the snapshot: appended, then applied from the log. */
 static void go_on(struct member_rig *m)
 {
-    struct rig *r = &m->rig;
+    member_append(m, LAST, LAST);
+    member_apply(m, LAST);
+}
 
-    REQUIRE(wal_append(m->wal, &sender.log[SNAP + 1], LAST - SNAP, NULL, LAST) == 0 && wal_sync(m->wal) == 0);
-    r->last = LAST;
-    apply_commit(r->apply, LAST);
-    rig_run(r);
+static bool is_at(struct member_rig *m, uint64_t index)
+{
+    return m->rig.apply->applied == index && member_is_right(m);
 }
 
 static void check_new(struct member_rig *m)
 {
-    CHECK(m->state.first_index == SNAP && m->state.term == 9 && m->state.vote == 4);
+    CHECK(m->boot.wal_state.first_index == SNAP && m->boot.wal_state.term == NEW_TERM && m->boot.wal_state.vote == NEW_VOTE);
     CHECK(m->rig.apply->compact_rev <= sender.apply->compact_rev);
 }
-
-/* ---- tests ------------------------------------------------------------------------------------------------------ */
 
 static void remove_tree(const char *path)
 {
@@ -394,15 +236,14 @@ static bool restart(long cut)
     is_new = m.rig.apply->applied >= SNAP;
     if (is_new) {
         check_new(&m);
-        CHECK(strcmp(rig_dump(&m.rig, 0), m.rig.apply->applied == LAST ? last_dump : new_dump) == 0);
+        CHECK(member_is_right(&m));
     } else {
-        CHECK(m.rig.apply->applied == OLD && m.state.last_index == STORED && m.state.term == 1);
-        CHECK(strcmp(rig_dump(&m.rig, 0), old_dump) == 0);
+        CHECK(is_at(&m, OLD) && m.boot.wal_state.last_index == STORED && m.boot.wal_state.term == 1);
         (void)apply_flush_step(m.rig.apply); /* tidies up */
-        receive(&m);
-        CHECK(install(&m) == 0);
-        settle(&m);
-        CHECK(strcmp(rig_dump(&m.rig, 0), new_dump) == 0);
+        member_receive(&m, NULL);
+        CHECK(member_install(&m) == 0);
+        member_settle(&m);
+        CHECK(is_at(&m, SNAP));
     }
     if (tap_bad)
         printf("# cut at call %ld\n", cut);
@@ -427,16 +268,12 @@ static void cut_everywhere(bool power)
             member_open(&m, work, true);
             world.power = power;
             world.cut_at = cut;
-            receive(&m);
-            if (install(&m) != 0)
+            member_receive(&m, NULL);
+            if (member_install(&m) != 0)
                 _exit(1);
-            settle(&m);
+            member_settle(&m);
             go_on(&m);
-            for (int i = 0; i < 20; i++) { /* the old state is removed */
-                m.rig.clock.ms += 1000;
-                (void)apply_step(m.rig.apply);
-                (void)apply_flush_step(m.rig.apply);
-            }
+            member_tidy(&m); /* the old state is removed */
             _exit(0);
         }
         REQUIRE(waitpid(pid, &status, 0) == pid);
@@ -470,38 +307,34 @@ static void running_member(void)
     sl = slot_new(m.rig.store);
     REQUIRE(view_open(m.rig.store, sl, &v) == 0); /* somebody reads the old state all the while */
     m.rig.clock.ms += 10000;
-    receive(&m);
-    REQUIRE(install(&m) == 0);
+    member_receive(&m, NULL);
+    REQUIRE(member_install(&m) == 0);
     CHECK(m.rig.apply->applied == OLD);
-    settle(&m);
+    member_settle(&m);
     CHECK(v.rev < m.rig.apply->rev && m.rig.apply->applied == SNAP && store_applied(m.rig.store) == SNAP);
     CHECK(m.rig.apply->hash == head.state_hash && m.rig.apply->key_count == head.key_count);
-    CHECK(strcmp(rig_dump(&m.rig, 0), new_dump) == 0);
+    CHECK(is_at(&m, SNAP));
     CHECK(m.rig.fatal == 0);
     view_close(&v);
     slot_free(m.rig.store, sl);
     go_on(&m);
-    CHECK(strcmp(rig_dump(&m.rig, 0), last_dump) == 0);
+    CHECK(is_at(&m, LAST));
     CHECK(m.rig.apply->hash == sender.apply->hash && lease_count(m.rig.leases) == lease_count(sender.leases));
-    for (int i = 0; i < 20; i++) {
-        m.rig.clock.ms += 1000;
-        (void)apply_step(m.rig.apply);
-        (void)apply_flush_step(m.rig.apply);
-    }
+    member_tidy(&m);
     snprintf(path, sizeof path, "%s/base-1", work);
     CHECK(access(path, F_OK) < 0);
     snprintf(path, sizeof path, "%s/wal-1", work);
     CHECK(access(path, F_OK) < 0);
-    snprintf(path, sizeof path, "%s/base-%u", work, m.dir.base);
+    snprintf(path, sizeof path, "%s/base-%u", work, m.boot.dir.base);
     CHECK(access(path, F_OK) == 0);
     /* The same again is an older state now. */
-    receive(&m);
-    REQUIRE(install(&m) == 0);
+    member_receive(&m, NULL);
+    REQUIRE(member_install(&m) == 0);
     for (int i = 0; i < 50 && m.rig.fatal == 0; i++) {
         (void)apply_step(m.rig.apply);
         (void)apply_flush_step(m.rig.apply);
     }
-    CHECK(m.rig.fatal == 1 && strcmp(rig_dump(&m.rig, 0), last_dump) == 0);
+    CHECK(m.rig.fatal == 1 && is_at(&m, LAST));
     member_close(&m);
 }
 
@@ -512,24 +345,24 @@ static void flush_under_way(void)
 
     copy_tree(template, work);
     member_open(&m, work, true);
-    REQUIRE(wal_append(m.wal, NULL, 0, NULL, STORED) == 0 && wal_sync(m.wal) == 0);
+    REQUIRE(wal_append(m.boot.wal, NULL, 0, NULL, STORED) == 0 && wal_sync(m.boot.wal) == 0);
     m.rig.last = STORED;
     apply_commit(m.rig.apply, STORED);
     rig_run(&m.rig);
     m.rig.apply->freeze_now = true;
     (void)apply_step(m.rig.apply); /* frozen, handed over */
     CHECK(store_frozen(m.rig.store) != NULL);
-    receive(&m);
-    REQUIRE(install(&m) == 0);
-    settle(&m);
+    member_receive(&m, NULL);
+    REQUIRE(member_install(&m) == 0);
+    member_settle(&m);
     CHECK(store_frozen(m.rig.store) == NULL);
-    CHECK(strcmp(rig_dump(&m.rig, 0), new_dump) == 0);
+    CHECK(is_at(&m, SNAP));
     go_on(&m);
     rig_flush(&m.rig);
-    CHECK(strcmp(rig_dump(&m.rig, 0), last_dump) == 0);
+    CHECK(is_at(&m, LAST));
     member_close(&m);
     member_open(&m, work, true);
-    CHECK(strcmp(rig_dump(&m.rig, 0), last_dump) == 0);
+    CHECK(is_at(&m, LAST));
     member_close(&m);
 }
 
@@ -551,12 +384,7 @@ int main(void)
     TEST(flush_under_way);
     TEST(killed_anywhere);
     TEST(power_cut_anywhere);
-    for (size_t i = 0; i < n_chunks; i++)
-        free((void *)(uintptr_t)chunks[i].ptr);
-    free(old_dump);
-    free(new_dump);
-    free(last_dump);
-    rig_free(&sender);
+    sender_free();
     remove_tree(root);
     return tap_done();
 }
