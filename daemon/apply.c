@@ -535,6 +535,7 @@ int apply_new(const struct apply_options *o, struct apply **ret_apply)
         apply_free(a);
         return err;
     }
+    store_on_damage(o->store, apply_damaged, a);
     atomic_init(&a->commit, a->applied);
     atomic_init(&a->db_bytes, file);
     atomic_init(&a->db_in_use_bytes, in_use);

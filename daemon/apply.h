@@ -34,7 +34,7 @@ struct apply_options {
     struct datadir *datadir;      /* where a defragmented base goes; NULL: cannot defragment */
     struct base_options base;     /* how to open it; path is not read */
     void (*fatal)(void *ctx, int err, const char *what);
-    void (*damaged)(void *ctx, const char *what); /* the flush thread: the scrub has found damage in base. Or NULL */
+    void (*damaged)(void *ctx, const char *what); /* whichever thread has met damage in base (store_damaged). Or NULL */
     void *fatal_ctx;              /* of both */
 };
 
@@ -88,7 +88,7 @@ struct apply_stats {
     int64_t put_bytes, keys;
     uint64_t db_bytes, db_in_use_bytes;
     bool nospace;
-    bool damaged; /* the scrub has found damage in base */
+    bool damaged; /* damage in base has been met */
 };
 void apply_stats(const struct apply *a, struct apply_stats *ret_stats);
 

@@ -71,6 +71,8 @@ void defrag_copy(struct apply *a)
         err = base_open(&o, &b);
     if (!err)
         err = datadir_switch(d, old, new);
+    if (err == -EUCLEAN)
+        store_damaged(a->o.store, "the store cannot be copied");
     if (err) {
         base_close(b);
         (void)datadir_remove_base(d, new); /* the next start removes what is left */

@@ -12,9 +12,8 @@
  * finds the disk free.
  *
  * With nothing to flush or sweep, the scrub: once a day every row is read and held against the others, so that bits that
- * rot where nobody reads are known before the backup that would help is gone. It reads little and rests long. Damage is
- * logged, and Status says it; the member goes on, because no damaged row is ever answered (each has its checksum) and
- * what is sound may be all there is.
+ * rot where nobody reads are known before the backup that would help is gone. It reads little and rests long. What it
+ * finds goes the way of all damage that is met (store_damaged, apply_damaged).
  *
  * No room on the disk: the NOSPACE alarm is proposed, the delta kept, the flush tried again each second. Any other
  * failure stops the member.
@@ -275,6 +274,20 @@ static uint64_t sweep(struct apply *a, uint64_t now_ms)
     return UINT64_MAX;
 }
 
+/* Whoever met it: a reader, a watch, a snapshot's sender, the scrub. A member among others begins anew, to be rebuilt from
+ * them; a sole one goes on and Status says it: no damaged row is ever answered, and what is sound is all there is. */
+void apply_damaged(void *ctx, const char *where)
+{
+    struct apply *a = ctx;
+
+    log_error("apply: the store is damaged. No damaged row is answered, the rest is; save what can be read, then "
+              "restore the member from a backup",
+              LOG_STR("found", where));
+    atomic_store(&a->damaged, true);
+    if (a->o.damaged)
+        a->o.damaged(a->o.fatal_ctx, where);
+}
+
 /* One slice. Returns when to come again. */
 static uint64_t scrub(struct apply *a)
 {
@@ -289,12 +302,7 @@ static uint64_t scrub(struct apply *a)
         return (a->scrub_at_us + 999) / 1000;
     more = base_scrub(store_base(a->o.store), a->scrub, LIMIT_SCRUB_ROWS, &what);
     if (more == -EUCLEAN) {
-        log_error("apply: the store is damaged. No damaged row is answered, the rest is; save what can be read, then "
-                  "restore the member from a backup",
-                  LOG_STR("found", what));
-        atomic_store(&a->damaged, true);
-        if (a->o.damaged)
-            a->o.damaged(a->o.fatal_ctx, what);
+        store_damaged(a->o.store, what);
         a->scrub_at_us = UINT64_MAX;
         return UINT64_MAX;
     }

@@ -141,7 +141,7 @@ struct apply {
     _Atomic uint64_t db_bytes, db_in_use_bytes, coming_bytes; /* coming: in the deltas, not yet in the file */
     int64_t live_bytes, frozen_bytes;  /* apply's: of keys and values */
     _Atomic bool nospace_seen;
-    _Atomic bool damaged;              /* the scrub has found damage */
+    _Atomic bool damaged;              /* met by whoever reads base */
 };
 
 /* One entry on its way. */
@@ -200,6 +200,7 @@ void flush_answer(struct apply *a);   /* flush waits and physical compactions th
 void flush_give_up(struct apply *a);  /* at a stop: whoever still waits is told */
 bool apply_stalled(const struct apply *a);
 void *flush_main(void *arg);
+void apply_damaged(void *ctx, const char *where); /* any thread; ctx: the struct apply */
 void note_sizes(struct apply *a);     /* the flush thread */
 
 /* apply_hash.c */

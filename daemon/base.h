@@ -104,3 +104,12 @@ struct base_scrub;
 struct base_scrub *base_scrub_new(void); /* NULL: no memory */
 void base_scrub_free(struct base_scrub *s);
 int base_scrub(struct base *b, struct base_scrub *s, unsigned n, const char **ret_what);
+
+/* The base at o->path, which this process has not opened, read so by a child process, which may crash on it. 0; -EUCLEAN: damaged, or the
+ * child crashed; -EIO, -errno: it could not be read. Neither 0: a word on it in ret_what. */
+int base_check_apart(const struct base_options *o, char *ret_what, size_t size);
+
+/* ---- a crash inside LMDB (base_guard.c) ---- */
+void base_guard_init(void);
+/* In the handler of a fatal signal, with its ucontext_t: whether it struck inside LMDB or on its map. Async-signal-safe. */
+bool base_guard_struck(int sig, const void *ucontext);

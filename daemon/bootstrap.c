@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 #include "limits.h"
+#include "log.h"
 #include "member_row.h"
 #include "raftconf.h"
 
@@ -275,6 +276,36 @@ static int check_flags(struct bootstrap *b, struct config *c, struct base_reader
     return same ? 0 : -1;
 }
 
+/* After a crash inside LMDB all of the store is read, by a process that may crash too, before this one uses it. -1: it is damaged,
+ * or not to be relied on: after a second crash something may be wrong that no row shows, and who has others asks them. */
+static int check_suspect(struct bootstrap *b)
+{
+    char path[DATADIR_PATH_BYTES], what[DATADIR_ERROR_BYTES / 4] = "";
+    struct base_options bo = bootstrap_base_options();
+    int rc;
+
+    b->suspicions = datadir_suspicions(&b->dir);
+    if (b->suspicions == 0)
+        return 0;
+    datadir_base_path(&b->dir, b->dir.base, path);
+    bo.path = path;
+    log_warn("an earlier run ended in a crash inside the store: all of it is read before it is used", LOG_STR("store", path));
+    rc = base_check_apart(&bo, what, sizeof what);
+    if (rc && rc != -EUCLEAN)
+        (void)fail(b, "%s: a run ended in a crash inside the store, and it cannot be read whole since: %s", path, what);
+    else if (rc)
+        (void)fail(b, "%s: the store is damaged: a run ended in a crash inside it, and reading all of it found: %s; restore the data "
+                      "directory from a backup, or, to save what can still be read, remove %s/SUSPECT and start",
+                   path, what, b->dir.path);
+    else
+        log_info("the store is sound", LOG_STR("store", path));
+    b->store_sound = rc == 0;
+    b->store_damaged = rc == -EUCLEAN || (rc == 0 && b->suspicions > 1);
+    if (rc == 0 && b->store_damaged)
+        (void)fail(b, "%s: two runs ended in a crash inside it", path);
+    return rc || b->store_damaged ? -1 : 0;
+}
+
 static int open_base(struct bootstrap *b, struct config *c)
 {
     char path[DATADIR_PATH_BYTES];
@@ -347,9 +378,10 @@ static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
         b->store_damaged = true;
         rc = fail(b, "%s: a damaged row was found in the store", b->dir.path);
     } else {
-        rc = open_base(b, c);
+        rc = check_suspect(b);
+        rc = rc ? rc : open_base(b, c);
     }
-    if (rc && b->store_damaged && bootstrap_rebuild_store(b, c, wal_dir) == 0) {
+    if (rc && b->store_damaged && (bootstrap_rebuild_store(b, c, wal_dir) == 0 || b->store_sound)) {
         if (b->base)
             base_close(b->base);
         b->base = NULL;
@@ -382,6 +414,8 @@ int bootstrap_open(struct bootstrap *b, struct config *c)
         rc = fail(b, "%s", b->dir.error);
     if (rc == 0 && fresh)
         rc = create(b, c, wal_dir);
+    if (rc == 0 && b->guard)
+        b->guard(b->ask_ctx);
     rc = rc ? rc : open_parts(b, c, store_damaged);
     if (rc == 0 && !fresh)
         rc = join_again(b, c);

@@ -36,14 +36,20 @@ struct bootstrap {
     uint64_t cluster_id, member_id, applied_index;
     uint64_t applied_term;     /* of applied_index */
     uint64_t fence_term;       /* not 0: this member is faulty, see raft_params */
+    unsigned suspicions;       /* crashes inside LMDB before this start; the store was read whole since, and is sound */
     bool store_damaged, log_damaged; /* why opening failed */
+    bool store_sound;          /* it was read whole, and may be used if the others cannot give it anew */
     bool joining;              /* it has nothing yet, and is to be told everything by the others */
     struct bootstrap_cluster running; /* joining: who they are; in the configuration's arena */
     char error[DATADIR_ERROR_BYTES];
     /* Asks the other members of the roster, one after the other, until one answers; what it tells lies in c's arena. NULL, or why
      * there is no answer. Set by the caller; NULL: nobody can be asked. */
     const char *(*ask)(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
-    void *ask_ctx;
+    /* The data directory is open, nothing in it is in use yet: from here on a crash inside LMDB can be written down. NULL: it is not. */
+    void (*guard)(void *ctx);
+    /* Waits a while; false: this process is to end. NULL: nobody is waited for. */
+    bool (*wait)(void *ctx);
+    void *ask_ctx;             /* of all */
 };
 
 /* What the flags of a member without data say of the cluster. NULL, or what is wrong. Touches no disk; of a directory that has

@@ -9,6 +9,9 @@
  * until the others have given it a state as of a term after that. The fence is written down (datadir_mark) before CURRENT
  * names what is new, and given to Raft at every start until it says that the member is sound again.
  *
+ * A store that was met damaged while it was in use is marked, or suspect, and the next start finds that (member_again.c,
+ * member_suspect.c).
+ *
  * A sole member is never rebuilt: what it has is all there is. It refuses to start, and says why.
  *
  * Owner: the main thread, at start. Source: RELIABILITY A.4, rule 4; why a fence is enough stands in raft.h.
@@ -88,10 +91,28 @@ static int empty_base(struct bootstrap *b, unsigned *ret_base)
     return rc;
 }
 
+/* Who they are, say the others; they may start later than this one, with nobody there to start it again. */
+static bool ask_others(struct bootstrap *b, struct config *c)
+{
+    enum { SAY_EVERY = 10 };
+    struct roster r;
+    const char *bad;
+
+    if (b->member_id == 0 || b->ask == NULL || roster_read(c, &r) != NULL || r.n < 2)
+        return false;
+    for (unsigned n = 0; (bad = b->ask(b->ask_ctx, c, &r, &b->running)) != NULL; n++) {
+        if (b->store_sound || b->wait == NULL || !b->wait(b->ask_ctx))
+            return false;
+        if (n % SAY_EVERY == 0)
+            log_warn("the store is damaged; waiting for the other members, to ask all of it of them", LOG_STR("found", b->error),
+                     LOG_STR("said", bad));
+    }
+    return b->running.id == b->cluster_id && is_known(b);
+}
+
 int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir)
 {
     struct wal_identity id;
-    struct roster r;
     unsigned base;
     int rc;
 
@@ -100,9 +121,8 @@ int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *w
         b->cluster_id = id.cluster_id;
         b->member_id = id.member_id;
     }
-    if (b->member_id == 0 || roster_read(c, &r) != NULL || b->ask == NULL || b->ask(b->ask_ctx, c, &r, &b->running) != NULL ||
-        b->running.id != b->cluster_id || !is_known(b))
-        return -1; /* alone, or nobody there who knows it: the error stands */
+    if (!ask_others(b, c))
+        return -1; /* alone, or they do not know it: the error stands */
     log_error("the store is damaged; all of it is asked of the other members. Until then this member neither votes nor stands",
               LOG_STR("found", b->error));
     b->fence_term = fence_above(b, id.term, b->applied_term);
@@ -110,5 +130,7 @@ int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *w
     rc = rc ? rc : empty_base(b, &base);
     rc = rc ? rc : new_parts(b, base, 0, 0);
     rc = rc ? rc : datadir_mark(&b->dir, b->fence_term, false);
+    rc = rc ? rc : datadir_trust(&b->dir); /* what was suspect is not used any more */
+    b->suspicions = 0;
     return rc ? failed(b, rc) : 0;
 }

@@ -11,12 +11,13 @@
  * A directory being made holds CREATING until CURRENT is there: what a crash leaves then is made anew. A base-N or wal-M
  * without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew.
  *
- * FOUNDED and FAULTY are small files of their own; their functions below say what is in them. incoming/ is a base that
+ * FOUNDED, FAULTY and SUSPECT are small files of their own; their functions below say what is in them. incoming/ is a base that
  * another member is sending: it means nothing until it has been renamed to base-N (snap_install.c). */
 #include "datadir.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/file.h>
@@ -124,7 +125,7 @@ static int list_names(struct datadir *d, struct names *ret)
 
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
             strcmp(n, "FOUNDED") == 0 || strcmp(n, "FAULTY") == 0 ||
-            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "lost+found") == 0)
+            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 || strcmp(n, "lost+found") == 0)
             continue;
         if (strcmp(n, "CREATING") == 0)
             ret->creating = true;
@@ -541,6 +542,36 @@ int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_sto
 int datadir_unmark(struct datadir *d)
 {
     return unlinkat(d->fd, "FAULTY", 0) < 0 || fsync(d->fd) < 0 ? -errno : 0;
+}
+
+/* ---- suspect ---- */
+
+int datadir_suspect(struct datadir *d)
+{
+    int fd = openat(d->fd, "SUSPECT", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600), rc = 0;
+
+    if (fd < 0)
+        return -errno;
+    if (write(fd, "x", 1) != 1 || fsync(fd) < 0 || fsync(d->fd) < 0)
+        rc = -errno; /* that there is a file says enough, should it be empty */
+    (void)close(fd); /* it was synced */
+    return rc;
+}
+
+unsigned datadir_suspicions(struct datadir *d)
+{
+    struct stat st;
+
+    if (fstatat(d->fd, "SUSPECT", &st, 0) < 0)
+        return 0;
+    return st.st_size < 1 ? 1 : st.st_size > INT_MAX ? INT_MAX : (unsigned)st.st_size;
+}
+
+int datadir_trust(struct datadir *d)
+{
+    if (unlinkat(d->fd, "SUSPECT", 0) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    return fsync(d->fd) < 0 ? -errno : 0;
 }
 
 void datadir_close(struct datadir *d)

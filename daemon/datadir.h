@@ -6,6 +6,7 @@
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
  *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake
  *     DIR/FAULTY      this member's fence, while it is being rebuilt from the others
+ *     DIR/SUSPECT     a byte for each crash inside LMDB; the store is read whole before it is used again (member_suspect.c)
  *     DIR/incoming/   a base being received from another member; nothing until it is renamed to base-N
  *
  * Owner: the main thread at start. Then the flush thread (a copy of base) and the WAL thread (a snapshot) switch, each
@@ -67,4 +68,9 @@ int datadir_mark(struct datadir *d, uint64_t fence_term, bool store_damaged);
 /* 0: there is none, both are zero; 1: read; -1 with d->error: it cannot be read. */
 int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_store_damaged);
 int datadir_unmark(struct datadir *d);
+/* ---- DIR/SUSPECT: this process crashed while it used the store ---- */
+/* One crash more; durable when it returns 0. Async-signal-safe. */
+int datadir_suspect(struct datadir *d);
+unsigned datadir_suspicions(struct datadir *d); /* how many crashes; 0: no file */
+int datadir_trust(struct datadir *d);           /* no more; 0 also when there was no file */
 void datadir_close(struct datadir *d);

@@ -200,11 +200,10 @@ static int step_in_view(struct hub *h, struct view *v, struct mail *mail, bool r
 
 static void note_error(struct hub *h, int err)
 {
-    if (err == -EUCLEAN && !h->damage_logged)
-        log_error("hub: the store is damaged; watches that need what cannot be read are cancelled");
-    else if (err && err != -EUCLEAN && err != h->last_err)
+    if (err == -EUCLEAN)
+        store_damaged(h->o.store, "read for a watch; watches that need it are cancelled");
+    else if (err && err != h->last_err)
         log_error("hub: reading changes failed, trying again", LOG_STR("error", strerror(-err)));
-    h->damage_logged |= err == -EUCLEAN;
     h->last_err = err;
 }
 

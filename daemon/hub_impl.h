@@ -183,7 +183,6 @@ struct hub {
     uint64_t next_tick_ms;
     struct batch batch;
     int last_err;                 /* logged once */
-    bool damage_logged;
 
     _Atomic uint64_t n_streams, n_watchers, n_slow, events_sent, queued_responses;
     _Atomic size_t queued_bytes;  /* to all streams */

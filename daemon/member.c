@@ -117,6 +117,7 @@ static int make_front(struct member_process *m)
                 .slots = m->slots,
                 .admit = svc_admit,
                 .hand_on = svc_hand_on,
+                .damaged = svc_damaged,
                 .max_request_bytes = c->max_request_bytes,
                 .max_concurrent_streams = c->max_streams >= UINT32_MAX ? 0 : (uint32_t)c->max_streams,
                 .keepalive_min_ms = (uint32_t)c->keepalive_min_ms,
@@ -298,10 +299,7 @@ static void fill_metrics(struct member_process *m)
 static int start_threads(struct member_process *m)
 {
     struct svc *s = &m->svc;
-    int rc;
-
-    member_guard_store(m);
-    rc = apply_start(s->apply);
+    int rc = apply_start(s->apply);
 
     rc = rc ? rc : turn_start(s->turn);
     rc = rc ? rc : member_peers_start(m);
@@ -323,8 +321,11 @@ static int open_store(struct member_process *m)
         log_warn("wal: a torn tail was cut, nothing of it was ever acknowledged",
                  LOG_UINT("bytes", m->boot.wal_state.cut_bytes));
     rc = make_modules(m);
+    if (rc == -EUCLEAN)
+        member_damaged(m, "a row that each start needs");
     if (rc)
-        log_error("cannot start", LOG_STR("error", strerror(-rc)));
+        log_error("cannot start", LOG_STR("error", rc == -EUCLEAN ? "the store is damaged at a row that each start needs; restore the "
+                                                                    "data directory from a backup" : strerror(-rc)));
     return rc ? -1 : 0;
 }
 
@@ -368,6 +369,9 @@ static struct member_process *member_new(struct config *c, int signal_fd)
     m->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     m->boot.dir.fd = m->boot.dir.wal_fd = -1;
     m->boot.ask = member_ask;
+    m->boot.guard = member_guard_store;
+    m->boot.wait = member_wait_others;
+    m->boot.ask_ctx = m;
     metrics_histograms_init(&m->histograms);
     m->svc = (struct svc){.clock = clock_real(),
                           .rng = rng_real(),
@@ -382,6 +386,23 @@ static struct member_process *member_new(struct config *c, int signal_fd)
         return m;
     free(m);
     return NULL;
+}
+
+/* Until it is to end. A suspect store that has been in use for long enough is not suspect any more. */
+static enum member_event serve(struct member_process *m)
+{
+    uint64_t now_ms = m->svc.clock->now_ms(m->svc.clock), trust_ms = now_ms + SUSPECT_MS;
+    enum member_event e = MEMBER_NOTHING;
+
+    while (e == MEMBER_NOTHING && atomic_load(&m->suspected)) {
+        e = member_wait(m, trust_ms - now_ms);
+        now_ms = m->svc.clock->now_ms(m->svc.clock);
+        if (e == MEMBER_SIGNAL || now_ms >= trust_ms)
+            member_trust_store(m);
+    }
+    while (e == MEMBER_NOTHING)
+        e = member_wait(m, UINT64_MAX);
+    return e;
 }
 
 static void member_stop(struct member_process *m);
@@ -405,8 +426,7 @@ enum member_event member_run(struct config *c, int signal_fd, int *ret_signal)
         e = start_serving(m);
     if (e == MEMBER_NOTHING) {
         log_serving(c);
-        while (e == MEMBER_NOTHING)
-            e = member_wait(m, UINT64_MAX);
+        e = serve(m);
     }
     if (e == MEMBER_SIGNAL) {
         *ret_signal = m->signal;
@@ -440,7 +460,7 @@ static void member_stop(struct member_process *m)
         turn_stop(s->turn);
     if (s->apply)
         apply_stop(s->apply);
-    member_guard_store(NULL);
+    member_unguard_store();
     front_free(m->front);
     hub_free(s->hub);
     compactor_free(m->compactor);

@@ -18,6 +18,7 @@
 #include "snap_peer.h"
 #include "svc.h"
 
+enum { SUSPECT_MS = 10 * 60 * 1000 }; /* a store that was read whole, and then was in use for so long, is not suspect any more */
 enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500, TABLE_BYTES = 64 << 20 };
 
 struct member_process;
@@ -51,6 +52,7 @@ struct member_process {
     _Atomic int publish_state; /* enum publish_state */
     _Atomic bool removed;      /* from the cluster */
     _Atomic bool handover_done;
+    _Atomic bool suspected;    /* DIR/SUSPECT was there at the start, and still is */
 };
 
 /* member_ready.c */
@@ -72,11 +74,17 @@ void member_fatal(void *ctx, int err, const char *what);
 /* member_again.c: any thread. This member's state cannot be trusted. When there are others it is marked and starts itself anew, to
  * be rebuilt from them; returns when it is alone: what is sound of it is all there is. */
 void member_damaged(void *m, const char *what);
-void member_guard_store(struct member_process *m); /* SIGBUS says the same; NULL: no more */
+void member_start_anew(void); /* another image of this process, with the same arguments; returns when it fails; async-signal-safe */
+
+/* member_suspect.c. bootstrap.guard: from now on a crash inside LMDB is written down. */
+void member_guard_store(void *m);
+void member_unguard_store(void); /* before the data directory is closed; also when nothing was guarded */
+void member_trust_store(struct member_process *m); /* it has run well since it was suspected */
 
 /* member_peers.c */
 /* struct bootstrap.ask. */
 const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
+bool member_wait_others(void *m); /* struct bootstrap.wait */
 int member_snap_new(struct member_process *m);  /* before the peers and the turn */
 int member_peers_new(struct member_process *m); /* logs why not */
 int member_peers_start(struct member_process *m);

@@ -3,13 +3,14 @@
  *
  * Owner: the main thread, but for what the peers' thread (sink), apply's (members_changed) and rpc's (connected) call. */
 #include <errno.h>
+#include <poll.h>
 #include <unistd.h>
 #include "limits.h"
 #include "log.h"
 #include "member_impl.h"
 #include "peer.pb-c.h"
 
-enum { ASK_MS = 3000 };
+enum { ASK_MS = 3000, ASK_AGAIN_MS = 500 };
 
 /* ---- asking a running cluster ------------------------------------------------------------------- */
 
@@ -70,6 +71,14 @@ const char *member_ask(void *ctx, struct config *c, const struct roster *r, stru
         }
     }
     return why;
+}
+
+/* Not while a signal waits to be read: whoever starts this member takes it from there. */
+bool member_wait_others(void *ctx)
+{
+    struct pollfd fd = {.fd = ((struct member_process *)ctx)->signal_fd, .events = POLLIN};
+
+    return poll(&fd, 1, ASK_AGAIN_MS) == 0;
 }
 
 /* ---- who they are --------------------------------------------------------------------------------- */

@@ -107,6 +107,8 @@ struct rpc_options {
     uint32_t lookahead_bytes;      /* a stream's window; 0: 64 KiB */
     /* What etcd's interceptors check before the handler: 0, or the error that answers the call. May be NULL. */
     int (*admit)(struct call *c, const ProtobufCMessage *req);
+    /* A call is being answered -EUCLEAN: what was read is damaged. Its thread; may not return. NULL: nobody to tell. */
+    void (*damaged)(void *service, const char *method);
     /* On the rpc thread of that number, after call_gathered: nothing more is there at once, or enough has been
      * gathered; so one wake-up of another thread serves many calls. NULL if no handler gathers. */
     void (*hand_on)(void *service, unsigned thread);

@@ -11,7 +11,6 @@
  */
 #include <errno.h>
 #include <stdio.h>
-#include "log.h"
 #include "pb.h"
 #include "rpc_impl.h"
 
@@ -212,22 +211,16 @@ void call_fail_text(struct call *c, enum status status, const char *text)
         answer_stream(c, status, text);
 }
 
-/* Once in a process's life: whoever reads the damaged row again and again must not fill the log. */
-static void damage_log(struct call *c)
-{
-    if (!atomic_exchange(&c->thread->rpc->damage_logged, true))
-        log_error("rpc: the store is damaged: what was read does not have its checksum. It is not answered, the rest is; "
-                  "save what can be read, then restore the member from a backup",
-                  LOG_STR("service", c->method->service), LOG_STR("method", c->method->name));
-}
-
 void call_fail(struct call *c, int err)
 {
     char text[160];
 
     assert(err != 0);
     if (err == -EUCLEAN) {
-        damage_log(c);
+        const struct rpc_options *o = &c->thread->rpc->options;
+
+        if (o->damaged)
+            o->damaged(o->service, c->method->name);
         err = ERR_DAMAGED;
     }
     if (err > 0) {

@@ -126,7 +126,6 @@ struct rpc {
     size_t message_max_bytes;
     _Atomic uint32_t n_calls;
     _Atomic bool abandoned; /* rpc threads end at once */
-    _Atomic bool damage_logged;
     _Atomic uint64_t response_bytes; /* of answers that gRPC still holds */
     _Atomic uint64_t conn_bytes[RPC_CONN_ROWS]; /* of large unary ones, by connection */
     struct op op_shutdown;

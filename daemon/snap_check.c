@@ -51,9 +51,9 @@ void snap_members_changed(struct snap *s)
     mailbox_nudge(&s->box);
 }
 
-bool snap_has_others(const struct snap *s)
+size_t snap_members(const struct snap *s)
 {
-    return atomic_load(&s->n_members) > 1;
+    return atomic_load(&s->n_members);
 }
 
 static void say(struct snap *s, uint64_t to, uint64_t index, uint64_t hash)

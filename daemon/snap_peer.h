@@ -44,7 +44,7 @@ void snap_turn_send(void *ctx, struct peer_msg *m);
 
 /* turn_options.state_hash (state_hash_ctx). */
 void snap_turn_hash(void *ctx, uint64_t member, uint64_t index, uint64_t hash);
-bool snap_has_others(const struct snap *s); /* any thread: this is not the only member */
+size_t snap_members(const struct snap *s); /* any thread: how many members there are; 0: not yet looked at */
 /* Any thread: there are other members than before. */
 void snap_members_changed(struct snap *s);
 

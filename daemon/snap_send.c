@@ -136,6 +136,8 @@ static void serve(struct sender *sd, struct peer_msg *m)
     char text[200] = "";
     int err = transfer(sd, m, &index, text, sizeof text);
 
+    if (err == -EUCLEAN)
+        store_damaged(s->o.store, "read for a snapshot");
     atomic_fetch_add_explicit(err ? &s->send_failures : &s->sent, 1, memory_order_relaxed);
     if (err)
         log_warn("snap: sending a snapshot failed", LOG_HEX("to", to), LOG_STR("error", strerror(-err)),

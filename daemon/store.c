@@ -68,6 +68,9 @@ struct store {
     _Atomic int64_t compact_rev, revision; /* C, R */
     _Atomic uint64_t applied;
     _Atomic uint64_t epoch;
+    void (*on_damage)(void *ctx, const char *where); /* or NULL; set before other threads are there */
+    void *on_damage_ctx;
+    _Atomic bool damage_told;
     struct layers *replaced;        /* apply's; may still be pinned */
     struct layers *spare;           /* apply's; for store_flushed, which must not fail */
     struct base *retired;           /* apply's; replaced, not yet closed */
@@ -195,6 +198,18 @@ void view_close(struct view *v)
     base_reader_reset(v->reader);
     slot_give(v->slot);
     *v = (struct view){.store = v->store};
+}
+
+void store_on_damage(struct store *s, void (*fn)(void *ctx, const char *where), void *ctx)
+{
+    s->on_damage = fn;
+    s->on_damage_ctx = ctx;
+}
+
+void store_damaged(struct store *s, const char *where)
+{
+    if (s->on_damage && !atomic_exchange(&s->damage_told, true))
+        s->on_damage(s->on_damage_ctx, where);
 }
 
 int64_t store_revision(const struct store *s)
@@ -376,6 +391,7 @@ int store_replace_base(struct store *s, struct base *b, int64_t compact_rev, int
     *fresh = (struct layers){.base = b, .live = live};
     atomic_fetch_add(&s->epoch, 1);
     base_replace(s, b);
+    atomic_store(&s->damage_told, false);
     atomic_store(&s->layers, NULL);
     store_publish(s, applied_index, compact_rev, revision);
     atomic_store(&s->layers, fresh);

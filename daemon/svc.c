@@ -118,6 +118,11 @@ static void gather(struct call *c, struct proposal *p)
     call_gathered(c);
 }
 
+void svc_damaged(void *service, const char *method)
+{
+    store_damaged(((struct svc *)service)->store, method);
+}
+
 void svc_hand_on(void *service, unsigned thread)
 {
     struct svc *s = service;

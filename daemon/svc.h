@@ -61,6 +61,8 @@ Etcdserverpb__ResponseHeader *svc_header_in(struct call *c, struct arena *a, int
 void svc_propose(struct call *c, int kind, struct slice body, void (*answer)(struct call *c, struct proposal *p));
 /* Hands to the turn what calls of this rpc thread have proposed; struct rpc_options.hand_on. */
 void svc_hand_on(void *service, unsigned thread);
+/* rpc_options.damaged: the member hears of it at once. */
+void svc_damaged(void *service, const char *method);
 /* The same for a message. */
 void svc_propose_message(struct call *c, int kind, const ProtobufCMessage *m,
                          void (*answer)(struct call *c, struct proposal *p));
