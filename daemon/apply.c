@@ -87,6 +87,7 @@ static int (*const appliers[ENTRY_KINDS])(struct apply *, struct applying *) = {
     [ENTRY_MEMBER_ATTR] = apply_member_attr,
     [ENTRY_CONF] = apply_conf,
     [ENTRY_MEMBER_PEERS] = apply_member_peers,
+    [ENTRY_RENAME] = apply_rename,
 };
 
 /* 0, ERR_x or -errno, as of an applier. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* apply_kv.c - puts, deletes, transactions and compactions, as entries.
+/* apply_kv.c - puts, deletes, transactions, renames and compactions, as entries.
  *
  * Order of refusals: the CORRUPT alarm, the NOSPACE alarm, then what the state says. A quota that is exceeded at this
  * point refuses nothing: the entry is applied, its caller gets the error and the alarm is raised, as in etcd; else
@@ -138,6 +138,29 @@ int apply_txn(struct apply *a, struct applying *x)
     x->response = resp;
     x->err = a->run.out_err;
     quota_check(a, x, cost);
+    return 0;
+}
+
+/* As a single put, it needs no scratch. Over the quota it only raises the alarm: who asked must know what was done. */
+int apply_rename(struct apply *a, struct applying *x)
+{
+    Cairn__RenameRequest *req;
+    Cairn__RenameResponse *resp;
+    int err = alarm_check(a, true);
+
+    if (!err)
+        err = apply_decode(a, x, &cairn__rename_request__descriptor, &req);
+    if (!err)
+        err = begin(a, x);
+    if (!err)
+        err = txn_rename(&a->run, req, &resp);
+    if (err)
+        return err;
+    apply_ran(a);
+    atomic_fetch_add_explicit(&a->txns, 1, memory_order_relaxed);
+    x->response = resp;
+    x->err = a->run.out_err;
+    (void)apply_quota_admits(a, a->run.put_bytes);
     return 0;
 }
 

@@ -161,6 +161,7 @@ struct applying {
 int apply_put(struct apply *a, struct applying *x);
 int apply_delete_range(struct apply *a, struct applying *x);
 int apply_txn(struct apply *a, struct applying *x);
+int apply_rename(struct apply *a, struct applying *x);
 int apply_compact(struct apply *a, struct applying *x);
 int apply_lease_grant(struct apply *a, struct applying *x);
 int apply_lease_revoke(struct apply *a, struct applying *x);

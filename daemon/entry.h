@@ -22,7 +22,8 @@
 #define ENTRY_HEAD_BYTES 40
 #define ENTRY_VERSION 1
 
-/* Values are on disk: never renumber. The comment names the body. */
+/* Values are on disk: never renumber. The comment names the body. A member that does not know a kind stops at such an
+ * entry, rather than to go on with another state: it needs this version first. */
 enum entry_kind {
     ENTRY_NOOP = 0,
     ENTRY_PUT = 1,            /* etcdserverpb.PutRequest */
@@ -37,6 +38,7 @@ enum entry_kind {
     ENTRY_MEMBER_ATTR = 10,   /* etcdserverpb.Member: ID, name, clientURLs of a member that started */
     ENTRY_CONF = 11,          /* a raft configuration change; drawn in turn.h */
     ENTRY_MEMBER_PEERS = 12,  /* etcdserverpb.Member: ID, peerURLs of a member that has moved */
+    ENTRY_RENAME = 13,        /* cairn.RenameRequest */
     ENTRY_KINDS
 };
 

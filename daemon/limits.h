@@ -73,6 +73,13 @@ enum {
     LIMIT_SCRUB_FIRST_MS = 600 * 1000,    /* after the start; */
     LIMIT_SCRUB_EVERY_MS = 24 * 3600 * 1000, /* from the end of one pass to the next */
 
+    /* one rename of a directory (Tree.Rename): more is refused. Apply does nothing else meanwhile, which is 30 ms of
+     * computing at the first two (tests/unit/rename.c): no put waits longer than about 50. On every member the same
+     * for ever: txn_rename.c. */
+    LIMIT_RENAME_KEYS = 10000,
+    LIMIT_RENAME_BYTES = 16 << 20,        /* of its keys and values */
+    LIMIT_RENAME_KEY_BYTES = 1 << 20,     /* of one new name */
+
     /* hub to a stream: past it the watcher catches up later. */
     LIMIT_WATCH_STREAM_BYTES = 4 << 20,
     LIMIT_WATCHERS = 1000000,             /* in all: a new one is cancelled at once */

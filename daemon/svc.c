@@ -22,6 +22,7 @@ static const struct svc_service *const services[] = {
     &svc_maint,
     &svc_later,
     &svc_health,
+    &svc_tree,
 };
 
 const struct rpc_method *svc_methods(size_t *ret_n)

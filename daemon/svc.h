@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* svc.h - what the gRPC services stand on, and the table of their methods.
  *
- * svc_kv.c, svc_watch.c, svc_lease.c, svc_cluster.c, svc_maint.c, svc_health.c each hold one service: check the
+ * svc_kv.c, svc_watch.c, svc_lease.c, svc_cluster.c, svc_maint.c, svc_health.c, svc_tree.c each hold one service: check the
  * request, then read at a view or propose, then answer.
  */
 #pragma once
@@ -46,7 +46,7 @@ struct svc_service {
 };
 const struct rpc_method *svc_methods(size_t *ret_n);
 
-extern const struct svc_service svc_kv, svc_lease, svc_cluster, svc_maint, svc_later, svc_health, svc_watch;
+extern const struct svc_service svc_kv, svc_lease, svc_cluster, svc_maint, svc_later, svc_health, svc_watch, svc_tree;
 
 /* What etcd's interceptors check of every call; struct rpc_options.admit. 0 or ERR_x. */
 int svc_admit(struct call *c, const ProtobufCMessage *req);

@@ -144,6 +144,7 @@ static bool may_ask(const struct peer_msg *m, const struct entry *e)
     case ENTRY_ALARM:
     case ENTRY_MEMBER_ATTR:
     case ENTRY_MEMBER_PEERS:
+    case ENTRY_RENAME:
         return true;
     case ENTRY_CONF:
         return turn_conf_decode(h.body, &change, NULL) == 0;

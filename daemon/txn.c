@@ -155,8 +155,7 @@ static void out_own_kvs(struct txn_run *x, Etcdserverpb__RangeResponse *resp)
 
 /* ---- single operations ---------------------------------------------------------------- */
 
-/* Encodes, puts and hashes one change of this txn. */
-static int change_make(struct txn_run *x, struct change *c, struct slice value)
+int txn_change(struct txn_run *x, struct change *c, struct slice value)
 {
     size_t n;
     int err;
@@ -204,7 +203,7 @@ static int put_over(struct txn_run *x, const Etcdserverpb__PutRequest *req, cons
     x->n_puts++;
     x->put_bytes += (int64_t)(c.key.len + value.len);
     x->keys_added += prev == NULL;
-    return change_make(x, &c, value);
+    return txn_change(x, &c, value);
 }
 
 int txn_put(struct txn_run *x, const Etcdserverpb__PutRequest *req, Etcdserverpb__PutResponse **ret)
@@ -244,7 +243,7 @@ int txn_put(struct txn_run *x, const Etcdserverpb__PutRequest *req, Etcdserverpb
 static int delete_found(struct txn_run *x, struct slice key)
 {
     struct change c = {.key = key, .tombstone = true};
-    int err = change_make(x, &c, SLICE_NONE);
+    int err = txn_change(x, &c, SLICE_NONE);
 
     if (err)
         return err;

@@ -8,7 +8,8 @@
  *                      before the first change. Nothing is written.
  *     txn_execute      the ops of the branches taken, in order; later ops see earlier ones through the view's scratch
  *
- * A put or delete outside a txn is txn_put / txn_delete alone. Nothing here publishes or answers.
+ * A put or delete outside a txn is txn_put / txn_delete alone, a directory renamed txn_rename (txn_rename.c). Nothing
+ * here publishes or answers.
  *
  * Owner: whoever runs it (apply for writes; an rpc or scan thread for txns that only read).
  * Source: reference 02-semantics 2.2; etcd v3.7.1 server/etcdserver/api/v3rpc/key.go (argument checks),
@@ -20,11 +21,13 @@
 #include "mvcc.h"
 #include "rpc.pb-c.h"
 #include "store.h"
+#include "tree.pb-c.h"
 
 /* ---- argument checks: 0 or ERR_x -------------------------------------------------- */
 
 int txn_check_put(const Etcdserverpb__PutRequest *req);
 int txn_check_delete(const Etcdserverpb__DeleteRangeRequest *req);
+int txn_check_rename(const Cairn__RenameRequest *req);
 /* The whole tree: ops, sizes, depth (ERR_TOO_DEEP), then keys put twice; or -ENOMEM. */
 int txn_check_args(const Etcdserverpb__TxnRequest *req, uint32_t max_ops);
 
@@ -33,8 +36,11 @@ bool txn_read_only(const Etcdserverpb__TxnRequest *req);
 /* ... and none of the ranges asks for linearizability. */
 bool txn_serializable(const Etcdserverpb__TxnRequest *req);
 /* What the quota counts for it; 0: no put in the whole tree. */
+#define TXN_COST_OF_PUT 256 /* and its key and value */
 int64_t txn_cost_put(const Etcdserverpb__PutRequest *req);
 int64_t txn_cost(const Etcdserverpb__TxnRequest *req);
+/* Of the keys that the view shows, as far as they may be moved at all. It reads them: long. 0 or -errno. */
+int txn_cost_rename(struct view *v, const Cairn__RenameRequest *req, struct arena *a, int64_t *ret_cost);
 
 /* ---- execution --------------------------------------------------------------------- */
 
@@ -76,8 +82,13 @@ int txn_delete(struct txn_run *x, const Etcdserverpb__DeleteRangeRequest *req,
                Etcdserverpb__DeleteRangeResponse **ret);
 /* Deletes exactly this key, if it is there: the keys of a revoked lease. */
 int txn_delete_key(struct txn_run *x, struct slice key);
+/* What it came to is in the answer; 0 also when nothing has changed. */
+int txn_rename(struct txn_run *x, const Cairn__RenameRequest *req, Cairn__RenameResponse **ret);
 int txn_decide(struct txn_run *x, const Etcdserverpb__TxnRequest *req);
 int txn_execute(struct txn_run *x, const Etcdserverpb__TxnRequest *req, Etcdserverpb__TxnResponse **ret);
+
+/* One change of a run: gives c its revision, encodes, puts and hashes it. c->body is valid until the next one. */
+int txn_change(struct txn_run *x, struct change *c, struct slice value);
 
 /* The revision a header shows now. */
 static inline int64_t txn_rev_now(const struct txn_run *x)

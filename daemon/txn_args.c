@@ -353,7 +353,7 @@ bool txn_serializable(const TxnRequest *req)
 
 int64_t txn_cost_put(const Etcdserverpb__PutRequest *req)
 {
-    return 256 + (int64_t)req->key.len + (int64_t)req->value.len;
+    return TXN_COST_OF_PUT + (int64_t)req->key.len + (int64_t)req->value.len;
 }
 
 static int64_t cost_list(RequestOp *const *ops, size_t n)

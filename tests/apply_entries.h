@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* apply_entries.h - random entries for an apply_rig: puts, deletes, txns, leases, compactions over a few keys, some of
- * them longer than an index row. The same seed makes the same entries. */
+/* apply_entries.h - random entries for an apply_rig: puts, deletes, txns, renames, leases, compactions over a few
+ * keys, some of them longer than an index row. The same seed makes the same entries. */
 #pragma once
 #include "apply_rig.h"
+#include "tree.pb-c.h"
 
 enum { KEYS = 40, LEASES = 8 };
 
@@ -123,6 +124,21 @@ static Etcdserverpb__TxnRequest *txn(uint64_t *s, int depth)
     return req;
 }
 
+/* A directory of at most ten keys, there or back. */
+static Cairn__RenameRequest *rename_some(uint64_t *s, const struct rig *r)
+{
+    Cairn__RenameRequest *req = msg_new(&ar, &cairn__rename_request__descriptor);
+    char *from = arena_alloc(&ar, 8), *to = arena_alloc(&ar, 8);
+    int n = (int)draw(s, KEYS / 10);
+
+    snprintf(from, 8, "key/%d", n);
+    snprintf(to, 8, "dir/%d", n);
+    req->from = rig_bytes(draw(s, 2) ? from : to);
+    req->to = rig_bytes((char *)req->from.data == from ? to : from);
+    req->revision = r->apply->rev - (int64_t)draw(s, 20);
+    return req;
+}
+
 static inline void entry(struct rig *r, uint64_t *s, bool wait)
 {
     uint64_t what = draw(s, 100);
@@ -131,6 +147,8 @@ static inline void entry(struct rig *r, uint64_t *s, bool wait)
         (void)rig_message(r, ENTRY_PUT, put(s), wait);
     } else if (what < 60) {
         (void)rig_message(r, ENTRY_DELETE_RANGE, delete(s), wait);
+    } else if (what < 64) {
+        (void)rig_message(r, ENTRY_RENAME, rename_some(s, r), wait);
     } else if (what < 90) {
         (void)rig_message(r, ENTRY_TXN, txn(s, 0), wait);
     } else if (what < 94) {

@@ -8,6 +8,7 @@
 #include "err.h"
 #include "health.pb-c.h"
 #include "rpc.pb-c.h"
+#include "tree.pb-c.h"
 
 #define FUZZ_NAME "request"
 #define FUZZ_SEED_INPUTS request_seed_input
@@ -20,6 +21,7 @@ static const ProtobufCMessageDescriptor *const types[] = {
     &etcdserverpb__watch_request__descriptor,   &etcdserverpb__compaction_request__descriptor,
     &etcdserverpb__alarm_request__descriptor,   &etcdserverpb__lease_grant_request__descriptor,
     &etcdserverpb__member_add_request__descriptor, &grpc__health__v1__health_check_request__descriptor,
+    &cairn__rename_request__descriptor,
 };
 enum { N_TYPES = sizeof types / sizeof *types, ARENA_BYTES = 1 << 20 };
 
