@@ -7,10 +7,10 @@
  * No sync reaches a disk: what is durable is this file's to say.
  *
  * After the first k operations a crash may have left: whatever a sync of that file or directory covers, and of the
- * rest any subset: each 512-byte sector of each write, each change of a size, each directory entry made, removed or renamed (both
- * names of a rename are one) by itself; writes of one sector in their order. A file that has lost its last sectors is
- * shorter, or as long as it was and zero there. A write through O_DSYNC is durable when it returns, by itself only.
- * This is more than a journaling file system does, and all that POSIX promises.
+ * rest any subset: each 512-byte sector of each write, each change of a size, each directory entry made, removed or
+ * renamed (both names of a rename are one) by itself; writes of one sector in their order. A file that has lost its last
+ * sectors is shorter, or as long as it was and zero there. A write through O_DSYNC is durable when it returns, by itself
+ * only. This is more than a journaling file system loses, and all that POSIX allows it to.
  *
  * Not followed: the bytes of lock.mdb, which LMDB writes through a mapping and makes anew for its first user.
  * crashfs_is_true compares the record with the tree: a call that was not seen would show.
@@ -39,7 +39,15 @@ enum {
     CRASHFS_UNITS = 8192,
 };
 
-enum crashfs_kind { CRASHFS_WRITE, CRASHFS_SIZE, CRASHFS_LINK, CRASHFS_UNLINK, CRASHFS_RENAME, CRASHFS_SYNC, CRASHFS_THROUGH };
+enum crashfs_kind {
+    CRASHFS_WRITE,
+    CRASHFS_SIZE,
+    CRASHFS_LINK,
+    CRASHFS_UNLINK,
+    CRASHFS_RENAME,
+    CRASHFS_SYNC,
+    CRASHFS_THROUGH,
+};
 
 struct crashfs_op {
     enum crashfs_kind kind;
@@ -464,7 +472,8 @@ static inline void crashfs_remove(const char *path)
     (void)rmdir(path);
 }
 
-static inline void crashfs_write_out(const struct crashfs_tree *t, uint32_t inode, const char *path, struct crashfs *at_home)
+static inline void crashfs_write_out(const struct crashfs_tree *t, uint32_t inode, const char *path,
+                                     struct crashfs *at_home)
 {
     char child[PATH_MAX];
     struct stat st;
@@ -603,7 +612,8 @@ static inline void crashfs_collect(const struct crashfs *f, uint32_t k, struct c
     }
 }
 
-/* The tree after the first k operations, of which us->kept says what is not lost; us NULL: all there. The caller frees. */
+/* The tree after the first k operations, of which us->kept says what is not lost; us NULL: all there.
+ * The caller frees. */
 static inline struct crashfs_tree *crashfs_after(const struct crashfs *f, uint32_t k, const struct crashfs_units *us)
 {
     struct crashfs_tree *t = calloc(1, sizeof *t);

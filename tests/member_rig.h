@@ -103,12 +103,13 @@ static inline struct wal_options wal_options(struct member_rig *m, const char *n
                                 .member_id = RIG_MEMBER};
 }
 
-/* What the daemon does at its start. apply_log: and what it does then. 0, or -1: m->boot.error says why. */
-static inline int member_try_open(struct member_rig *m, const char *path, bool apply_log)
+/* What the daemon does at its start; log: --wal-dir, or "". apply_log: and what it does then. 0, or -1: m->boot.error
+ * says why. */
+static inline int member_try_open(struct member_rig *m, const char *path, const char *log, bool apply_log)
 {
     char base[DATADIR_PATH_BYTES];
 
-    *m = (struct member_rig){.config = {.data_dir = path, .wal_dir = ""}};
+    *m = (struct member_rig){.config = {.data_dir = path, .wal_dir = log}};
     if (bootstrap_open(&m->boot, &m->config) != 0)
         return -1;
     datadir_base_path(&m->boot.dir, m->boot.dir.base, base);
@@ -130,9 +131,9 @@ static inline int member_try_open(struct member_rig *m, const char *path, bool a
     return 0;
 }
 
-static inline void member_open(struct member_rig *m, const char *path, bool apply_log)
+static inline void member_open(struct member_rig *m, const char *path, const char *log, bool apply_log)
 {
-    if (member_try_open(m, path, apply_log) != 0)
+    if (member_try_open(m, path, log, apply_log) != 0)
         printf("# %s\n", m->boot.error);
     REQUIRE(*m->boot.error == '\0');
 }
@@ -160,7 +161,7 @@ static inline void member_apply(struct member_rig *m, uint64_t index)
     rig_run(&m->rig);
 }
 
-static inline void member_make(const char *path)
+static inline void member_make(const char *path, const char *log)
 {
     uint8_t bytes[RAFTCONF_BYTES_MAX];
     struct raft_conf conf = {.voters = {.n = 1, .ids = {RIG_MEMBER}}};
@@ -169,7 +170,7 @@ static inline void member_make(const char *path)
     char base[DATADIR_PATH_BYTES];
     struct base_options bo = bootstrap_base_options();
 
-    REQUIRE(datadir_open(&m.boot.dir, path, "") == 0);
+    REQUIRE(datadir_open(&m.boot.dir, path, log) == 0);
     REQUIRE(disk_real_new(m.boot.dir.wal_root, &m.boot.disk) == 0);
     REQUIRE(datadir_make_base(&m.boot.dir, 1, base) == 0);
     bo.path = base;
@@ -178,7 +179,7 @@ static inline void member_make(const char *path)
     REQUIRE(wal_create(&o, 0, 0, &(struct wal_state){.term = 1}) == 0);
     REQUIRE(datadir_commit(&m.boot.dir) == 0);
     bootstrap_close(&m.boot);
-    member_open(&m, path, true);
+    member_open(&m, path, log, true);
     member_append(&m, STORED, OLD);
     member_apply(&m, OLD);
     rig_flush(&m.rig);
@@ -219,14 +220,14 @@ enum { NEW_TERM = 9, NEW_VOTE = 4 };
 
 static inline int member_install(struct member_rig *m)
 {
-    struct snap_place place = {.dir = &m->boot.dir, .disk = m->boot.disk, .wal = m->boot.wal, .base = bootstrap_base_options(),
-                               .wal_options = wal_options(m, NULL)};
+    struct snap_place place = {.dir = &m->boot.dir, .disk = m->boot.disk, .wal = m->boot.wal,
+                               .base = bootstrap_base_options(), .wal_options = wal_options(m, NULL)};
     struct wal_state hard = {.term = NEW_TERM, .vote = NEW_VOTE, .commit = head.index};
     int err = snap_install(&place, m->rig.apply, head.index, head.term, &hard);
 
     if (err == 0)
-        m->boot.wal_state = (struct wal_state){.term = NEW_TERM, .vote = NEW_VOTE, .commit = head.index, .first_index = head.index,
-                                               .last_index = head.index};
+        m->boot.wal_state = (struct wal_state){.term = NEW_TERM, .vote = NEW_VOTE, .commit = head.index,
+                                               .first_index = head.index, .last_index = head.index};
     return err;
 }
 

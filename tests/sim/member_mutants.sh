@@ -8,7 +8,8 @@ cd "$(dirname "$0")/../.." || exit 1
 O=${O:-build} pattern=${1:-.} seeds=${SEEDS:-20000} limit_s=${LIMIT_S:-600} missed=0
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-read -ra cc <<<"${CC:-gcc} -std=c11 -D_GNU_SOURCE -O2 -w -pthread -Iinclude -I$O/proto -I. -Itests -iquote daemon -iquote raftcore"
+cp -p daemon/*.h raftcore/*.h "$tmp" # beside the mutated file: with -iquote <limits.h> would be daemon's
+read -ra cc <<<"${CC:-gcc} -std=c11 -D_GNU_SOURCE -O2 -w -pthread -Iinclude -I$O/proto -I. -Itests"
 read -ra libs <<<"${LIBS:-$(pkg-config --libs grpc) -lprotobuf-c -llmdb -lmicrohttpd -lyaml -lssl -lcrypto -lm}"
 
 mutant() { # name program file sed-script [file sed-script]
@@ -71,6 +72,18 @@ mutant '12 learners counted in the quorum'         sim raftcore/members.c 's/   
 mutant '13 two changes of the configuration at once' sim raftcore/leader.c 's/    if (r->conf_pending > r->applied)/    if (0)/'
 mutant '14 a removed member stands and leads'      sim raftcore/election.c 's/return r->role != RAFT_LEADER \&\& raft_is_voter(r, r->id) \&\& /return r->role != RAFT_LEADER \&\& /'
 mutant '15 directory not synced'                   sim_crash daemon/wal_segment.c 's/err = w->disk->fsync_dir(w->disk, w->dir);/err = 0;/'
+mutant '15a a base adopted, its name not synced'   sim_install daemon/datadir.c 's/return renameat(d->fd, "incoming", d->fd, name) < 0 || fsync(d->fd) < 0/return renameat(d->fd, "incoming", d->fd, name) < 0/'
+mutant '15b CURRENT renamed before it is synced'   sim_install daemon/datadir.c 's/    if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)/    if (write(fd, text, (size_t)n) != n)/'
+mutant '15c CURRENT renamed, its directory not synced' sim_install daemon/datadir.c 's/    if (rc == 0 \&\& fsync(d->fd) < 0)/    if (0)/'
+mutant '15d a received base not synced'            sim_install daemon/base.c 's/err = base_error(mdb_env_sync(b->env, 1));/err = 0;/; s/return err ? err : sync_dir(path);/return err;/'
+mutant '15e a received base without its directory synced' sim_install daemon/base.c 's/"data.mdb", "."}/"data.mdb", "data.mdb"}/'
+mutant '15f a new log without its directory synced' sim_install daemon/wal.c 's/err = o->disk->fsync_dir(o->disk, o->dir);/err = 0;/'
+mutant '15g a new log without its own name synced' sim_install daemon/wal.c 's/err = o->disk->fsync_dir(o->disk, parent);/err = 0;/'
+mutant '15h the old base removed before the switch' sim_install daemon/snap_install.c 's/        err = datadir_switch_both(p->dir, base_n, wal_n);/        err = (datadir_remove_base(p->dir, p->dir->base), datadir_switch_both(p->dir, base_n, wal_n));/'
+mutant '15i CURRENT renamed before the log is made' sim_install daemon/snap_install.c 's/    err = wal_create(&o, index, term, hard);/    err = datadir_switch_both(p->dir, base_n, wal_n);/; s/        err = datadir_switch_both(p->dir, base_n, wal_n);/        err = wal_create(\&o, index, term, hard);/'
+mutant '15j CURRENT believed before it is synced'  sim_install daemon/datadir.c 's/sync_names(d) < 0 || //'
+mutant '15k base and log switched one by one'      sim_install daemon/snap_install.c 's/        err = datadir_switch_both(p->dir, base_n, wal_n);/        err = (datadir_switch_both(p->dir, base_n, p->dir->wal), datadir_switch_both(p->dir, base_n, wal_n));/'
+mutant '15l a store that never syncs'              sim_install daemon/base.c 's/MDB_NOTLS | (o->no_sync ? MDB_NOSYNC : 0)/MDB_NOTLS | MDB_NOSYNC/'
 mutant '16 a failed sync tried again'              sim daemon/wal.c 's/        w->failed = true; \/\* the kernel may have.*/        return w->disk->fdatasync(w->disk, s->file);/'
 mutant '17 a torn page is believed'                base_torn daemon/base_row.c 's/    if (row_crc(t, key, value) != get_u32le(v.ptr + value.len))/    if (0)/'
 mutant '31 leases end by what an old leader knew'  sim daemon/lease.c 's/            l->expiry_ms = l->due_ms = after(now_ms, ttl_s) + extend_ms;/            l->due_ms = l->expiry_ms;/'

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sim_install.c - a snapshot's installation against every state that a power cut may leave (RELIABILITY C2).
  *
- * A member with a store and a log takes a snapshot while its old log still grows and its old store is flushed,
- * installs it, goes on from there, flushes (LMDB's commits), lets its log go and removes what is over. Each call by which that
- * changes the disk is recorded (tests/crashfs.h); after each of them, crash states are made and opened as the daemon opens its
- * data directory. Proves, for each: it is never refused; it is the old state whole or the new state whole, base and log fit each
- * other, and the state is what it was at the sender after as many entries; no entry, no vote and no snapshot that was acknowledged is
- * missing. Some are used: the snapshot is taken again, or entries are appended, flushed and found by one more start; nothing
- * half made stays behind. Some recoveries are cut themselves; and some follow a kill that lost nothing, so that what the process
- * before had not synced is still at risk when this one goes on from it.
+ * A member with a store and a log (in a third of the scripts in a directory of its own) takes a snapshot while its old
+ * log still grows and its old store is flushed, installs it, goes on from there, flushes (LMDB's commits), lets its log
+ * go and removes what is over. Each call by which that changes the disk is recorded (tests/crashfs.h); after each of
+ * them, crash states are made and opened as the daemon opens its data directory. Proves, for each: it is never refused;
+ * it is the old state whole or the new state whole, base and log fit each other, and the state is what it was at the
+ * sender after as many entries; no entry, vote or snapshot that was acknowledged is missing. Some are used: the snapshot
+ * is taken again, or entries are appended, flushed and found by one more start; nothing half made stays behind. Some
+ * recoveries are cut themselves; and some follow a kill that lost nothing, so that what the process before had not
+ * synced is still at risk when this one goes on from it.
  *
  *     SEED=7 build/tests/unit/sim_install        STATES=100000 for more than the default
  */
@@ -19,7 +20,7 @@ enum { OLD = 25, STORED = 32, SNAP = 90, LAST = 130, SEGMENT_BYTES = 128 << 10 }
 #include "daemon/wal_impl.h"
 #include "member_rig.h"
 
-#define STATES_DEFAULT 6000
+#define STATES_DEFAULT 10000
 
 enum { SEEN = 1 << 20, ALL_UP_TO = 5, PER_POINT = 24, LEDGER_MAX = 512 };
 
@@ -41,7 +42,9 @@ static struct {
     struct content found;      /* of the last start */
     uint64_t dice, states, moments, scripts, old, nested, kills, used, fails, want;
     uint64_t *seen;
-    char root[64], template[96], work[96];
+    char root[64], work[96], log[128], place[128];
+    bool split;                /* the log lies in a directory of its own, --wal-dir */
+    struct crashfs *template[2];
     uint32_t at;               /* the crash state being looked at: after this many operations */
     unsigned depth;
 } g;
@@ -94,7 +97,8 @@ static struct content content_of(const struct member_rig *m)
 
 static bool content_same(const struct content *a, const struct content *b)
 {
-    return a->is_new == b->is_new && a->term == b->term && a->vote == b->vote && a->last == b->last && a->commit == b->commit;
+    return a->is_new == b->is_new && a->term == b->term && a->vote == b->vote && a->last == b->last &&
+           a->commit == b->commit;
 }
 
 static void note(struct content lo, struct content hi)
@@ -209,7 +213,7 @@ static bool entries_are_right(struct member_rig *m)
 /* Opens what is there. False: it is refused or not what it should be; then nothing is open. */
 static bool start(struct member_rig *m, const struct content *lo, const struct content *hi)
 {
-    if (member_try_open(m, g.work, true) != 0) {
+    if (member_try_open(m, g.place, g.split ? g.log : "", true) != 0) {
         wrong(m->boot.error, 0, 0);
         return false;
     }
@@ -230,11 +234,11 @@ static bool start(struct member_rig *m, const struct content *lo, const struct c
     return false;
 }
 
-/* All that a start leaves in the directory, once it has tidied up. */
-static void only_what_counts(struct member_rig *m)
+/* All that a start leaves, once it has tidied up. */
+static void only_what_counts(struct member_rig *m, const char *place)
 {
     char base[32], wal[32];
-    DIR *d = opendir(g.work);
+    DIR *d = opendir(place);
     struct dirent *e;
 
     (void)snprintf(base, sizeof base, "base-%u", m->boot.dir.base);
@@ -242,7 +246,7 @@ static void only_what_counts(struct member_rig *m)
     while (d && (e = readdir(d)) != NULL)
         if (*e->d_name != '.' && strcmp(e->d_name, "CURRENT") && strcmp(e->d_name, base) && strcmp(e->d_name, wal) &&
             strcmp(e->d_name, "CURRENT.new") && strcmp(e->d_name, "incoming"))
-            wrong("something half made stays behind", (uint64_t)e->d_name[0], m->boot.dir.base);
+            wrong("something half made stays behind", (uint64_t)*e->d_name, m->boot.dir.base);
     if (d)
         closedir(d);
 }
@@ -255,7 +259,9 @@ static void use(struct member_rig *m)
         install(m);
     }
     new_life(m, 2);
-    only_what_counts(m);
+    only_what_counts(m, g.place);
+    if (g.split)
+        only_what_counts(m, g.log);
 }
 
 static void use_and_start_again(struct member_rig *m)
@@ -378,7 +384,8 @@ static bool is_new_state(uint64_t print)
     }
 }
 
-static void one(struct crashfs *f, uint32_t k, const struct crashfs_units *us, const struct content *lo, const struct content *hi)
+static void one(struct crashfs *f, uint32_t k, const struct crashfs_units *us, const struct content *lo,
+                const struct content *hi)
 {
     struct crashfs_tree *t = crashfs_after(f, k, us);
     /* The same bytes, but more or less is promised of them: another state. */
@@ -456,15 +463,24 @@ static void explore(struct crashfs *f, const struct ledger *l, uint32_t from, un
 
 /* ---- scripts --------------------------------------------------------------------------------------------------- */
 
-static void copy_template(void)
+/* Both kinds of member, as they are before the snapshot. */
+static void templates_make(void)
 {
-    struct crashfs *f = record_new();
+    for (int i = 0; i < 2; i++) {
+        crashfs_remove(g.work);
+        REQUIRE(mkdir(g.work, 0700) == 0);
+        member_make(g.place, i ? g.log : "");
+        g.template[i] = record_new();
+        crashfs_init(g.template[i], g.work);
+    }
+}
 
-    crashfs_init(f, g.template);
-    f->root = g.work;
-    crashfs_place(f, &f->start, false);
-    crashfs_fini(f);
-    free(f);
+static void templates_free(void)
+{
+    for (int i = 0; i < 2; i++) {
+        crashfs_fini(g.template[i]);
+        free(g.template[i]);
+    }
 }
 
 static void script(void)
@@ -474,12 +490,13 @@ static void script(void)
     struct member_rig m;
 
     REQUIRE(l);
-    copy_template();
+    g.split = dice(3) == 0;
+    crashfs_place(g.template[g.split], &g.template[g.split]->start, false);
     crashfs_init(f, g.work);
     g.fs = f;
     g.ledger = l;
     crashfs_recording = f;
-    member_open(&m, g.work, true);
+    member_open(&m, g.place, g.split ? g.log : "", true);
     m.boot.wal->options.rng = &rng;
     m.boot.wal->options.segment_bytes = SEGMENT_BYTES;
     note(content_of(&m), content_of(&m));
@@ -506,9 +523,11 @@ static void every_crash_state(void)
         g.dice = seed + g.scripts++;
         script();
     }
-    printf("# %llu crash states of %llu scripts, %llu moments; %llu found the old state, %llu were used, %llu recoveries cut too, "
-           "%llu after a kill\n", (unsigned long long)g.states, (unsigned long long)g.scripts, (unsigned long long)g.moments,
-           (unsigned long long)g.old, (unsigned long long)g.used, (unsigned long long)g.nested, (unsigned long long)g.kills);
+    printf("# %llu crash states of %llu scripts, %llu moments; %llu found the old state, %llu were used, %llu recoveries "
+           "cut too, %llu after a kill\n",
+           (unsigned long long)g.states, (unsigned long long)g.scripts, (unsigned long long)g.moments,
+           (unsigned long long)g.old, (unsigned long long)g.used, (unsigned long long)g.nested,
+           (unsigned long long)g.kills);
     CHECK(g.fails == 0);
     CHECK(g.fails || (g.states >= g.want && g.old > g.want / 10 && g.old < g.states * 9 / 10 && g.used > g.want / 100 &&
                       g.nested > g.want / 200 && g.kills > 0));
@@ -527,17 +546,19 @@ int main(void)
     /* In memory, where there is such a place: no sync means anything here. */
     snprintf(g.root, sizeof g.root, "%s/cairn-cut-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     REQUIRE(mkdtemp(g.root) != NULL);
-    snprintf(g.template, sizeof g.template, "%s/t", g.root);
     snprintf(g.work, sizeof g.work, "%s/w", g.root);
+    snprintf(g.place, sizeof g.place, "%s/data", g.work);
+    snprintf(g.log, sizeof g.log, "%s/log", g.work);
     g.seen = calloc(SEEN, sizeof *g.seen);
     REQUIRE(g.seen);
     sender_new();
-    member_make(g.template);
+    templates_make();
     signal(SIGBUS, caught);
     signal(SIGSEGV, caught);
     signal(SIGABRT, caught);
     TEST(every_crash_state);
     sender_free();
+    templates_free();
     free(g.seen);
     crashfs_remove(g.root);
     return tap_done();

@@ -232,7 +232,7 @@ static bool restart(long cut)
     struct member_rig m;
     bool is_new;
 
-    member_open(&m, work, true);
+    member_open(&m, work, "", true);
     is_new = m.rig.apply->applied >= SNAP;
     if (is_new) {
         check_new(&m);
@@ -265,7 +265,7 @@ static void cut_everywhere(bool power)
         if (pid == 0) {
             struct member_rig m;
 
-            member_open(&m, work, true);
+            member_open(&m, work, "", true);
             world.power = power;
             world.cut_at = cut;
             member_receive(&m, NULL);
@@ -303,7 +303,7 @@ static void running_member(void)
     char path[300];
 
     copy_tree(template, work);
-    member_open(&m, work, true);
+    member_open(&m, work, "", true);
     sl = slot_new(m.rig.store);
     REQUIRE(view_open(m.rig.store, sl, &v) == 0); /* somebody reads the old state all the while */
     m.rig.clock.ms += 10000;
@@ -344,7 +344,7 @@ static void flush_under_way(void)
     struct member_rig m;
 
     copy_tree(template, work);
-    member_open(&m, work, true);
+    member_open(&m, work, "", true);
     REQUIRE(wal_append(m.boot.wal, NULL, 0, NULL, STORED) == 0 && wal_sync(m.boot.wal) == 0);
     m.rig.last = STORED;
     apply_commit(m.rig.apply, STORED);
@@ -361,7 +361,7 @@ static void flush_under_way(void)
     rig_flush(&m.rig);
     CHECK(is_at(&m, LAST));
     member_close(&m);
-    member_open(&m, work, true);
+    member_open(&m, work, "", true);
     CHECK(is_at(&m, LAST));
     member_close(&m);
 }
@@ -379,7 +379,7 @@ int main(void)
     snprintf(template, sizeof template, "%s/t", root);
     snprintf(work, sizeof work, "%s/w", root);
     sender_new();
-    member_make(template);
+    member_make(template, "");
     TEST(running_member);
     TEST(flush_under_way);
     TEST(killed_anywhere);
