@@ -56,6 +56,16 @@ struct check {
 
 __attribute__((format(printf, 3, 4))) void problem(struct check *c, const struct rec *r, const char *format, ...);
 
+static inline void *array(size_t n, size_t size)
+{
+    void *p = calloc(n + 1, size);
+
+    assert(p);
+    return p;
+}
+
+int64_t revision_told(const struct rec *r); /* by its answer; 0: none */
+
 static inline struct slice bytes_of(ProtobufCBinaryData b) { return slice_of(b.data, b.len); }
 
 /* The key as it was at a revision; NULL: absent. Its last change: NULL, if there was none. */
@@ -71,6 +81,28 @@ int64_t time_seen(const struct tide *t, int64_t rev);      /* when a revision as
 /* Was a compaction to `rev` or later asked for before `ns`? */
 bool compaction_asked(const struct check *c, int64_t rev, int64_t ns);
 
+/* A call that is done again on the state at `base`; what it has changed so far comes first. */
+struct replay {
+    struct check *c;
+    const struct rec *rec;
+    int64_t base;
+    struct { Mvccpb__KeyValue kv; bool deleted; } effects[EFFECTS_MAX];
+    size_t n;
+};
+
+/* Does a put, delete or txn again on the state at `base`; its answer, if it had one, must be what comes out. */
+void replay(struct replay *p, struct check *c, const struct rec *r, int64_t base);
+void replay_change(struct replay *p, const Mvccpb__KeyValue *kv, bool deleted);
+void replay_range(struct replay *p, const Etcdserverpb__RangeRequest *req, const Etcdserverpb__RangeResponse *resp);
+bool replay_is(const struct replay *p, const struct commit *m); /* has it changed just what the commit did? */
+
+bool is_write(const struct rec *r);
+bool has_effect(const struct rec *r); /* does the answer say that something was changed? */
+struct value_owner *owner_slot(const struct check *c, struct slice value); /* whose value is it? rec NULL: nobody's */
+void owners_build(struct check *c);
+
+void check_writes(struct check *c);
 void check_watches(struct check *c);
 void check_leases(struct check *c);
+void check_journals(struct check *c, const struct journal *logs);
 bool lease_ended_here(struct check *c, int64_t rev); /* all changes of the commit are the end of one lease */

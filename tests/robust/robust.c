@@ -2,7 +2,7 @@
 /* robust.c - one history: three real members, clients, faults, and at the end the checker's word.
  *
  *     robust run PROGRAM DIRECTORY [FLAG...]     PROGRAM is cairnd or etcd; the flags go to each member
- *     robust check FILE                          checks a saved history again
+ *     robust check FILE                          checks a saved history again, with the logs in kept/ beside it
  *     robust show FILE                           the same in words
  *     robust failover PROGRAM DIRECTORY HOW ROUNDS [FLAG...]     measures (failover.c)
  *     robust probe                               exit 0: this machine can; 77: it cannot, and why
@@ -32,6 +32,8 @@ struct run {
     struct load load;
     struct nemesis nemesis;
     struct caller finals[MEMBERS_END];
+    struct journal logs[JOURNALS];
+    bool has_logs;
     unsigned problems;
     int64_t healed_ms;
     FILE *report;
@@ -229,6 +231,23 @@ static void settle(struct run *r)
     phase(r, "watched to the end");
 }
 
+/* Of members that have ended. None of them has one: it is another program than cairnd. */
+static void read_logs(struct run *r)
+{
+    int n = 0;
+
+    for (int i = 0; i < JOURNALS; i++) {
+        char path[320];
+
+        (void)snprintf(path, sizeof path, "%s/data", r->cluster.members[i + 1].dir);
+        journal_read(&r->logs[i], path);
+        n += r->logs[i].there;
+    }
+    r->has_logs = n > 0;
+    if (n > 0 && n < JOURNALS)
+        fault(r, "only %d members have a log", n);
+}
+
 static bool enough_calls(struct run *r)
 {
     return atomic_load(&r->load.done) >= (uint64_t)number_of("LEAST", 2000);
@@ -269,10 +288,12 @@ static void tell(struct run *r, const struct check_facts *f, double check_s)
     printf("; %u leader changes; %" PRIu64 " calls answered, %" PRIu64 " revisions, %" PRIu64 " writes, %" PRIu64
            " refused, %" PRIu64 " unknown (%" PRIu64 " found), %" PRIu64 " reads (%" PRIu64 " serializable), %" PRIu64
            " watches (%" PRIu64 " events, %" PRIu64 " progress), leases %" PRIu64 " expired %" PRIu64
-           " revoked, %" PRIu64 " renewals, %" PRIu64 " compactions; healed in %" PRId64 " ms, checked in %.2f s\n",
+           " revoked, %" PRIu64 " renewals, %" PRIu64 " compactions; logs: %" PRIu64 " entries from index %" PRIu64
+           ", %" PRIu64 " cut, %" PRIu64 " revisions; healed in %" PRId64 " ms, checked in %.2f s\n",
            r->nemesis.leaders, atomic_load(&r->load.done), f->revisions, f->writes, f->refused, f->unknown,
            f->unknown_found, f->reads, f->serializable, f->watches, f->events, f->progress, f->leases_expired,
-           f->leases_revoked, f->keepalives, f->compactions, r->healed_ms, check_s);
+           f->leases_revoked, f->keepalives, f->compactions, f->entries, f->entries_from, f->entries_cut,
+           f->entries_revs, r->healed_ms, check_s);
 }
 
 static void history_of_run(struct run *r, const char *dir)
@@ -289,8 +310,10 @@ static void history_of_run(struct run *r, const char *dir)
         (void)await(r, enough_calls, MORE_MS); /* else it is vacuous, below */
         settle(r);
         check_vacuity(r);
+        cluster_end(&r->cluster);
+        read_logs(r);
         check_s = (double)now_ns() / 1e9;
-        r->problems += history_check(&r->history, r->report, &facts);
+        r->problems += history_check(&r->history, r->has_logs ? r->logs : NULL, r->report, &facts);
         check_s = (double)now_ns() / 1e9 - check_s;
     }
     (void)snprintf(path, sizeof path, "%s/history", dir);
@@ -348,13 +371,23 @@ static int run_main(int argc, char **argv)
 
 static int file_main(const char *path, bool show)
 {
+    struct journal logs[JOURNALS];
     struct check_facts facts;
     struct history h;
     unsigned problems = 0;
+    bool whole = true;
     int r;
 
     history_init(&h);
     r = history_load(&h, path);
+    for (int i = 0; i < JOURNALS; i++) {
+        const char *slash = strrchr(path, '/');
+        char data[400];
+
+        (void)snprintf(data, sizeof data, "%.*skept/m%d/data", slash ? (int)(slash + 1 - path) : 0, path, i + 1);
+        journal_read(&logs[i], data);
+        whole &= logs[i].there;
+    }
     if (r < 0) {
         (void)fprintf(stderr, "robust: %s: %s\n", path, strerror(-r));
         return 1;
@@ -362,10 +395,13 @@ static int file_main(const char *path, bool show)
     for (size_t i = 0; show && i < h.n; i++)
         rec_print(stdout, &h.recs[i]);
     if (!show) {
-        problems = history_check(&h, stdout, &facts);
-        printf("%zu records, %" PRIu64 " revisions, %u problems\n", h.n, facts.revisions, problems);
+        problems = history_check(&h, whole ? logs : NULL, stdout, &facts);
+        printf("%zu records, %" PRIu64 " revisions, %s, %u problems\n", h.n, facts.revisions,
+               whole ? "with the logs" : "without logs", problems);
     }
     history_fini(&h);
+    for (int i = 0; i < JOURNALS; i++)
+        journal_fini(&logs[i]);
     return problems != 0;
 }
 

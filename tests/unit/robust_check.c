@@ -3,14 +3,17 @@
  * of a correct store, and finds nearly everything that a broken one could have done.
  *
  * A little store in memory is asked by clients whose calls overlap; each takes effect at one moment between its start
- * and its end. That history is correct by construction. Then one thing in it is made wrong, of 24 kinds: in what was
- * answered, or in what the store does.
+ * and its end. That history is correct by construction, and so are the logs of three members that go with it. Then one
+ * thing is made wrong, of 38 kinds: in what was answered, in what the store does, in a log.
  *
  *   SEED=n    CLEAN=n histories without a fault (150)    EACH=n of each kind with one (30)
  */
 #include "../robust/check.c"
 #include "../robust/check_lease.c"
+#include "../robust/check_journal.c"
 #include "../robust/check_watch.c"
+#include "../robust/check_writes.c"
+#include "../robust/journal.c"
 #include "../robust/history.c"
 #include "tap.h"
 #include <unistd.h>
@@ -40,6 +43,8 @@ static unsigned n_values;
 static int64_t member_rev[4];
 static enum bug { NO_BUG, EARLY_END, HALF_END, LOST_ACK, TWICE, REFUSED_DONE, RENEWED_DEAD, BUGS } bug;
 static bool bug_done;
+static struct journal whole; /* what was committed; the members' logs are made of it at the end */
+static uint64_t term;
 
 static ProtobufCBinaryData bytes_dup(const void *p, size_t n)
 {
@@ -69,6 +74,58 @@ static void *made(const ProtobufCMessageDescriptor *d)
     REQUIRE(m);
     protobuf_c_message_init(d, m);
     return m;
+}
+
+/* An entry, as daemon/entry.h draws it. */
+static void log_entry(enum journal_kind kind, uint64_t proposal_term, struct slice body)
+{
+    uint8_t *p = calloc(1, 45 + body.len);
+
+    REQUIRE(p);
+    p[0] = 1;
+    p[1] = (uint8_t)kind;
+    p[2] = 5; /* the user's name */
+    put_u64le(p + 32, proposal_term);
+    memcpy(p + 40, "alice", 5);
+    if (body.len)
+        memcpy(p + 45, body.ptr, body.len);
+    journal_add(&whole, journal_last(&whole) + 1, term, slice_of(p, 45 + body.len));
+    free(p);
+}
+
+static void log_message(enum journal_kind kind, const ProtobufCMessage *m)
+{
+    size_t n = protobuf_c_message_get_packed_size(m);
+    uint8_t *bytes = malloc(n + 1);
+
+    REQUIRE(bytes);
+    protobuf_c_message_pack(m, bytes);
+    log_entry(kind, 0, slice_of(bytes, n));
+    free(bytes);
+}
+
+static void log_call(const struct rec *r)
+{
+    static const enum journal_kind as[REC_KINDS] = {
+        [REC_PUT] = JOURNAL_PUT,     [REC_DELETE] = JOURNAL_DELETE, [REC_TXN] = JOURNAL_TXN,
+        [REC_GRANT] = JOURNAL_GRANT, [REC_REVOKE] = JOURNAL_REVOKE,
+    };
+
+    if (as[r->kind])
+        log_message(as[r->kind], r->req);
+}
+
+/* Another leader, and at times something that belongs to no client, or to a term that is over. */
+static void log_new_term(void)
+{
+    uint8_t id[8] = {1};
+
+    term++;
+    journal_add(&whole, journal_last(&whole) + 1, term, SLICE_NONE);
+    if (below(2))
+        log_entry(JOURNAL_EXPIRE, term - 1, slice_of(id, 8));
+    if (below(2))
+        log_entry(8, 0, SLICE_NONE);
 }
 
 static const Mvccpb__KeyValue *get(ProtobufCBinaryData key, int64_t at)
@@ -137,6 +194,10 @@ static void run_clock(int64_t to)
         int64_t before = rev;
 
         if (leases[l].live && (now > leases[l].until_ns || early)) {
+            uint8_t id[8];
+
+            put_u64le(id, (uint64_t)leases[l].id);
+            log_entry(JOURNAL_EXPIRE, term, slice_of(id, 8));
             end_lease(l);
             bug_done |= early && rev > before;
         }
@@ -376,6 +437,10 @@ static void make_call(struct history *h, const struct slot *s)
     if (bug == LOST_ACK && bug_done && !acts && r.kind == REC_DELETE && outcome == DONE &&
         ((const Etcdserverpb__DeleteRangeResponse *)r.resp)->deleted == 0)
         bug_done = false; /* it would have done nothing */
+    if (acts || what >= 85) /* of a lease's calls also those that were refused */
+        log_call(&r);
+    if (below(60) == 0)
+        log_new_term();
     r.outcome = outcome;
     if (outcome != DONE) {
         protobuf_c_message_free_unpacked(r.resp, NULL);
@@ -508,6 +573,9 @@ static void make_history(struct history *h)
     now = 0;
     bug_done = false;
     member_rev[1] = member_rev[2] = member_rev[3] = 1;
+    journal_fini(&whole);
+    whole.base = term = 1;
+    log_new_term();
     history_init(h);
     for (size_t i = 0; i < CALLS; i++) {
         struct slot *s = &slots[i];
@@ -795,6 +863,170 @@ static unsigned setting(const char *name, unsigned otherwise)
     return s ? (unsigned)strtoul(s, NULL, 0) : otherwise;
 }
 
+/* ---- logs --------------------------------------------------------------------------------------- */
+
+enum log_wrong {
+    L_LOST,        /* from all of them */
+    L_SWAPPED,
+    L_TWICE,
+    L_VALUE,
+    L_OTHER_BYTES, /* in one of them */
+    L_OTHER_TERM,
+    L_GAP,
+    L_CUT_OTHER,
+    L_TWO_LEADERS,
+    L_NOT_ON_MOST,
+    L_ENDS_EARLY,
+    L_LEASE_LIVES,
+    L_DAMAGED,
+    L_NOBODYS,
+    LOG_WRONGS
+};
+static const char *const log_wrong_names[] = {
+    "an entry lost", "two entries swapped", "an entry twice", "another value", "one member has other bytes",
+    "one member has another term", "one member lacks an entry", "other bytes had been cut off", "two leaders in a term",
+    "committed on one member", "all end early", "a lease's end lost", "a log that is not sound", "asked for by nobody"};
+
+/* The value of a put that was acknowledged and has no lease, in its entry's payload. */
+static struct slice value_in(const struct history *h, struct slice payload)
+{
+    struct slice body, found = SLICE_NONE;
+    Etcdserverpb__PutRequest *put;
+    enum journal_kind kind;
+    uint64_t t;
+
+    if (!journal_parse(payload, &kind, &t, &body) || kind != JOURNAL_PUT)
+        return SLICE_NONE;
+    put = etcdserverpb__put_request__unpack(NULL, body.len, body.ptr);
+    REQUIRE(put);
+    for (size_t i = 0; put->lease == 0 && i < h->n; i++)
+        if (h->recs[i].kind == REC_PUT && h->recs[i].outcome == DONE &&
+            slice_eq(bytes_of(((const Etcdserverpb__PutRequest *)h->recs[i].req)->value), bytes_of(put->value)))
+            found = slice_of(memmem(body.ptr, body.len, put->value.data, put->value.len), put->value.len);
+    etcdserverpb__put_request__free_unpacked(put, NULL);
+    return found;
+}
+
+/* two: the next entry is such a put too; to swap it with one that does nothing would be no wrong. */
+static uint64_t pick_entry(const struct history *h, bool two)
+{
+    uint64_t from = below(whole.n), n = whole.n;
+
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t index = whole.base + 1 + (from + i) % n;
+
+        if (index + 2 < journal_last(&whole) && value_in(h, journal_at(&whole, index)->payload).len &&
+            (!two || value_in(h, journal_at(&whole, index + 1)->payload).len))
+            return index;
+    }
+    return 0;
+}
+
+static struct slice changed(struct slice payload, size_t at)
+{
+    static uint8_t bytes[5000];
+
+    REQUIRE(payload.len <= sizeof bytes);
+    memcpy(bytes, payload.ptr, payload.len);
+    bytes[at] ^= 1;
+    return slice_of(bytes, payload.len);
+}
+
+/* A put of a lease that there never was: it is refused, so no revision tells of it. */
+static struct slice odd_entry(void)
+{
+    static uint8_t entry[80] = {1, JOURNAL_PUT};
+    Etcdserverpb__PutRequest put = ETCDSERVERPB__PUT_REQUEST__INIT;
+
+    put.key = (ProtobufCBinaryData){3, (uint8_t *)"odd"};
+    put.lease = 9999;
+    return slice_of(entry, 40 + etcdserverpb__put_request__pack(&put, entry + 40));
+}
+
+/* The next entry; what lies at or before the base came with a snapshot. */
+static void next_entry(struct journal *l, uint64_t *index, uint64_t entry_term, struct slice payload)
+{
+    if (*index > l->base)
+        journal_add(l, *index, entry_term, payload);
+    ++*index;
+}
+
+/* A member's log, wrong at the entry `at`. */
+static void make_log(const struct history *h, struct journal *l, int member, enum log_wrong w, uint64_t at)
+{
+    uint64_t index = 2, end = journal_last(&whole);
+
+    if (w == L_ENDS_EARLY || (w == L_NOT_ON_MOST && member > 0))
+        end = at - 1;
+    for (uint64_t i = 2; i <= end; i++) {
+        const struct journal_entry *e = journal_at(&whole, i);
+        bool here = i == at, mine = here && member == 1;
+        struct slice value = here ? value_in(h, e->payload) : SLICE_NONE, payload = e->payload;
+
+        if ((here && (w == L_LOST || w == L_LEASE_LIVES)) || (mine && w == L_GAP))
+            continue;
+        if (here && w == L_VALUE)
+            payload = changed(payload, (size_t)(value.ptr - payload.ptr));
+        if (mine && w == L_OTHER_BYTES)
+            payload = changed(payload, 20);
+        if (mine && (w == L_CUT_OTHER || w == L_TWO_LEADERS) && index > l->base) /* and cut at once */
+            journal_add(l, index, e->term, w == L_CUT_OTHER ? S("x") : SLICE_NONE);
+        if (here && w == L_SWAPPED) {
+            next_entry(l, &index, e[1].term, e[1].payload);
+            i++;
+        }
+        next_entry(l, &index, e->term + (mine && w == L_OTHER_TERM), payload);
+        if (here && w == L_TWICE)
+            next_entry(l, &index, e->term, payload);
+        if (here && w == L_NOBODYS)
+            next_entry(l, &index, e->term, odd_entry());
+    }
+    l->commit = journal_last(l) - (w == LOG_WRONGS);
+    if (w == L_DAMAGED && member == 1)
+        (void)snprintf(l->error, sizeof l->error, "damaged");
+}
+
+static uint64_t pick_end_of_lease(void)
+{
+    for (uint64_t i = 3; i <= journal_last(&whole); i++) {
+        enum journal_kind kind;
+        uint64_t t;
+        struct slice body;
+        int64_t id;
+
+        if (!journal_parse(journal_at(&whole, i)->payload, &kind, &t, &body) || kind != JOURNAL_EXPIRE ||
+            t != journal_at(&whole, i)->term)
+            continue;
+        id = (int64_t)get_u64le(body.ptr);
+        for (size_t e = 0; e < n_events; e++) { /* it had keys to delete */
+            char prefix[24];
+            size_t n = (size_t)snprintf(prefix, sizeof prefix, "l/%lld/", (long long)id);
+
+            if (events[e].deleted && events[e].kv.key.len > n && memcmp(events[e].kv.key.data, prefix, n) == 0)
+                return i;
+        }
+    }
+    return 0;
+}
+
+/* Some begin later than the cluster did, as after a snapshot; in one of four correct histories all do. */
+static bool make_logs(const struct history *h, struct journal logs[JOURNALS], enum log_wrong w)
+{
+    uint64_t at = w == LOG_WRONGS      ? whole.n / 2
+                  : w == L_LEASE_LIVES ? pick_end_of_lease()
+                                       : pick_entry(h, w == L_SWAPPED);
+    uint64_t base = 1 + below(at / 2 + 1);
+    bool all = w == LOG_WRONGS && below(4) == 0;
+
+    if (at == 0)
+        return false;
+    for (int m = 0; m < JOURNALS; m++) {
+        logs[m] = (struct journal){.there = true, .base = all || (m > 0 && below(3) == 0) ? base : 1};
+        make_log(h, &logs[m], m, w, at);
+    }
+    return true;
+}
+
 static FILE *quiet;
 
 static void correct_histories_pass(void)
@@ -807,7 +1039,7 @@ static void correct_histories_pass(void)
 
         bug = NO_BUG;
         make_history(&h);
-        problems = history_check(&h, stdout, &f);
+        problems = history_check(&h, NULL, stdout, &f);
         CHECK(problems == 0);
         all.writes += f.writes;
         all.reads += f.reads;
@@ -828,7 +1060,7 @@ static unsigned made_wrong, found;
 static void look(struct history *h, const char *what)
 {
     made_wrong++;
-    if (history_check(h, quiet, NULL) > 0)
+    if (history_check(h, NULL, quiet, NULL) > 0)
         found++;
     else
         printf("# not found: %s\n", what);
@@ -880,6 +1112,66 @@ static void broken_stores_are_found(void)
     CHECK((double)found >= 0.999 * made_wrong);
 }
 
+static void logs_free(struct journal logs[JOURNALS])
+{
+    for (int m = 0; m < JOURNALS; m++)
+        journal_fini(&logs[m]);
+}
+
+static void correct_logs_pass(void)
+{
+    struct check_facts f;
+    unsigned partly = 0;
+
+    for (unsigned i = 0; i < setting("CLEAN", 150); i++) {
+        struct journal logs[JOURNALS];
+        struct history h;
+        unsigned problems;
+
+        bug = NO_BUG;
+        make_history(&h);
+        REQUIRE(make_logs(&h, logs, LOG_WRONGS));
+        problems = history_check(&h, logs, stdout, &f);
+        CHECK(problems == 0);
+        CHECK(f.entries_from > 2 || f.entries_revs == f.revisions);
+        CHECK(f.entries_revs > f.revisions / 4);
+        partly += f.entries_from > 2;
+        logs_free(logs);
+        history_fini(&h);
+        if (problems)
+            return;
+    }
+    CHECK(partly > 0);
+}
+
+static void wrong_logs_are_found(void)
+{
+    made_wrong = found = 0;
+    for (int w = 0; w < LOG_WRONGS; w++) {
+        unsigned before = made_wrong;
+
+        for (unsigned i = 0; i < setting("EACH", 30); i++) {
+            struct journal logs[JOURNALS];
+            struct history h;
+
+            bug = NO_BUG;
+            make_history(&h);
+            if (make_logs(&h, logs, (enum log_wrong)w)) {
+                made_wrong++;
+                if (history_check(&h, logs, quiet, NULL) > 0)
+                    found++;
+                else
+                    printf("# not found: %s\n", log_wrong_names[w]);
+                logs_free(logs);
+            }
+            history_fini(&h);
+        }
+        CHECK(made_wrong > before);
+    }
+    printf("# %u of %u found\n", found, made_wrong);
+    CHECK(found == made_wrong);
+}
+
 static void a_saved_history_is_the_same(void)
 {
     char path[] = "/tmp/robust-check-XXXXXX";
@@ -894,7 +1186,7 @@ static void a_saved_history_is_the_same(void)
     CHECK(history_save(&h, path) == 0);
     CHECK(history_load(&again, path) == 0);
     CHECK(again.n == h.n);
-    CHECK(history_check(&again, stdout, NULL) == 0);
+    CHECK(history_check(&again, NULL, stdout, NULL) == 0);
     history_fini(&h);
     history_fini(&again);
     (void)unlink(path);
@@ -912,6 +1204,8 @@ int main(void)
     TEST(correct_histories_pass);
     TEST(wrong_answers_are_found);
     TEST(broken_stores_are_found);
+    TEST(correct_logs_pass);
+    TEST(wrong_logs_are_found);
     TEST(a_saved_history_is_the_same);
     (void)fclose(quiet);
     return tap_done();
