@@ -63,20 +63,28 @@ static bool worth_a_retry(const struct client_op *op, enum client_outcome outcom
     return may_repeat(op) && outcome == CLIENT_UNKNOWN && (code == STATUS_UNAVAILABLE || op->moved);
 }
 
-static void retry_later(struct client *c, struct client_op *op)
+/* Into the queue, and looked at when it can go on. */
+static void wait_in_queue(struct client *c, struct client_op *op)
+{
+    bool usable = endpoint_usable(op->only ? op->only : client_current(c));
+
+    client_op_wait(c, op);
+    client_timer_by(c, usable && op->not_before_ms < op->deadline_ms ? op->not_before_ms : op->deadline_ms);
+}
+
+/* At once elsewhere, later where it was. */
+static void retry(struct client *c, struct client_op *op)
 {
     int64_t pause_ms = RETRY_FIRST_MS << (op->tries < 6 ? op->tries - 1 : 5);
 
     client_op_unlink(c, op);
     client_op_reset(op);
+    if (op->moved && endpoint_usable(client_current(c))) {
+        client_op_start(c, op);
+        return;
+    }
     op->not_before_ms = client_now_ms() + (pause_ms < RETRY_MAX_MS ? pause_ms : RETRY_MAX_MS);
-    client_op_wait(c, op);
-    client_timer_fast(c);
-}
-
-static bool proves_quorum(const struct client_op *op)
-{
-    return client_methods[op->method].quorum && !(op->call && op->call->serializable);
+    wait_in_queue(c, op);
 }
 
 /* The server's own words, not gRPC's about it. */
@@ -97,17 +105,19 @@ void client_call_arrived(struct client *c, struct tag *t)
         code = STATUS_INTERNAL; /* bytes that are no answer: whatever was asked may have been done */
         outcome = CLIENT_UNKNOWN;
     }
+    op->endpoint->n_calls--;
+    c->n_proving -= client_op_proves(op);
     if (is_answer(err, code))
         client_heard(op->endpoint);
     client_note_header(c, op->reply);
-    if (proves_quorum(op) && op->only == NULL && op->endpoint == client_current(c)) {
+    if (client_op_proves(op) && op->endpoint == client_current(c)) {
         if (outcome == CLIENT_OK)
             client_note_quorum(c);
         else if (outcome == CLIENT_UNKNOWN || err == ERR_NO_LEADER)
             client_question(c, op->endpoint);
     }
     if (worth_a_retry(op, outcome, err, code))
-        retry_later(c, op);
+        retry(c, op);
     else
         call_done(c, op, outcome, err, code, client_op_text(op));
 }
@@ -150,8 +160,7 @@ static void submit(struct client *c, struct client_op *op)
     }
     if (c->n_ops > CLIENT_CALLS_MAX)
         op->deadline_ms = 0; /* ends as not sent at the next tick */
-    client_op_wait(c, op);
-    client_timer_fast(c);
+    wait_in_queue(c, op);
 }
 
 void client_start(struct client *c, struct client_call *call, enum client_method method,
@@ -162,6 +171,7 @@ void client_start(struct client *c, struct client_call *call, enum client_method
     assert(call->op == NULL);
     call->op = op;
     op->call = call;
+    op->serializable = call->serializable;
     c->health.calls_total++;
     submit(c, op);
 }
@@ -331,7 +341,7 @@ void client_dispatch(struct client *c)
             t->op->n_tags--;
         t->arrived(c, t);
     }
-    if (c->timer_ms && client_now_ms() + 1 >= c->tick_ms)
+    if (c->due_ms && client_now_ms() >= c->due_ms)
         client_tick(c);
     c->dispatching = false;
 }

@@ -4,15 +4,24 @@
  * One endpoint is current: calls and streams go to it. With several, it is watched over:
  *
  *     its connection breaks ................................. left at once for a usable one
- *     it says nothing for CLIENT_SILENCE_MS though asked .... \
- *     it knows no leader, or calls fail or hang ............... } in question: all are asked to prove a quorum;
- *     somebody waited too long (client_suspect) ............. /  another that does is used, if this one does not
+ *     what was asked is unanswered for CLIENT_ASK_MS ........ \
+ *     it knows no leader, or calls fail ....................... } in question: all are asked to prove a quorum
+ *     somebody waited too long (client_suspect) ............. /
+ *     it says nothing at all for CLIENT_SILENCE_MS .......... left for one that proved a quorum meanwhile
+ *     it talks, and another proved a quorum CLIENT_LEAD_MS
+ *     ago while it has not .................................. the same
  *     none proves one for CLIENT_DOUBT_MS ................... in doubt: reads are marked, changes wait (A.12)
  *
- * Asked means a beat: Maintenance.Status, when nothing came from it for CLIENT_BEAT_MS. An endpoint is usable
- * when it has answered one since it was connected, is of the cluster that the first one was of, and no
- * learner. Whoever is left loses its streams (the watch is opened anew elsewhere, from the revision it had
- * come to) and its calls: those that only read are sent again, the outcome of others is unknown.
+ * So an endpoint that pauses for less than CLIENT_SILENCE_MS is not left, and neither is one that waits out
+ * an election with all others: it has CLIENT_LEAD_MS to prove a quorum when the first of them does. A slow
+ * line is no silent endpoint: when moving has not helped, as the next one falls silent as soon, more patience
+ * is called for. And time in which this process itself did not run is nobody's silence.
+ *
+ * The current endpoint, and one that has said that it knows no leader, is asked for its Status (a beat) when
+ * nothing came from it for CLIENT_BEAT_MS; any one is whose next word is overdue. An endpoint is usable when
+ * it has answered one since it was connected, is of the cluster that the first one was of, and no learner.
+ * Whoever is left loses its streams (the watch is opened anew elsewhere, from the revision it had come to)
+ * and its calls: those that only read are sent again at once, the outcome of others is unknown.
  *
  * With one endpoint there is no beat and no choice: what speaks against it is doubt.
  */
@@ -21,10 +30,11 @@
 
 #include "client_private.h"
 
-#define TICK_MS         100
+#define TICK_MS         100 /* while the current endpoint is in question */
+#define LATE_MS         30  /* the timer came so late: so long this process did not run */
 #define BEAT_TIMEOUT_MS 2000
 #define PROBE_ONE_MS    2000 /* the only endpoint may take longer */
-#define PROBE_MS        1000
+#define PROBE_MS        500
 #define FIRST_WAIT_MS   300
 
 int64_t client_now_ms(void)
@@ -49,30 +59,73 @@ bool endpoint_usable(const struct endpoint *e)
 
 /* ---- the timer ------------------------------------------------------------------------ */
 
-static void timer_set(struct client *c, int64_t ms)
+static void timer_set(struct client *c, int64_t at_ms)
 {
-    struct itimerspec spec = {.it_value = {ms / 1000, ms % 1000 * 1000000},
-                              .it_interval = {ms / 1000, ms % 1000 * 1000000}};
+    const struct itimerspec spec = {.it_value = {at_ms / 1000, at_ms % 1000 * 1000000}};
 
-    if (ms == c->timer_ms)
+    timerfd_settime(c->timer_fd, TFD_TIMER_ABSTIME, &spec, NULL);
+    c->due_ms = at_ms;
+}
+
+void client_timer_by(struct client *c, int64_t at_ms)
+{
+    if (at_ms < 1)
+        at_ms = 1; /* 0 would be never; this is at once */
+    if (c->due_ms == 0 || at_ms < c->due_ms)
+        timer_set(c, at_ms);
+}
+
+/* The soonest moment, not before `now`, of those it is told. */
+static void sooner(int64_t *due_ms, int64_t now, int64_t at_ms)
+{
+    if (at_ms < now)
+        at_ms = now;
+    if (*due_ms == 0 || at_ms < *due_ms)
+        *due_ms = at_ms;
+}
+
+/* The beat that is to be sent to it, or the silence that is to be noticed. */
+static void endpoint_due(const struct client *c, const struct endpoint *e, int64_t now, int64_t *due_ms)
+{
+    bool is_current = e == &c->endpoints[c->current];
+
+    if (is_current && !endpoint_usable(e))
+        sooner(due_ms, now, now + TICK_MS);
+    if (!endpoint_connected(e))
         return;
-    timerfd_settime(c->timer_fd, 0, &spec, NULL);
-    c->timer_ms = ms;
-    c->tick_ms = client_now_ms() + ms;
+    if (!e->verified)
+        sooner(due_ms, now, now + TICK_MS);
+    else if (e->beat.op == NULL && e->owing_ms)
+        sooner(due_ms, now, e->owing_ms + CLIENT_ASK_MS);
+    else if (e->beat.op == NULL && (is_current || e->no_leader))
+        sooner(due_ms, now, e->heard_ms + CLIENT_BEAT_MS);
+    if (is_current && e->owing_ms && now < e->owing_ms + c->silence_ms)
+        sooner(due_ms, now, e->owing_ms + c->silence_ms);
 }
 
-void client_timer_fast(struct client *c)
+/* When there is something to do next; 0: nothing to wait for. */
+static int64_t next_due_ms(const struct client *c)
 {
-    timer_set(c, TICK_MS);
-}
+    int64_t now = client_now_ms(), due_ms = 0;
 
-static bool is_waiting(const struct client *c)
-{
-    bool waits = c->waiting || c->health.in_doubt || c->check_since_ms;
+    for (const struct client_op *op = c->waiting; op; op = op->next) {
+        const struct endpoint *e = op->only ? op->only : &c->endpoints[c->current];
+        bool ready = endpoint_usable(e) && op->not_before_ms < op->deadline_ms;
 
-    for (unsigned i = 0; i < c->n_endpoints; i++)
-        waits = waits || c->endpoints[i].beat.op;
-    return waits;
+        sooner(&due_ms, now, ready ? op->not_before_ms : op->deadline_ms);
+    }
+    if (c->check_since_ms)
+        sooner(&due_ms, now, now + TICK_MS);
+    else if (c->unproved_ms)
+        sooner(&due_ms, now, c->unproved_ms + CLIENT_ASK_MS);
+    for (unsigned i = 0; i < c->n_endpoints && c->n_endpoints > 1; i++) {
+        const struct endpoint *e = &c->endpoints[i];
+
+        endpoint_due(c, e, now, &due_ms);
+        if (c->check_since_ms && now < e->proved_ms + CLIENT_LEAD_MS)
+            sooner(&due_ms, now, e->proved_ms + CLIENT_LEAD_MS);
+    }
+    return due_ms;
 }
 
 /* ---- what is known ------------------------------------------------------------------------ */
@@ -99,16 +152,17 @@ void client_note_header(struct client *c, const ProtobufCMessage *msg)
         c->health.last_revision = h->revision;
 }
 
-static void check_start(struct client *c)
+/* In question, and has been since then. */
+static void check_start(struct client *c, int64_t since_ms)
 {
     if (c->check_since_ms == 0)
-        c->check_since_ms = client_now_ms();
-    client_timer_fast(c);
+        c->check_since_ms = since_ms;
+    client_timer_by(c, client_now_ms() + 1); /* there all are asked */
 }
 
 void client_note_doubt(struct client *c)
 {
-    check_start(c);
+    check_start(c, client_now_ms());
     if (!c->health.in_doubt) {
         c->health.in_doubt = true;
         c->health.lost_ms = c->check_since_ms;
@@ -121,6 +175,7 @@ void client_note_quorum(struct client *c)
     c->health.in_doubt = false;
     c->health.lost_ms = 0;
     c->check_since_ms = 0;
+    c->unproved_ms = c->n_proving && c->n_endpoints > 1 ? c->health.quorum_ms : 0;
 }
 
 void client_question(struct client *c, struct endpoint *e)
@@ -130,7 +185,7 @@ void client_question(struct client *c, struct endpoint *e)
     if (c->n_endpoints == 1)
         client_note_doubt(c);
     else
-        check_start(c);
+        check_start(c, client_now_ms());
 }
 
 void client_suspect(struct client *c)
@@ -138,16 +193,32 @@ void client_suspect(struct client *c)
     client_note_doubt(c);
 }
 
+void client_note_asked(struct client *c, struct endpoint *e, bool proves)
+{
+    int64_t now = client_now_ms();
+
+    e->n_calls++;
+    c->n_proving += proves;
+    if (c->n_endpoints == 1)
+        return;
+    if (proves && c->unproved_ms == 0)
+        c->unproved_ms = now;
+    if (e->owing_ms == 0)
+        e->owing_ms = now;
+    client_timer_by(c, now + CLIENT_ASK_MS);
+}
+
 void client_heard(struct endpoint *e)
 {
     e->heard_ms = client_now_ms();
+    e->owing_ms = e->n_calls && e->client->n_endpoints > 1 ? e->heard_ms : 0;
 }
 
 /* ---- choosing ----------------------------------------------------------------------------- */
 
 static bool is_silent(const struct endpoint *e)
 {
-    return e->beat.op && e->heard_ms < e->beat_ms && client_now_ms() - e->beat_ms >= CLIENT_SILENCE_MS;
+    return e->owing_ms && client_now_ms() - e->owing_ms >= e->client->silence_ms;
 }
 
 static bool is_sound(const struct endpoint *e)
@@ -171,7 +242,16 @@ static void switch_to(struct client *c, struct endpoint *e)
 
     if (e == old)
         return;
+    if (is_silent(old)) {
+        int64_t now = client_now_ms(), before_ms = c->left_silent_ms;
+
+        c->left_silent_ms = now;
+        if (before_ms && now - before_ms < 2 * c->silence_ms + CLIENT_SILENCE_MS &&
+            c->silence_ms < CLIENT_SILENCE_MAX_MS)
+            c->silence_ms *= 2;
+    }
     c->current = (unsigned)(e - c->endpoints);
+    c->unproved_ms = 0;
     c->health.failovers_total++;
     leave(c, old);
 }
@@ -202,7 +282,7 @@ static void replace_current(struct client *c)
 
     if (e) {
         switch_to(c, e);
-        check_start(c);
+        check_start(c, client_now_ms());
     } else
         client_note_doubt(c);
 }
@@ -210,22 +290,24 @@ static void replace_current(struct client *c)
 /* While the current endpoint is in question: has another one proved what it has not? */
 static void decide(struct client *c)
 {
-    struct endpoint *current = client_current(c);
-    int64_t now = client_now_ms(), age = now - c->check_since_ms;
+    const struct endpoint *current = client_current(c);
+    int64_t now = client_now_ms();
+    int64_t lead_ms = is_silent(current) || !endpoint_usable(current) ? 0 : CLIENT_LEAD_MS;
 
     if (c->check_since_ms == 0)
         return;
-    for (unsigned i = 1; i < c->n_endpoints && (age >= TICK_MS || !is_sound(current)); i++) {
+    for (unsigned i = 1; i < c->n_endpoints; i++) {
         struct endpoint *e = &c->endpoints[(c->current + i) % c->n_endpoints];
 
-        if (endpoint_usable(e) && e->proved_ms >= c->check_since_ms) {
+        if (endpoint_usable(e) && !is_silent(e) && e->proved_ms >= c->check_since_ms &&
+            now >= e->proved_ms + lead_ms) {
             switch_to(c, e);
             client_note_quorum(c);
             client_run_waiting(c);
             return;
         }
     }
-    if (age >= CLIENT_DOUBT_MS)
+    if (now - c->check_since_ms >= CLIENT_DOUBT_MS)
         client_note_doubt(c);
 }
 
@@ -256,11 +338,15 @@ static void probe_done(struct client_call *call)
     if (call->outcome != CLIENT_OK &&
         client_errno(call, CLIENT_USE_READ) != EACCES) /* which it read to say so */
         return;
-    e->proved_ms = client_now_ms();
-    if (e == client_current(c))
+    e->no_leader = false;
+    if (e == client_current(c)) {
         client_note_quorum(c);
-    else
-        decide(c);
+        return;
+    }
+    if (c->check_since_ms == 0 || e->proved_ms < c->check_since_ms)
+        e->proved_ms = client_now_ms();
+    decide(c);
+    client_timer_by(c, e->proved_ms + CLIENT_LEAD_MS);
 }
 
 static void probe_all(struct client *c)
@@ -300,36 +386,62 @@ static void beat_done(struct client_call *call)
     if (!endpoint_usable(client_current(c)))
         replace_current(c);
     else if (!is_sound(client_current(c)))
-        check_start(c);
+        check_start(c, client_now_ms());
     client_run_waiting(c);
+    client_timer_by(c, client_now_ms() + CLIENT_BEAT_MS);
 }
 
 static void beat_send(struct endpoint *e)
 {
     Etcdserverpb__StatusRequest req = ETCDSERVERPB__STATUS_REQUEST__INIT;
 
-    e->beat_ms = client_now_ms();
     e->beat.done = beat_done;
     client_start_only(e->client, &e->beat, CLIENT_STATUS, &req.base, BEAT_TIMEOUT_MS, e);
 }
 
-/* Those that are not known yet, and the current one when it has been quiet. */
+static bool is_overdue(int64_t since_ms)
+{
+    return since_ms && client_now_ms() >= since_ms + CLIENT_ASK_MS;
+}
+
+/* Those that are not known yet or owe us a word, and the current one when it has been quiet. */
 static void beats(struct client *c)
 {
-    int64_t now = client_now_ms();
-
     for (unsigned i = 0; i < c->n_endpoints; i++) {
         struct endpoint *e = &c->endpoints[i];
-        bool wanted =
-            !e->verified || c->check_since_ms || (i == c->current && now - e->heard_ms >= CLIENT_BEAT_MS);
+        bool quiet = (i == c->current || e->no_leader) && client_now_ms() >= e->heard_ms + CLIENT_BEAT_MS;
 
-        if (endpoint_connected(e) && e->beat.op == NULL && wanted)
+        if (endpoint_connected(e) && e->beat.op == NULL &&
+            (!e->verified || c->check_since_ms || quiet || is_overdue(e->owing_ms)))
             beat_send(e);
     }
-    if (!endpoint_usable(client_current(c)))
+}
+
+/* What is to be said of the current endpoint when nothing comes from it. */
+static void judge(struct client *c)
+{
+    const struct endpoint *e = client_current(c);
+
+    if (c->silence_ms > CLIENT_SILENCE_MS && client_now_ms() >= c->left_silent_ms + CLIENT_SILENCE_CALM_MS)
+        c->silence_ms = CLIENT_SILENCE_MS;
+    if (!endpoint_usable(e))
         replace_current(c);
-    else if (is_silent(client_current(c)))
-        check_start(c);
+    else if (is_overdue(e->owing_ms))
+        check_start(c, e->owing_ms);
+    else if (is_overdue(c->unproved_ms))
+        check_start(c, c->unproved_ms);
+}
+
+/* What the timer came too late is time in which nobody could have been heard. */
+static void forgive(struct client *c, int64_t late_ms)
+{
+    if (late_ms < LATE_MS)
+        return;
+    for (unsigned i = 0; i < c->n_endpoints; i++)
+        if (c->endpoints[i].owing_ms)
+            c->endpoints[i].owing_ms += late_ms;
+    if (c->unproved_ms)
+        c->unproved_ms += late_ms;
 }
 
 /* ---- what happens --------------------------------------------------------------------------------- */
@@ -337,6 +449,7 @@ static void beats(struct client *c)
 void client_endpoint_changed(struct client *c, struct endpoint *e)
 {
     e->verified = false;
+    e->owing_ms = 0;
     if (endpoint_connected(e) && c->n_endpoints > 1 && e->beat.op == NULL)
         beat_send(e);
     if (e != client_current(c) || endpoint_usable(e))
@@ -350,6 +463,7 @@ void client_endpoint_changed(struct client *c, struct endpoint *e)
 void client_health_init(struct client *c)
 {
     c->opened_ms = client_now_ms();
+    c->silence_ms = CLIENT_SILENCE_MS;
     client_note_doubt(c);
 }
 
@@ -358,15 +472,18 @@ void client_tick(struct client *c)
     uint64_t times;
 
     (void)!read(c->timer_fd, &times, sizeof times); /* nothing to read: fine */
-    c->tick_ms = client_now_ms() + c->timer_ms;
+    forgive(c, client_now_ms() - c->due_ms);
+    c->due_ms = 0;
     client_run_waiting(c);
-    if (c->n_endpoints > 1)
+    if (c->n_endpoints > 1) {
+        judge(c);
         beats(c);
+    }
     if (c->check_since_ms)
         probe_all(c);
     if (c->n_endpoints > 1)
         decide(c);
-    timer_set(c, is_waiting(c) ? TICK_MS : c->n_endpoints > 1 ? CLIENT_BEAT_MS : 0);
+    timer_set(c, next_due_ms(c));
 }
 
 /* ---- for the owner ---------------------------------------------------------------------------------- */

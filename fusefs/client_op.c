@@ -31,6 +31,11 @@ const struct method client_methods[CLIENT_METHODS] = {
                                 &etcdserverpb__lease_keep_alive_response__descriptor, false, false},
 };
 
+bool client_op_proves(const struct client_op *op)
+{
+    return op->only == NULL && client_methods[op->method].quorum && !op->serializable;
+}
+
 void client_op_unlink(struct client *c, struct client_op *op)
 {
     if (op->prev == NULL)
@@ -220,6 +225,8 @@ void client_op_start(struct client *c, struct client_op *op)
     client_op_run(c, op);
     op->endpoint = e;
     op->moved = false;
+    if (!op->is_stream)
+        client_note_asked(c, e, client_op_proves(op));
     op->started_ms = now_ms;
     op->tries++;
     if (!op->is_stream)

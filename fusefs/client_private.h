@@ -57,8 +57,10 @@ struct endpoint {
     bool verified;               /* it has answered since it was connected, and is of our cluster */
     bool foreign;                /* it is of another */
     bool learner, no_leader;     /* as it said itself, at the last beat */
-    int64_t heard_ms, beat_ms;   /* when it last said anything; when the last beat was sent */
-    int64_t proved_ms;           /* when it last proved a quorum to a probe */
+    int64_t heard_ms;            /* when it last said anything */
+    int64_t owing_ms;            /* since when it owes us a word; 0: nothing was asked since it last said one */
+    uint32_t n_calls;            /* under way at it */
+    int64_t proved_ms;           /* when it proved a quorum to a probe, for the first time in this check */
     struct client_call beat, probe;
 };
 
@@ -76,6 +78,7 @@ struct client_op {
     struct client_stream *stream;   /* NULL: closed, or a call */
     struct endpoint *only;          /* it asks this one, wherever calls go; NULL: the current one */
     bool is_stream, closing;
+    bool serializable;              /* the call's word */
     struct message *out, **out_end; /* to be sent; of a call the one request, kept for a retry */
     int64_t deadline_ms, not_before_ms;
     int64_t first_ms, started_ms; /* made; last sent, 0: never */
@@ -104,13 +107,17 @@ struct client {
     pthread_t poller;
     int epoll_fd, event_fd, timer_fd;
     bool dispatching;
-    int64_t timer_ms, tick_ms; /* the timer's interval (0: off), and when it is due */
+    int64_t due_ms; /* the timer's; 0: off */
     struct client_op *waiting, **waiting_end, *running;
     uint32_t n_ops;
     struct client_health health;
     int64_t opened_ms;
     uint64_t cluster_id;    /* the first endpoint's; 0: not known yet */
     int64_t check_since_ms; /* the current endpoint is in question from here; 0: it is not */
+    int64_t unproved_ms;    /* since when it owes an answer that proves a quorum; 0: it owes none */
+    uint32_t n_proving;     /* calls under way whose answers would */
+    int64_t silence_ms;     /* what counts as silence: CLIENT_SILENCE_MS, more after moving in vain */
+    int64_t left_silent_ms; /* when one was last left for its silence; 0: never */
 
     pthread_mutex_t mu; /* the mailbox: gRPC has one consumer thread, so a plain locked list does */
     struct tag *mail, **mail_end; /* protected by mu */
@@ -125,6 +132,9 @@ struct method {
 extern const struct method client_methods[CLIENT_METHODS];
 
 /* ---- client_op.c ------------------------------------------------------------------- */
+
+/* An answer to it proves a quorum, of the current endpoint. */
+bool client_op_proves(const struct client_op *op);
 
 struct client_op *client_op_new(struct client *c, enum client_method m, const ProtobufCMessage *msg, int64_t timeout_ms);
 void client_op_wait(struct client *c, struct client_op *op); /* into c->waiting */
@@ -183,7 +193,9 @@ void client_note_quorum(struct client *c);
 void client_note_doubt(struct client *c);
 /* A call failed in a way that speaks against its endpoint. */
 void client_question(struct client *c, struct endpoint *e);
-void client_timer_fast(struct client *c); /* something waits */
+/* A call goes to it; proves: an answer proves a quorum. */
+void client_note_asked(struct client *c, struct endpoint *e, bool proves);
+void client_timer_by(struct client *c, int64_t at_ms); /* client_tick() then, or sooner */
 void client_tick(struct client *c);
 
 /* ---- client.c --------------------------------------------------------------------------------- */

@@ -48,6 +48,7 @@ struct feed {
     enum feed_state state;
     bool after_gap, was_ready, in_batch;
     int64_t next_rev, retry_ms, open_until_ms;
+    int64_t created_ms; /* when the watch came to stand */
     struct client_call start_call;
     struct client_stream stream;
     struct pending *pending, **pending_end;
@@ -519,6 +520,7 @@ static void ask_revision(struct feed *f)
 static void watch_created(struct feed *f)
 {
     f->state = WATCHING;
+    f->created_ms = client_now_ms();
     f->stats.watching = true;
     f->stats.stale_since_ms = 0;
     if (f->was_ready)
@@ -561,7 +563,9 @@ static void watch_closed(struct client_stream *s, enum err err, enum status code
     (void)code;
     (void)text;
     f->stats.restarts++;
-    pause_feed(f, FEED_RETRY_MS);
+    /* One that stood for a while is opened anew at once: mostly the endpoint was left for another. */
+    pause_feed(f,
+               f->state == WATCHING && client_now_ms() >= f->created_ms + FEED_STOOD_MS ? 0 : FEED_RETRY_MS);
 }
 
 /* ---- timers, opening and closing ----------------------------------------------------------------------- */

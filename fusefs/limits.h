@@ -10,8 +10,13 @@
 #define CLIENT_CALLS_MAX 4096               /* calls that wait or are under way; beyond it NOT_SENT */
 #define CLIENT_RECV_BYTES (256u << 20)      /* one answer */
 #define CLIENT_TEXT_BYTES 256               /* of an error text that is kept */
-#define CLIENT_BEAT_MS 400                  /* with several endpoints: the current one is asked when quiet so long */
-#define CLIENT_SILENCE_MS 500               /* a beat unanswered for so long: the others are asked */
+/* With several endpoints: */
+#define CLIENT_BEAT_MS 300                  /* quiet for so long, the current one is asked */
+#define CLIENT_ASK_MS 200                   /* what was asked is unanswered for so long: ask the others as well */
+#define CLIENT_SILENCE_MS 400               /* not a word for so long: another one that answers is used */
+#define CLIENT_SILENCE_MAX_MS 3200          /* doubled up to here each time that moving did not help ... */
+#define CLIENT_SILENCE_CALM_MS 5000         /* ... until nobody was left for so long */
+#define CLIENT_LEAD_MS 250                  /* another one proved a quorum so much sooner than one that still talks */
 #define CLIENT_DOUBT_MS 1000                /* none has proved a quorum for so long: in doubt */
 #define CLIENT_QUORUM_FRESH_MS 100          /* "a quorum confirmed within" (A.5) */
 #define CLIENT_KEEPALIVE_MS 10000           /* HTTP/2 ping on an idle connection; etcd allows one each 5 s */
@@ -42,6 +47,7 @@
 /* ---- feed -------------------------------------------------------------------- */
 #define FEED_OWN_REVS 16384                 /* own commits remembered until the watch brings them */
 #define FEED_RETRY_MS 100                   /* before a broken watch is opened anew */
+#define FEED_STOOD_MS 1000                  /* one that stood for so long is opened anew at once */
 #define FEED_WATCH_OPEN_MS 5000             /* a watch that is not created by then is opened anew */
 
 /* ---- injections and invalidations ------------------------------------------- */

@@ -3,7 +3,7 @@
 # Proves: a mount of three members' endpoints goes on when the one in use is killed, stopped or removed, and through the election
 # after the leader's end: reads never fail, saves fail at most for the few that were under way, each event comes once and in order.
 # Without a quorum reads go on and are marked, saves end with EROFS after the grace, and nothing hangs; all of it heals by itself.
-# The times that it takes are printed; on an idle machine moving takes some milliseconds after a kill, about a second after a stop.
+# The times that it takes are printed; on an idle machine moving takes some milliseconds after a kill, half a second after a stop.
 # shellcheck source=tests/e2e/mount_lib.sh
 . "$(dirname "$0")/mount_lib.sh"
 
