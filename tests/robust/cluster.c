@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
+#include <mntent.h>
 #include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -126,6 +127,8 @@ bool link_cut(struct cluster *c, int from, int to)
 {
     bool done;
 
+    if (c->cuts[from][to]++ > 0)
+        return true;
     enter(c->members[to].netns);
     done = ip("rule add pref %d from 10.77.0.%d blackhole", 10 + from, from);
     enter(hub);
@@ -136,6 +139,8 @@ bool link_heal(struct cluster *c, int from, int to)
 {
     bool done;
 
+    if (--c->cuts[from][to] > 0)
+        return true;
     enter(c->members[to].netns);
     done = ip("rule del pref %d", 10 + from);
     enter(hub);
@@ -178,6 +183,27 @@ bool link_is_up(int member)
 
 /* ---- processes ----------------------------------------------------------------------------------- */
 
+/* Our mount namespace has a copy of each mount there was. A server of one of these files would not notice that its
+ * users have let go of it, so we do. */
+static void mounts_of_others_off(void)
+{
+    enum { MOST = 64 };
+    char *paths[MOST];
+    FILE *f = setmntent("/proc/self/mounts", "re");
+    struct mntent *m;
+    int n = 0;
+
+    while (f && n < MOST && (m = getmntent(f)) != NULL)
+        if (strncmp(m->mnt_type, "fuse", 4) == 0)
+            paths[n++] = strdup(m->mnt_dir);
+    if (f)
+        (void)endmntent(f); /* only read from */
+    while (n > 0) {
+        (void)umount2(paths[--n], MNT_DETACH); /* it may have gone with one above it */
+        free(paths[n]);
+    }
+}
+
 int cluster_make(struct cluster *c, const char *program, const char *dir, const char **ret_what)
 {
     char size[32];
@@ -189,6 +215,7 @@ int cluster_make(struct cluster *c, const char *program, const char *dir, const 
     *ret_what = "mount namespaces";
     if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
         return -errno;
+    mounts_of_others_off();
     r = net_make(c, ret_what);
     if (r < 0)
         return r;

@@ -38,6 +38,7 @@ struct cluster {
     char dir[256];
     char *const *flags;             /* further ones for each member, NULL at the end */
     uint64_t token;
+    unsigned cuts[MEMBERS_END][MEMBERS_END]; /* [from][to]: how many faults want that one not to hear the first */
     struct member members[MEMBERS_END]; /* [0] is not used */
 };
 

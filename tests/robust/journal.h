@@ -49,7 +49,7 @@ enum journal_kind {
     JOURNAL_REVOKE = 6,
     JOURNAL_EXPIRE = 7, /* n x u64le lease ids */
     JOURNAL_ALARM = 9,
-    JOURNAL_KINDS = 13
+    JOURNAL_KINDS = 14
 };
 
 /* Of an entry's payload; ret_term: it means nothing in another one; 0: it does in any. false: it is none of ours. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* nemesis.c - rounds of faults: begin one to three, keep each as long as it was meant to, end it, rest.
+/* nemesis.c - rounds of faults: begin one to three, keep each as long as it was meant to, end it, rest. Two may be of
+ * one kind, on two members.
  *
  * A fault counts only if there is a proof: the process is gone, or stopped as /proc says; the kernel has dropped
  * packets; the link is down; syncs were held; no byte is free; another member leads.
@@ -9,12 +10,12 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, MORE_MS = 20000 };
+enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, MORE_MS = 20000, DRAWS = 20 };
 
 struct fault {
     enum fault_kind kind;
     int member, other;
-    int64_t end_ns;
+    int64_t begin_ns, end_ns;
     uint64_t before; /* drops or held syncs when it began */
     bool on, happened, all;
 };
@@ -106,6 +107,7 @@ static void begin(struct nemesis *n, struct fault *f)
     struct member *m = member_of(n, f->member);
 
     f->on = true;
+    f->begin_ns = now_ns();
     n->tried[f->kind]++;
     switch (f->kind) {
     case FAULT_KILL:
@@ -195,6 +197,8 @@ static void end(struct nemesis *n, struct fault *f)
         break;
     case FAULT_PAUSE:
         member_resume(m);
+        if (f->happened && (now_ns() - f->begin_ns) / 1000000 > n->paused_ms)
+            n->paused_ms = (now_ns() - f->begin_ns) / 1000000;
         break;
     case FAULT_PAIR:
     case FAULT_PARTITION:
@@ -224,32 +228,29 @@ static void end(struct nemesis *n, struct fault *f)
 
 /* ---- rounds ---------------------------------------------------------------------------------------- */
 
-/* Of one class at most one at a time, and of those that stop a process only one on a member. */
-static int class_of(enum fault_kind k)
+enum fault_class { CLASS_PROCESS, CLASS_NETWORK, CLASS_LINK, CLASS_SYNC, CLASS_SPACE, CLASS_LEAD };
+
+static enum fault_class class_of(enum fault_kind k)
 {
-    switch (k) {
-    case FAULT_KILL:
-    case FAULT_KILL_MOST:
-    case FAULT_PAUSE:
-    case FAULT_STOP:
-        return 1;
-    case FAULT_PARTITION:
-    case FAULT_DEAF:
-    case FAULT_MUTE:
-    case FAULT_PAIR:
-        return 2;
-    case FAULT_SLOW_DISK:
-    case FAULT_STALL_DISK:
-        return 3;
-    default:
-        return 10 + (int)k;
-    }
+    static const enum fault_class classes[FAULT_KINDS] = {
+        [FAULT_PARTITION] = CLASS_NETWORK, [FAULT_DEAF] = CLASS_NETWORK,    [FAULT_MUTE] = CLASS_NETWORK,
+        [FAULT_PAIR] = CLASS_NETWORK,      [FAULT_LINK_DOWN] = CLASS_LINK,  [FAULT_SLOW_DISK] = CLASS_SYNC,
+        [FAULT_STALL_DISK] = CLASS_SYNC,   [FAULT_FULL_DISK] = CLASS_SPACE, [FAULT_MOVE] = CLASS_LEAD,
+    };
+
+    return classes[k]; /* the others are of processes */
 }
 
-/* No program ends before its disk does what it was told. */
-static bool cannot_stop(const struct fault *a, const struct fault *b)
+/* Of one class only one on a member; kill-most is on all of them. And no program ends before its disk does what it was
+ * told. */
+static bool clash(const struct fault *a, const struct fault *b)
 {
-    return a->kind == FAULT_STOP && b->kind == FAULT_STALL_DISK;
+    bool same = a->member == b->member || a->kind == FAULT_KILL_MOST || b->kind == FAULT_KILL_MOST;
+
+    if (class_of(a->kind) == class_of(b->kind))
+        return same || a->kind == FAULT_MOVE;
+    return a->member == b->member && ((a->kind == FAULT_STOP && b->kind == FAULT_STALL_DISK) ||
+                                      (b->kind == FAULT_STOP && a->kind == FAULT_STALL_DISK));
 }
 
 static int64_t length_ms(struct nemesis *n, enum fault_kind kind)
@@ -260,6 +261,8 @@ static int64_t length_ms(struct nemesis *n, enum fault_kind kind)
         return 50;
     if (kind != FAULT_PAUSE)
         return 300 + (int64_t)below(&n->seed, kind == FAULT_KILL || kind == FAULT_STOP ? 1200 : 2200);
+    if (n->longest_ms >= LONG_PAUSE_MS && n->paused_ms < n->longest_ms / 2)
+        return n->longest_ms / 2 + (int64_t)below(&n->seed, (uint64_t)n->longest_ms / 2);
     while (ms < n->longest_ms && below(&n->seed, 4)) /* 50 ms, 100 ms, ...: each length as likely as its half */
         ms *= 2;
     ms += (int64_t)below(&n->seed, (uint64_t)ms);
@@ -291,38 +294,64 @@ static void look_after(struct nemesis *n, const struct fault *faults, int n_faul
     }
 }
 
-static void run_round(struct nemesis *n, int leader)
+/* More of them, if the seed wants. Returns how many there are. */
+static int choose_others(struct nemesis *n, struct fault *faults, int leader)
 {
-    struct fault faults[ROUND_FAULTS];
-    int n_faults = 1, on;
+    int n_faults = 1;
 
-    choose(n, &faults[0], n->main, leader);
-    while (!n->alone && n_faults < ROUND_FAULTS && below(&n->seed, 10) < 4) {
-        bool clash = false;
+    while (!n->alone && n_faults < ROUND_FAULTS && ((n->together && n_faults == 1) || below(&n->seed, 10) < 4)) {
+        bool clashes = true;
 
-        choose(n, &faults[n_faults], (enum fault_kind)below(&n->seed, FAULT_KINDS), leader);
-        for (int i = 0; i < n_faults; i++)
-            clash |= class_of(faults[i].kind) == class_of(faults[n_faults].kind) ||
-                     cannot_stop(&faults[i], &faults[n_faults]) || cannot_stop(&faults[n_faults], &faults[i]);
-        if (clash)
+        for (int i = 0; i < DRAWS && clashes; i++) {
+            choose(n, &faults[n_faults], (enum fault_kind)below(&n->seed, FAULT_KINDS), leader);
+            clashes = false;
+            for (int k = 0; k < n_faults; k++)
+                clashes |= clash(&faults[k], &faults[n_faults]);
+        }
+        if (clashes)
             break;
         n_faults++;
     }
+    return n_faults;
+}
+
+static void run_round(struct nemesis *n, int leader)
+{
+    struct fault faults[ROUND_FAULTS];
+    int n_faults, on, at_once, most = 0;
+
+    choose(n, &faults[0], n->main, leader);
+    n_faults = choose_others(n, faults, leader);
     for (int i = 0; i < n_faults; i++)
         begin(n, &faults[i]);
     do {
-        on = 0;
+        on = at_once = 0;
         pause_ms(LOOK_MS);
         for (int i = 0; i < n_faults; i++) {
             if (!faults[i].on)
                 continue;
             look(n, &faults[i]);
+            at_once += faults[i].happened;
             if (now_ns() >= faults[i].end_ns)
                 end(n, &faults[i]);
             on += faults[i].on;
         }
+        if (at_once > most)
+            most = at_once;
         look_after(n, faults, n_faults);
     } while (on);
+    n->together_rounds += most > 1;
+}
+
+const char *nemesis_lacks(const struct nemesis *n)
+{
+    if (n->happened[n->main] == 0)
+        return names[n->main];
+    if (n->together && n->together_rounds == 0)
+        return "two faults at once";
+    if (n->main == FAULT_PAUSE && n->longest_ms >= LONG_PAUSE_MS && n->paused_ms < n->longest_ms / 2)
+        return "a long pause";
+    return NULL;
 }
 
 void nemesis_run(struct nemesis *n, int64_t until_ns)
@@ -335,5 +364,5 @@ void nemesis_run(struct nemesis *n, int64_t until_ns)
         next = cluster_leader(n->cluster, STATUS_MS);
         n->leaders += next && next != leader;
         leader = next ? next : leader;
-    } while (now_ns() < until_ns || (n->happened[n->main] == 0 && now_ns() < until_ns + MORE_MS * INT64_C(1000000)));
+    } while (now_ns() < until_ns || (nemesis_lacks(n) && now_ns() < until_ns + MORE_MS * INT64_C(1000000)));
 }

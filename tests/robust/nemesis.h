@@ -20,13 +20,18 @@ enum fault_kind {
     FAULT_KINDS
 };
 
+enum { LONG_PAUSE_MS = 10000 };
+
 struct nemesis {
     struct cluster *cluster;
     struct load *load;
     uint64_t seed;
     enum fault_kind main;             /* in every round */
     bool alone;                       /* only that one, one at a time */
-    int64_t longest_ms;               /* of a pause */
+    bool together;                    /* never alone */
+    int64_t longest_ms;               /* of a pause; from LONG_PAUSE_MS on one of at least half of it must happen */
+    int64_t paused_ms;                /* the longest that did */
+    unsigned together_rounds;         /* rounds in which two or more faults were there at the same time */
     unsigned tried[FAULT_KINDS], happened[FAULT_KINDS];
     unsigned leaders;                 /* changes of leader seen */
     unsigned died;                    /* members that ended by themselves, without a reason to */
@@ -36,4 +41,6 @@ struct nemesis {
 
 const char *fault_name(enum fault_kind kind);
 int fault_by_name(const char *name); /* -1: none */
+/* What was meant to happen, and never did; NULL: nothing. */
+const char *nemesis_lacks(const struct nemesis *n);
 void nemesis_run(struct nemesis *n, int64_t until_ns); /* all is healed when it returns */
