@@ -49,6 +49,12 @@ static bool may_repeat(const struct client_op *op)
     return client_methods[op->method].reads || (op->method == CLIENT_TXN && op->call && op->call->reads_only);
 }
 
+/* Refused before it was proposed to anybody, as nobody led. */
+static bool is_leaderless(enum err err)
+{
+    return err == ERR_NO_LEADER || err == ERR_PROPOSAL_DROPPED;
+}
+
 /* Whether another attempt is allowed, and may help. */
 static bool worth_a_retry(const struct client_op *op, enum client_outcome outcome, enum err err,
                           enum status code)
@@ -58,7 +64,7 @@ static bool worth_a_retry(const struct client_op *op, enum client_outcome outcom
         return false;
     if (err == ERR_TOO_MANY_REQUESTS)
         return true;          /* refused before it was proposed: anything may be sent again */
-    if (err == ERR_NO_LEADER) /* the same; an election is waited out, but no longer than the grace */
+    if (is_leaderless(err)) /* the same; an election is waited out, but no longer than the grace */
         return may_repeat(op) || client_now_ms() < op->first_ms + op->client->grace_ms;
     return may_repeat(op) && outcome == CLIENT_UNKNOWN && (code == STATUS_UNAVAILABLE || op->moved);
 }
@@ -113,7 +119,7 @@ void client_call_arrived(struct client *c, struct tag *t)
     if (client_op_proves(op) && op->endpoint == client_current(c)) {
         if (outcome == CLIENT_OK)
             client_note_quorum(c);
-        else if (outcome == CLIENT_UNKNOWN || err == ERR_NO_LEADER)
+        else if ((outcome == CLIENT_UNKNOWN && !op->moved) || is_leaderless(err))
             client_question(c, op->endpoint);
     }
     if (worth_a_retry(op, outcome, err, code))

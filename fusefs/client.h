@@ -55,6 +55,9 @@ struct client_call {
     void (*done)(struct client_call *call);
     bool reads_only;      /* set by the caller of a CLIENT_TXN that only holds ranges: it may be sent twice */
     bool serializable;    /* set by the caller: the answer says nothing about the quorum */
+    /* Set by the caller of a change that can be found out about and sent again: when another leader is elected
+     * meanwhile it ends at once as CLIENT_UNKNOWN, for the old one may have taken it along. */
+    bool impatient;
 
     /* Filled before done. reply, text and err are valid until done returns (text: until the call is used
      * again). */

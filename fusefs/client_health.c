@@ -139,12 +139,31 @@ static const Etcdserverpb__ResponseHeader *header_of(const ProtobufCMessage *msg
     return *(Etcdserverpb__ResponseHeader *const *)((const char *)msg + msg->descriptor->fields[0].offset);
 }
 
+static void op_give_up(struct client_op *op)
+{
+    op->moved = true;
+    grpc_call_cancel(op->gcall, NULL);
+}
+
+/* Another leader was elected since they were sent. */
+static void end_impatient(struct client *c)
+{
+    for (struct client_op *op = c->running; op; op = op->next)
+        if (op->call && op->call->impatient && !op->moved)
+            op_give_up(op);
+}
+
 void client_note_header(struct client *c, const ProtobufCMessage *msg)
 {
     const Etcdserverpb__ResponseHeader *h = header_of(msg);
 
     if (h == NULL)
         return;
+    if (h->raft_term > c->term) {
+        if (c->term)
+            end_impatient(c);
+        c->term = h->raft_term;
+    }
     c->health.cluster_id = h->cluster_id;
     c->health.member_id = h->member_id;
     c->health.raft_term = h->raft_term;
@@ -230,10 +249,8 @@ static bool is_sound(const struct endpoint *e)
 static void leave(struct client *c, const struct endpoint *e)
 {
     for (struct client_op *op = c->running; op; op = op->next)
-        if (op->endpoint == e && op->only == NULL && !op->moved) {
-            op->moved = true;
-            grpc_call_cancel(op->gcall, NULL);
-        }
+        if (op->endpoint == e && op->only == NULL && !op->moved)
+            op_give_up(op);
 }
 
 static void switch_to(struct client *c, struct endpoint *e)

@@ -88,7 +88,7 @@ struct client_op {
     /* Lent to gRPC while running. */
     grpc_call *gcall;
     struct endpoint *endpoint;
-    bool moved; /* cancelled because its endpoint was left for another */
+    bool moved; /* cancelled because its endpoint was left for another, or its leader is another */
     struct tag open_tag, recv_tag, send_tag, status_tag;
     grpc_byte_buffer *sending, *received;
     grpc_metadata_array initial, trailing;
@@ -113,6 +113,7 @@ struct client {
     struct client_health health;
     int64_t opened_ms;
     uint64_t cluster_id;    /* the first endpoint's; 0: not known yet */
+    uint64_t term;          /* the highest told of */
     int64_t check_since_ms; /* the current endpoint is in question from here; 0: it is not */
     int64_t unproved_ms;    /* since when it owes an answer that proves a quorum; 0: it owes none */
     uint32_t n_proving;     /* calls under way whose answers would */

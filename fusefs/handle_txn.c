@@ -509,7 +509,7 @@ static void txn_post(struct txn *t)
 {
     int64_t left = t->deadline_ms - client_now_ms();
 
-    t->call = (struct client_call){.done = txn_answered};
+    t->call = (struct client_call){.done = txn_answered, .impatient = t->pin_key.ptr != NULL};
     client_start(t->fs->client, &t->call, CLIENT_TXN, &t->req.base,
                  t->pin_key.ptr && left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
 }

@@ -12,6 +12,7 @@
 #
 # Each round prints, in ms, the longest time without: read  a linearizable read (option strict); save  a save of one file, opened, written
 # and closed; event  an event of a key that another mount saves, by another endpoint; other  one of its saves.
+# terms says how many terms went by: more than one are elections that failed, which no mount can shorten.
 # Links are cut on the bridge's side, so that nobody is told. Then the distribution: p50, p90, p99, max; and what failed.
 import errno, json, os, random, shutil, signal, subprocess, sys, tempfile, threading, time, traceback
 
@@ -74,6 +75,7 @@ def roles():  # member id -> number, and the leader's number
         ids[s["header"]["member_id"]] = i
         leader = s.get("leader", leader)
     return ids, ids.get(leader)
+def term(): return find(status(), "raft_term")
 def in_use():
     at = status()["connection"]["endpoint"] if "connection" in status() else find(status(), "endpoint")
     return next(i for i in MEMBERS if client_at(i) == at)
@@ -157,7 +159,7 @@ def one_round():
     lost = leader if ROLE == "other" else i
     other_at = next(k for k in MEMBERS if k not in (i, leader))
     time.sleep(0.5 + random.random())
-    t0 = time.monotonic()
+    t0, term0 = time.monotonic(), term()
     lose(lost)
     time.sleep(0.2)
     while time.monotonic() < t0 + 15:
@@ -166,7 +168,7 @@ def one_round():
         time.sleep(0.05)
     t1 = time.monotonic()
     row = {k: gap(k, t0, t1) for k in done if not (IDLE and k in ("read", "save"))}
-    row["moved"] = in_use() != i
+    row["terms"], row["moved"] = term() - term0, in_use() != i
     heal(lost)
     return row
 
@@ -196,7 +198,7 @@ def main():
         print(len(rows), " ".join(f"{k} {v:.0f}" if k != "moved" else f"moved {v}" for k, v in row.items()), new or "", flush=True)
         for d in done.values(): del d[:-5]
     for k in rows[0]:
-        if k == "moved": continue
+        if k in ("moved", "terms"): continue
         v = sorted(r[k] for r in rows)
         at = lambda q: v[min(len(v) - 1, int(len(v) * q))]
         print(f"{HOW} {ROLE}{' idle' if IDLE else ''} {PROGRAM} {k}: p50 {at(.5):.0f} p90 {at(.9):.0f} p99 {at(.99):.0f} max {v[-1]:.0f} ms")
