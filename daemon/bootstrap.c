@@ -127,13 +127,14 @@ struct base_options bootstrap_base_options(void)
     return (struct base_options){.map_bytes = MAP_BYTES, .readers_max = READERS_MAX};
 }
 
-static struct wal_options wal_options_of(struct bootstrap *b, const char *dir)
+struct wal_options bootstrap_wal_options(const struct bootstrap *b, const char *dir)
 {
     return (struct wal_options){.disk = b->disk,
                                 .dir = dir,
-                                .segment_bytes = LIMIT_WAL_SEGMENT_BYTES,
+                                .segment_bytes = b->segment_bytes ? b->segment_bytes : LIMIT_WAL_SEGMENT_BYTES,
                                 .cluster_id = b->cluster_id,
-                                .member_id = b->member_id};
+                                .member_id = b->member_id,
+                                .rng = b->rng};
 }
 
 /* ---- making ----------------------------------------------------------------------------- */
@@ -230,7 +231,7 @@ static int create(struct bootstrap *b, struct config *c, const char *wal_dir)
     rc = make_base(b, &r, path);
     if (rc)
         return fail(b, "%s: the store cannot be made: %s", b->dir.path, strerror(-rc));
-    wo = wal_options_of(b, wal_dir);
+    wo = bootstrap_wal_options(b, wal_dir);
     rc = b->joining ? wal_create(&wo, 0, 0, &joining) : wal_create(&wo, FOUNDING_INDEX, FOUNDING_TERM, &founding);
     if (rc)
         return fail(b, "%s/%s: the log cannot be made: %s", b->dir.wal_root, wal_dir, strerror(-rc));
@@ -341,7 +342,7 @@ static int open_base(struct bootstrap *b, struct config *c)
 
 int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir)
 {
-    struct wal_options wo = wal_options_of(b, wal_dir);
+    struct wal_options wo = bootstrap_wal_options(b, wal_dir);
     char why[DATADIR_ERROR_BYTES / 2] = "";
     int rc;
 

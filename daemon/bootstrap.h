@@ -42,14 +42,16 @@ struct bootstrap {
     bool joining;              /* it has nothing yet, and is to be told everything by the others */
     struct bootstrap_cluster running; /* joining: who they are; in the configuration's arena */
     char error[DATADIR_ERROR_BYTES];
-    /* Asks the other members of the roster, one after the other, until one answers; what it tells lies in c's arena. NULL, or why
-     * there is no answer. Set by the caller; NULL: nobody can be asked. */
+    /* The rest is set by the caller. ask: asks the other members of the roster, one after the other, until one answers; what it
+     * tells lies in c's arena. NULL, or why there is no answer. NULL: nobody can be asked. */
     const char *(*ask)(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
     /* The data directory is open, nothing in it is in use yet: from here on a crash inside LMDB can be written down. NULL: it is not. */
     void (*guard)(void *ctx);
     /* Waits a while; false: this process is to end. NULL: nobody is waited for. */
     bool (*wait)(void *ctx);
     void *ask_ctx;             /* of all */
+    uint64_t segment_bytes;    /* of the log; 0: LIMIT_WAL_SEGMENT_BYTES */
+    struct rng *rng;           /* the log's; NULL: its own */
 };
 
 /* What the flags of a member without data say of the cluster. NULL, or what is wrong. Touches no disk; of a directory that has
@@ -59,7 +61,7 @@ const char *bootstrap_check(struct config *c);
 /* How a base of this member is opened; the path is the caller's. */
 struct base_options bootstrap_base_options(void);
 
-/* 0, or -1 with b->error and nothing left open. b: ask and ask_ctx are set, the rest is zero. */
+/* 0, or -1 with b->error and nothing left open. b: what is said to be set by the caller is, the rest is zero. */
 int bootstrap_open(struct bootstrap *b, struct config *c);
 /* Closes what is still set (base goes to the store: set it to NULL then). */
 void bootstrap_close(struct bootstrap *b);
@@ -71,6 +73,8 @@ int bootstrap_force(struct bootstrap *b, const char *wal_dir);
  * -1: it cannot be done, b->error stands. */
 int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir);
 int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir);
+/* How the log in dir is opened or made. */
+struct wal_options bootstrap_wal_options(const struct bootstrap *b, const char *dir);
 /* (Re)opens b->wal and reads b->wal_state; 0, or -1 with b->error. */
 int bootstrap_open_wal(struct bootstrap *b, const char *wal_dir);
 int bootstrap_fail(struct bootstrap *b, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -19,7 +19,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include "bootstrap.h"
-#include "limits.h"
 #include "log.h"
 #include "raftconf.h"
 
@@ -36,8 +35,7 @@ static int new_parts(struct bootstrap *b, unsigned base, uint64_t index, uint64_
     struct wal_state hard = {.term = b->fence_term, .commit = index};
     unsigned wal = datadir_new_wal(&b->dir);
     char wal_dir[32];
-    struct wal_options o = {.disk = b->disk, .dir = wal_dir, .segment_bytes = LIMIT_WAL_SEGMENT_BYTES,
-                            .cluster_id = b->cluster_id, .member_id = b->member_id};
+    struct wal_options o = bootstrap_wal_options(b, wal_dir);
     int rc;
 
     (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", wal);

@@ -89,11 +89,11 @@ static inline void check_leader(struct sim_member *m)
 {
     const struct raft_status *st = &m->turn->status;
     struct oracle *o = &m->s->o;
-    uint64_t *leader;
+    uint64_t *leader, row = term_row(st->term);
 
-    if (st->role != RAFT_LEADER || st->term >= SIM_TERMS_MAX)
+    if (st->role != RAFT_LEADER || row == SIM_TERMS_MAX)
         return;
-    leader = &o->leader_of[st->term];
+    leader = &o->leader_of[row];
     if (!st->is_voter && !(m->led && m->leads_term == st->term))
         world_fail(m->w, "NonVoterNeverElected", "member %" PRIu64 " leads term %" PRIu64, m->id, st->term);
     if (*leader == m->id && m->led && m->leads_term == st->term)
@@ -125,6 +125,8 @@ static inline void check_turn(struct sim_member *m)
         world_fail(m->w, "TermMonotone", "member %" PRIu64 ": %" PRIu64 " after %" PRIu64, m->id, st->term,
                    m->term_seen);
     m->term_seen = st->term;
+    if (st->faulty && st->role != RAFT_FOLLOWER)
+        world_fail(m->w, "NoSelfElectionWhileFaulty", "member %" PRIu64 " stands in term %" PRIu64, m->id, st->term);
     check_leader(m);
     check_leader_commit(m);
     check_commit(m);
@@ -156,6 +158,8 @@ static inline void check_applied(struct sim_member *m)
                    "member %" PRIu64 " at %" PRIu64 ": revision %" PRId64 ", compacted %" PRId64
                    "; the model %" PRId64 ", %" PRId64,
                    m->id, a->applied, a->rev, a->compact_rev, at->rev, at->compact_rev);
+    if (m->diverges)
+        return; /* for the members themselves to find out */
     if (at->state_hash == 0)
         at->state_hash = a->hash;
     else if (at->state_hash != a->hash)
@@ -196,6 +200,8 @@ static inline void member_poll(struct sim_member *m)
         member_call(m, T_APPLY, now + world_random(m->w, late + m->s->apply_us));
     if (box_called(&m->hub->box) && m->at[T_HUB] > now + late + m->s->hub_us)
         member_call(m, T_HUB, now + world_random(m->w, late + m->s->hub_us));
+    if (box_called(&m->snap->box) && m->at[T_SNAP] > now + late)
+        member_call(m, T_SNAP, now + world_random(m->w, late));
     if (box_called(&m->apply->flusher) && m->at[T_FLUSH] > now + 10 * late + m->disk_us)
         member_call(m, T_FLUSH, now + world_random(m->w, 10 * late + m->disk_us));
 }
@@ -268,6 +274,24 @@ static inline void hub_moment(struct sim_member *m)
     watches_taken(m, 85);
 }
 
+static inline void snap_moment(struct sim_member *m)
+{
+    uint64_t half_second = m->w->now_us + 500000;
+
+    atomic_store(&m->snap->box.wakes, 0);
+    snap_members_changed(m->snap); /* whether or not */
+    m->at[T_SNAP] = member_when(m, snap_check(m->snap));
+    if (m->at[T_SNAP] > half_second)
+        m->at[T_SNAP] = half_second;
+    atomic_store(&m->snap->box.wakes, 0);
+    if (m->faulty && !m->snap->o.faulty) {
+        m->faulty = false;
+        m->bootstrap.fence_term = 0;
+        m->w->did.sound_again++;
+        world_line(m->w, "m%" PRIu64 " is sound again", m->id);
+    }
+}
+
 static inline void member_step(struct sim_member *m, enum thread t)
 {
     if (m->paused) {
@@ -290,6 +314,9 @@ static inline void member_step(struct sim_member *m, enum thread t)
         break;
     case T_HUB:
         hub_moment(m);
+        break;
+    case T_SNAP:
+        snap_moment(m);
         break;
     default:
         flush_moment(m);

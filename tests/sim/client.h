@@ -376,6 +376,19 @@ static inline void ask_compact(struct sim *s, struct sim_member *m)
         (void)write_start(s, m, ENTRY_COMPACT, &r, CALL_TIMEOUT_MS);
 }
 
+/* The operator's: the cluster may be written to again. */
+static inline void ask_disarm(struct sim *s, struct sim_member *m)
+{
+    Etcdserverpb__AlarmRequest r = ETCDSERVERPB__ALARM_REQUEST__INIT;
+
+    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++)
+        if (s->o.corrupt[i])
+            r.memberid = i;
+    r.action = ETCDSERVERPB__ALARM_REQUEST__ALARM_ACTION__DEACTIVATE;
+    r.alarm = ETCDSERVERPB__ALARM_TYPE__CORRUPT;
+    (void)write_start(s, m, ENTRY_ALARM, &r, CALL_TIMEOUT_MS);
+}
+
 static inline void ask_grant(struct sim *s, struct sim_member *m)
 {
     Etcdserverpb__LeaseGrantRequest r = ETCDSERVERPB__LEASE_GRANT_REQUEST__INIT;
@@ -480,15 +493,16 @@ static inline void transfer_judge(struct call_sim *c)
 {
     struct sim *s = c->s;
     const struct raft_status *st = &c->m->turn->status;
+    uint64_t row = term_row(st->term);
 
     if (c->t.err != 0) {
         s->w.did.transfers_failed++;
         return;
     }
-    if (c->t.member && st->term < SIM_TERMS_MAX && s->o.leader_of[st->term] != c->t.member)
+    if (c->t.member && row < SIM_TERMS_MAX && s->o.leader_of[row] != c->t.member)
         world_fail(&s->w, "ElectionSafety",
                    "member %" PRIu64 " says that %" PRIu64 " leads now, term %" PRIu64 " is %" PRIu64 "'s", c->m->id,
-                   c->t.member, st->term, s->o.leader_of[st->term]);
+                   c->t.member, st->term, s->o.leader_of[row]);
     s->w.did.transfers += st->role != RAFT_LEADER;
     s->w.did.hand_overs += st->role != RAFT_LEADER && c->stops;
 }

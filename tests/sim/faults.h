@@ -2,7 +2,7 @@
 /* faults.h - what goes wrong in a run, one or more at a time, and how it is healed. */
 #pragma once
 #include "client.h"
-#include "rot.h"
+#include "damage.h"
 
 static inline struct sim_member *any_member(struct sim *s)
 {
@@ -200,7 +200,7 @@ static inline void disturb(struct sim *s)
 
     if (world_chance(&s->w, 40) && fault_revive(s))
         return;
-    switch (world_random(&s->w, 19)) {
+    switch (world_random(&s->w, 21)) {
     case 0:
     case 1:
     case 2:
@@ -247,6 +247,14 @@ static inline void disturb(struct sim *s)
     case 16:
         if (m->up && !m->paused)
             ask_transfer(s, m, true);
+        break;
+    case 17:
+        if (may_damage(s))
+            fault_damage(m);
+        break;
+    case 18:
+        if (may_damage(s) && world_chance(&s->w, 50))
+            fault_diverge(m);
         break;
     default:
         fault_flush(m);

@@ -15,17 +15,20 @@
 #include <ftw.h>
 #include <sys/stat.h>
 #include "daemon/apply_state.h"
+#include "daemon/bootstrap.h"
+#include "daemon/config.h"
 #include "daemon/datadir.h"
 #include "daemon/hub_impl.h"
 #include "daemon/limits.h"
 #include "daemon/member_row.h"
 #include "daemon/raftconf.h"
+#include "daemon/snap_impl.h"
 #include "daemon/turn_impl.h"
 #include "daemon/wal_impl.h"
 #include "fakedisk.h"
 #include "oracle.h"
 
-enum thread { T_TURN, T_WAL, T_APPLY, T_FLUSH, T_HUB, THREADS };
+enum thread { T_TURN, T_WAL, T_APPLY, T_FLUSH, T_HUB, T_SNAP, THREADS };
 
 struct sim;
 
@@ -36,13 +39,17 @@ struct sim_member {
     struct sim *s;
     struct world *w;
     uint64_t id;
-    char dir[64];      /* the data directory; its logs lie on the disk below */
-    struct datadir dd; /* while it is up */
+    char dir[64];          /* the data directory; its logs lie on the disk below */
+    struct bootstrap bootstrap; /* .dir: while it is up; and what it was rebuilt by */
     char base_path[DATADIR_PATH_BYTES];
     struct fakedisk disk; /* outlives crashes */
     bool exists, up, paused, crashing, failed, pictured;
     bool unsynced; /* a batch was under way at the last crash */
     bool excused; /* its disk has been made to fail: it may stop */
+    bool damaged; /* its log or store has been: the next start is to rebuild it */
+    bool faulty;  /* it was, and is not sound again */
+    bool diverges; /* its state has been made another than that of the others, */
+    uint64_t diverges_at; /* after this index */
     unsigned wal_dir;
 
     /* The clock: ms = from_ms + (now - from_us) * ppm / 10^9. */
@@ -54,6 +61,7 @@ struct sim_member {
     struct apply *apply;
     struct turn *turn;
     struct hub *hub;
+    struct snap *snap; /* only its comparison of states is used */
     struct wal *wal;
     struct entry_cache *cache;
     struct account *account;
@@ -71,6 +79,8 @@ struct sim_member {
     /* What is truly on its platters: terms of [durable_first + 1, durable_last]. */
     uint64_t durable_first, durable_last, durable_term, durable_vote;
     uint64_t *durable_terms; /* [SIM_LOG_MAX] */
+    /* The same, of what was lost by damage. A leader of that time may still count it. */
+    uint64_t lost_first, lost_last, *lost_terms;
 
     /* Seen so far. */
     uint64_t term_seen, commit_seen, applied_seen, count_seen;
@@ -233,6 +243,8 @@ static inline bool member_has_durable(const struct sim_member *m, uint64_t index
 {
     if (!m->exists)
         return false;
+    if (index <= m->lost_first || (index <= m->lost_last && m->lost_terms[index] == term))
+        return true;
     return index <= m->durable_first || (index <= m->durable_last && m->durable_terms[index] == term);
 }
 
@@ -328,13 +340,13 @@ static inline void member_create(struct sim_member *m, const struct raft_conf *c
     wo = member_wal_options(m, dir);
     member_wipe(m);
     (void)mkdir(m->dir, 0700);
-    err = datadir_open(&m->dd, m->dir, "");
-    err = err ? err : datadir_make_base(&m->dd, 1, m->base_path);
+    err = datadir_open(&m->bootstrap.dir, m->dir, "");
+    err = err ? err : datadir_make_base(&m->bootstrap.dir, 1, m->base_path);
     err = err ? err : base_create(&bo, 1, m->id, encoded);
     err = err || conf == NULL ? err : member_fill_founder(&bo, conf, encoded);
     err = err ? err : wal_create(&wo, conf ? 1 : 0, conf ? 1 : 0, &hard);
-    err = err ? err : datadir_commit(&m->dd);
-    datadir_close(&m->dd);
+    err = err ? err : datadir_commit(&m->bootstrap.dir);
+    datadir_close(&m->bootstrap.dir);
     if (err)
         world_fail(m->w, "harness", "member %" PRIu64 " cannot be made: %d", m->id, err);
     m->exists = true;
@@ -356,9 +368,12 @@ static inline void member_init(struct sim *s, uint64_t id)
                              .s = s,
                              .w = &s->w,
                              .id = id,
-                             .durable_terms = m->durable_terms};
+                             .durable_terms = m->durable_terms,
+                             .lost_terms = m->lost_terms};
     if (m->durable_terms == NULL)
         m->durable_terms = calloc(SIM_LOG_MAX, sizeof *m->durable_terms);
+    if (m->lost_terms == NULL)
+        m->lost_terms = calloc(SIM_LOG_MAX, sizeof *m->lost_terms);
     (void)snprintf(m->dir, sizeof m->dir, "%s/%" PRIu64, s->root, id);
     m->from_us = s->w.now_us;
     m->from_ms = 1000 + world_random(&s->w, 100000);
@@ -398,7 +413,7 @@ static inline void member_check_recovered(struct sim_member *m, const struct wal
         m->w->did.torn_tails++;
 }
 
-static inline int member_meta(struct base *b, struct raft_conf *ret_conf, uint64_t *ret_applied)
+static inline int member_meta(struct base *b, struct bootstrap *boot)
 {
     struct base_reader *r = NULL;
     struct base_meta meta;
@@ -406,9 +421,11 @@ static inline int member_meta(struct base *b, struct raft_conf *ret_conf, uint64
 
     err = err ? err : base_reader_renew(r);
     err = err ? err : base_reader_meta(r, &meta);
-    err = err ? err : raftconf_decode(meta.seal.conf, ret_conf);
-    if (!err)
-        *ret_applied = meta.seal.applied_index;
+    err = err ? err : raftconf_decode(meta.seal.conf, &boot->conf);
+    if (!err) {
+        boot->applied_index = meta.seal.applied_index;
+        boot->applied_term = meta.seal.applied_term;
+    }
     if (r)
         base_reader_free(r);
     return err;
@@ -419,16 +436,119 @@ static inline uint64_t member_boot_id(struct sim_member *m)
     return world_random64(m->w);
 }
 
+/* The others know this member. */
+static inline const char *member_ask(void *ctx, struct config *c, const struct roster *r,
+                                     struct bootstrap_cluster *ret_cluster)
+{
+    static struct roster_known members[MEMBERS_SIM_MAX];
+    struct sim_member *m = ctx;
+
+    (void)c, (void)r;
+    *ret_cluster = (struct bootstrap_cluster){.id = 1, .members = members};
+    for (uint64_t i = 1; i < MEMBERS_SIM_MAX; i++)
+        if (model_is_member(&m->s->o, i))
+            members[ret_cluster->n++].id = i;
+    return NULL;
+}
+
+/* What it had promised, and may not have any more. */
+static inline void member_note_loss(struct sim_member *m)
+{
+    for (uint64_t i = m->durable_first + 1; i <= m->durable_last; i++)
+        m->lost_terms[i] = m->durable_terms[i];
+    if (m->durable_first > m->lost_first)
+        m->lost_first = m->durable_first;
+    if (m->durable_last > m->lost_last)
+        m->lost_last = m->durable_last;
+    m->durable_first = m->durable_last = m->bootstrap.applied_index;
+    m->durable_term = m->bootstrap.fence_term;
+    m->durable_vote = 0;
+    m->damaged = false;
+    m->faulty = true;
+    m->w->did.rebuilds++;
+    world_line(m->w, "m%" PRIu64 " is rebuilt above %" PRIu64 ", in term %" PRIu64, m->id, m->bootstrap.applied_index,
+               m->bootstrap.fence_term);
+}
+
+static inline int member_rebuild_store(struct sim_member *m)
+{
+    struct config c = {.name = "m", .initial_cluster = "m=http://127.0.0.1:1,n=http://127.0.0.1:2", .initial_cluster_token = ""};
+    char wal_dir[16];
+    int err;
+
+    (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", m->bootstrap.dir.wal);
+    arena_init(&c.arena, 1 << 20, NULL, 0);
+    err = bootstrap_rebuild_store(&m->bootstrap, &c, wal_dir);
+    arena_fini(&c.arena);
+    datadir_base_path(&m->bootstrap.dir, m->bootstrap.dir.base, m->base_path);
+    m->wal_dir = m->bootstrap.dir.wal;
+    m->diverges = false;
+    return err ? -EUCLEAN : 0;
+}
+
+/* As bootstrap_open does it. */
+static inline int member_open_parts(struct sim_member *m, const struct base_options *bo, struct base **ret_base,
+                                    struct wal_state *ret_state)
+{
+    bool store_damaged = false, rebuilt = false;
+    char dir[16], why[256] = "";
+    struct wal_options wo;
+    int err = datadir_read_mark(&m->bootstrap.dir, &m->bootstrap.fence_term, &store_damaged) < 0 ? -EUCLEAN : 0;
+
+    *ret_base = NULL;
+    if (!err)
+        err = store_damaged ? -EUCLEAN : base_open(bo, ret_base);
+    err = err ? err : member_meta(*ret_base, &m->bootstrap);
+    if (err && m->damaged) {
+        if (*ret_base)
+            base_close(*ret_base);
+        *ret_base = NULL;
+        err = member_rebuild_store(m);
+        err = err ? err : base_open(bo, ret_base);
+        err = err ? err : member_meta(*ret_base, &m->bootstrap);
+        rebuilt = true;
+    }
+    if (err) {
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": base does not open: %d %s", m->id, err,
+                   m->bootstrap.error);
+        return err;
+    }
+    wo = member_wal_options(m, dir);
+    err = wal_open(&wo, &m->wal, ret_state, why, sizeof why);
+    if (err && m->damaged && !rebuilt) {
+        err = bootstrap_rebuild_log(&m->bootstrap, dir);
+        m->wal_dir = m->bootstrap.dir.wal;
+        wo = member_wal_options(m, dir);
+        err = err ? err : wal_open(&wo, &m->wal, ret_state, why, sizeof why);
+        rebuilt = true;
+    }
+    if (err)
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": log does not open: %d %s %s", m->id, err, why,
+                   m->bootstrap.error);
+    else if (rebuilt)
+        member_note_loss(m);
+    else if (m->damaged)
+        world_fail(m->w, "RotIsNoticed", "member %" PRIu64 " starts from a damaged directory", m->id);
+    return err;
+}
+
 /* Which base and which log; logs that are neither current nor anything go. */
 static inline int member_open_dir(struct sim_member *m)
 {
     char prefix[16];
     size_t n;
 
-    if (datadir_open(&m->dd, m->dir, "") != 0 || m->dd.fresh)
+    m->bootstrap = (struct bootstrap){.disk = &m->disk.disk,
+                                .cluster_id = 1,
+                                .member_id = m->id,
+                                .ask = member_ask,
+                                .ask_ctx = m,
+                                .segment_bytes = m->s->segment_bytes,
+                                .rng = &m->rng};
+    if (datadir_open(&m->bootstrap.dir, m->dir, "") != 0 || m->bootstrap.dir.fresh)
         return -EUCLEAN;
-    datadir_base_path(&m->dd, m->dd.base, m->base_path);
-    m->wal_dir = m->dd.wal;
+    datadir_base_path(&m->bootstrap.dir, m->bootstrap.dir.base, m->base_path);
+    m->wal_dir = m->bootstrap.dir.wal;
     n = (size_t)snprintf(prefix, sizeof prefix, "wal-%u", m->wal_dir);
     for (size_t i = 0; i < m->disk.n_names; i++) {
         struct fake_name *f = &m->disk.name[i];
@@ -470,12 +590,54 @@ static inline void member_make_hub(struct sim_member *m)
     apply_on_publish(m->apply, member_published, m->hub);
 }
 
+/* IndexMatchesStore: each row is whole, and the tables fit each other. */
+static inline void member_check_base(struct sim_member *m, struct base *b)
+{
+    const char *what = "";
+
+    if (base_check(b, &what) != 0)
+        world_fail(m->w, "IndexMatchesStore", "member %" PRIu64 ": %s", m->id, what);
+}
+
+/* As a running member does that finds its store damaged. */
+static inline void member_start_anew(struct sim_member *m)
+{
+    if (datadir_mark(&m->bootstrap.dir, m->bootstrap.fence_term, true) != 0)
+        world_fail(m->w, "harness", "no mark");
+    m->damaged = true;
+    m->crash_soon = 1;
+}
+
+static inline void member_damaged_state(void *ctx, const char *what)
+{
+    struct sim_member *m = ctx;
+
+    if (!m->diverges)
+        world_fail(m->w, "SameOnAllMembers", "member %" PRIu64 " gives its state up: %s", m->id, what);
+    member_start_anew(m);
+}
+
+/* The comparison of the members' states; it also sees when a faulty member is sound again. */
+static inline void member_make_snap(struct sim_member *m)
+{
+    struct snap_options o = {.clock = &m->clock,
+                             .apply = m->apply,
+                             .store = m->store,
+                             .place = {.dir = &m->bootstrap.dir},
+                             .cluster_id = 1,
+                             .member_id = m->id,
+                             .faulty = m->bootstrap.fence_term != 0,
+                             .damaged = member_damaged_state,
+                             .damaged_ctx = m};
+    int err = snap_new(&o, &m->snap);
+
+    assert(err == 0);
+}
+
 /* As the daemon does it: base, log, do they fit, the modules. False: it cannot, and the run has failed. */
 static inline bool member_start(struct sim_member *m)
 {
     struct base_options bo = member_base_options(m);
-    char why[256] = "", dir[16];
-    struct wal_options wo;
     struct turn_options to = {
         .clock = &m->clock,
         .rng = &m->rng,
@@ -495,25 +657,22 @@ static inline bool member_start(struct sim_member *m)
     m->failed = m->crashing = false;
     m->boot++;
     err = member_open_dir(m);
-    wo = member_wal_options(m, dir);
-    err = err ? err : base_open(&bo, &b);
-    err = err ? err : member_meta(b, &to.conf, &to.applied_index);
-    if (err) {
-        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": base does not open: %d", m->id, err);
+    if (err)
+        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": no data directory", m->id);
+    if (err || member_open_parts(m, &bo, &b, &to.wal_state) != 0) {
+        if (b)
+            base_close(b);
         return false;
     }
-    err = wal_open(&wo, &m->wal, &to.wal_state, why, sizeof why);
-    if (err) {
-        world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": log does not open: %d %s", m->id, err,
-                   why);
-        base_close(b);
-        return false;
-    }
+    to.conf = m->bootstrap.conf;
+    to.applied_index = m->bootstrap.applied_index;
+    to.fence_term = m->bootstrap.fence_term;
     if (to.applied_index < to.wal_state.first_index || to.applied_index > to.wal_state.last_index)
         world_fail(m->w, "AppliedIndexInSameTxn",
                    "member %" PRIu64 ": base at %" PRIu64 ", log %" PRIu64 " to %" PRIu64, m->id,
                    to.applied_index, to.wal_state.first_index, to.wal_state.last_index);
     member_check_recovered(m, &to.wal_state);
+    member_check_base(m, b);
     if (m->w->failed) {
         wal_close(m->wal);
         base_close(b);
@@ -535,7 +694,7 @@ static inline bool member_start(struct sim_member *m)
                                 .member_id = m->id,
                                 .quota_bytes = -1,
                                 .max_txn_ops = 128,
-                                .datadir = &m->dd,
+                                .datadir = &m->bootstrap.dir,
                                 .base = bo,
                                 .fatal = member_on_fatal,
                                 .fatal_ctx = m};
@@ -552,12 +711,16 @@ static inline bool member_start(struct sim_member *m)
     to.leases = m->leases;
     to.transport = &m->transport;
     member_snapshot_options(m, &to);
+    member_make_snap(m);
+    to.state_hash = snap_turn_hash;
+    to.state_hash_ctx = m->snap;
     err = turn_new(&to, &m->turn);
     if (err) {
         world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": turn does not start: %d", m->id, err);
         return false;
     }
     apply_set_turn(m->apply, m->turn);
+    snap_join(m->snap, m->turn, NULL);
     member_make_hub(m);
     m->up = true;
     m->w->did.restarts++;
@@ -565,6 +728,9 @@ static inline bool member_start(struct sim_member *m)
     m->commit_seen = to.applied_index;
     m->term_seen = m->durable_term; /* what was not stored yet is forgotten */
     m->rev_seen = m->apply->rev;
+    m->diverges &= m->applied_seen > m->diverges_at || /* else that was lost with the memory */
+                   (m->applied_seen == m->diverges_at &&
+                    m->apply->hash != m->s->o.log[m->applied_seen].state_hash);
     m->count_seen = 0;
     m->led = false;
     m->conf_seen = to.conf;
@@ -606,6 +772,7 @@ static inline void member_throw_away(struct sim_member *m)
     }
     member_drop_waits(m);
     turn_free(m->turn);
+    snap_free(m->snap);
     apply_free(m->apply);
     hub_free(m->hub);
     slot_free(m->store, m->slot);
@@ -616,7 +783,7 @@ static inline void member_throw_away(struct sim_member *m)
     m->disk.fail_call = 0;
     m->disk.fail_for_ever = false;
     wal_close(m->wal);
-    datadir_close(&m->dd);
+    datadir_close(&m->bootstrap.dir);
     m->up = m->crashing = false;
     m->paused = false;
     m->stall_until_us = 0;
@@ -634,7 +801,7 @@ static unsigned flush_commits;
 
 static inline void member_base_file(const struct sim_member *m, const char *name, char path[96])
 {
-    (void)snprintf(path, 96, "%s/base-%u/%s", m->dir, m->dd.base, name);
+    (void)snprintf(path, 96, "%s/base-%u/%s", m->dir, m->bootstrap.dir.base, name);
 }
 
 static inline void copy_file(const char *from, const char *to)

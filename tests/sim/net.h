@@ -63,8 +63,8 @@ static inline void net_check(struct sim_member *m, const struct peer_msg *msg)
         return;
     if (r->from != m->id)
         world_fail(w, "harness", "member %" PRIu64 " sends as %" PRIu64, m->id, r->from);
-    if (r->type == RAFT_VOTE_REPLY && !r->reject && r->term < SIM_TERMS_MAX) {
-        uint64_t *vote = &m->s->o.vote_of[m->id][r->term];
+    if (r->type == RAFT_VOTE_REPLY && !r->reject && term_row(r->term) < SIM_TERMS_MAX) {
+        uint64_t *vote = &m->s->o.vote_of[m->id][term_row(r->term)];
 
         if (*vote && *vote != r->to)
             world_fail(w, "VoteOncePerTermDurable", "member %" PRIu64 " votes twice in term %" PRIu64, m->id,
@@ -75,6 +75,9 @@ static inline void net_check(struct sim_member *m, const struct peer_msg *msg)
                        r->term);
         *vote = r->to;
     }
+    if (m->turn->status.faulty && (r->type == RAFT_VOTE || r->type == RAFT_PRE_VOTE ||
+                                   (!r->reject && (r->type == RAFT_VOTE_REPLY || r->type == RAFT_PRE_VOTE_REPLY))))
+        world_fail(w, "NoSelfElectionWhileFaulty", "member %" PRIu64 " takes part in an election", m->id);
     if (r->type == RAFT_VOTE && (m->durable_term != r->term || m->durable_vote != m->id))
         world_fail(w, "VoteOncePerTermDurable",
                    "member %" PRIu64 " asks for votes of term %" PRIu64 " before its own is stored", m->id,

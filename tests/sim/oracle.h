@@ -73,6 +73,8 @@ struct oracle {
     int64_t acked_rev;         /* the highest revision any caller has been told */
     uint64_t acked_index;      /* the highest index whose write was acknowledged */
     unsigned skew_ppm;         /* no two clocks differ by more */
+    bool planted[MEMBERS_SIM_MAX]; /* its state has been changed behind its back, once */
+    bool corrupt[MEMBERS_SIM_MAX]; /* its CORRUPT alarm is set */
 };
 
 static inline void oracle_init(struct oracle *o)
@@ -86,6 +88,15 @@ static inline void oracle_init(struct oracle *o)
     o->committed = 1; /* the founding configuration, in nobody's log */
     o->log[0] = (struct agreed){.rev = 1, .compact_rev = -1};
     o->log[1] = (struct agreed){.term = 1, .rev = 1, .compact_rev = -1};
+}
+
+/* Where a term's row is: a rebuilt member's fence raises terms by RAFT_FENCE_TERMS at a time. SIM_TERMS_MAX: too many. */
+static inline uint64_t term_row(uint64_t term)
+{
+    uint64_t jumps = term / RAFT_FENCE_TERMS, n = term % RAFT_FENCE_TERMS;
+
+    return jumps < SIM_TERMS_MAX / SIM_TERMS_A_JUMP && n < SIM_TERMS_A_JUMP ? jumps * SIM_TERMS_A_JUMP + n
+                                                                            : SIM_TERMS_MAX;
 }
 
 static inline uint64_t print_of(const uint8_t *p, size_t n)
@@ -185,6 +196,7 @@ static inline uint64_t value_of(ProtobufCBinaryData b)
 #define MODEL_DESCRIPTOR_TxnRequest         &etcdserverpb__txn_request__descriptor
 #define MODEL_DESCRIPTOR_CompactionRequest  &etcdserverpb__compaction_request__descriptor
 #define MODEL_DESCRIPTOR_LeaseGrantRequest  &etcdserverpb__lease_grant_request__descriptor
+#define MODEL_DESCRIPTOR_AlarmRequest       &etcdserverpb__alarm_request__descriptor
 #define MODEL_DESCRIPTOR_LeaseRevokeRequest &etcdserverpb__lease_revoke_request__descriptor
 
 static inline struct slice pb_slice(ProtobufCBinaryData b)
@@ -341,12 +353,42 @@ static inline int model_conf(struct world *w, struct oracle *o, struct slice bod
     return 0;
 }
 
+/* No member is said to be corrupt that is not. */
+static inline void model_alarm(struct world *w, struct oracle *o, const Etcdserverpb__AlarmRequest *r)
+{
+    if (r->alarm != ETCDSERVERPB__ALARM_TYPE__CORRUPT || r->action == ETCDSERVERPB__ALARM_REQUEST__ALARM_ACTION__GET)
+        return;
+    if (r->memberid >= MEMBERS_SIM_MAX || !o->planted[r->memberid]) {
+        world_fail(w, "SameOnAllMembers", "member %" PRIu64 " is said to be corrupt", r->memberid);
+        return;
+    }
+    o->corrupt[r->memberid] = r->action == ETCDSERVERPB__ALARM_REQUEST__ALARM_ACTION__ACTIVATE;
+    w->did.corrupts += o->corrupt[r->memberid];
+}
+
+static inline bool model_is_corrupt(const struct oracle *o)
+{
+    for (unsigned i = 0; i < MEMBERS_SIM_MAX; i++)
+        if (o->corrupt[i])
+            return true;
+    return false;
+}
+
+static inline bool model_refuses(const struct oracle *o, enum entry_kind kind)
+{
+    return model_is_corrupt(o) &&
+           (kind == ENTRY_PUT || kind == ENTRY_DELETE_RANGE || kind == ENTRY_TXN || kind == ENTRY_COMPACT ||
+            kind == ENTRY_LEASE_GRANT || kind == ENTRY_LEASE_REVOKE || kind == ENTRY_LEASE_EXPIRE);
+}
+
 /* What the entry's caller is told; the model has moved along. */
 static inline int model_apply(struct world *w, struct oracle *o, const struct entry_head *h)
 {
     bool wrote = false;
     int err = 0;
 
+    if (model_refuses(o, h->kind))
+        return ERR_CORRUPT;
     switch (h->kind) {
     case ENTRY_PUT: {
         MODEL_UNPACK(PutRequest, r, h->body);
@@ -384,6 +426,12 @@ static inline int model_apply(struct world *w, struct oracle *o, const struct en
             model_revoke(o, r->id);
         else
             err = ERR_LEASE_NOT_FOUND;
+        protobuf_c_message_free_unpacked(&r->base, NULL);
+        break;
+    }
+    case ENTRY_ALARM: {
+        MODEL_UNPACK(AlarmRequest, r, h->body);
+        model_alarm(w, o, r);
         protobuf_c_message_free_unpacked(&r->base, NULL);
         break;
     }

@@ -61,7 +61,7 @@ static inline void transfer_end(struct sim *s, struct transfer *t, bool ok, cons
         t->flush->t = NULL;
     world_line(&s->w, "snapshot %" PRIu64 ">%" PRIu64 " at %" PRIu64 ": %s", t->from, t->to, t->index, why);
     if (transfer_receiver_lives(s, t) && !ok)
-        (void)datadir_remove_incoming(&s->m[t->to].dd);
+        (void)datadir_remove_incoming(&s->m[t->to].bootstrap.dir);
     if (transfer_sender_lives(s, t)) {
         turn_keep_log_a_while(s->m[t->from].turn, t->slot);
         turn_snapshot_sent(s->m[t->from].turn, t->to, ok && !unheard, t->index);
@@ -118,7 +118,9 @@ static inline void sim_snapshot_send(void *ctx, struct peer_msg *msg)
     unsigned slot = transfer_slot(m->id);
 
     if (t->state != TRANSFER_NONE || slot >= LIMIT_SNAP_SENDS || !s->m[msg->to].up ||
-        s->net_options->cut[m->id][msg->to]) {
+        s->net_options->cut[m->id][msg->to] || m->diverges) {
+        if (m->diverges) /* it would spread, and then be the majority's: it is found in time */
+            member_start_anew(m);
         turn_snapshot_sent(m->turn, msg->to, false, 0);
         peer_msg_free(msg);
         s->w.did.snapshots_failed++;
@@ -151,7 +153,7 @@ static inline int sim_snap_install(void *ctx, uint64_t index, uint64_t term, con
 {
     struct sim_member *m = ctx;
     char dir[16];
-    struct snap_place place = {.dir = &m->dd,
+    struct snap_place place = {.dir = &m->bootstrap.dir,
                                .disk = &m->disk.disk,
                                .wal = m->wal,
                                .base = member_base_options(m),
@@ -160,9 +162,11 @@ static inline int sim_snap_install(void *ctx, uint64_t index, uint64_t term, con
 
     world_line(m->w, "m%" PRIu64 " installs a snapshot at %" PRIu64 "/%" PRIu64 ": %d", m->id, index, term,
                err);
-    m->wal_dir = m->dd.wal;
-    if (err == 0)
+    m->wal_dir = m->bootstrap.dir.wal;
+    if (err == 0) {
         transfers[m->id].installed = true;
+        m->diverges = false;
+    }
     return err;
 }
 
@@ -212,7 +216,7 @@ static inline bool transfer_begin(struct sim *s, struct transfer *t)
         t->msg = arrived;
     }
     free(bytes);
-    if (datadir_make_incoming(&to->dd, path) != 0) {
+    if (datadir_make_incoming(&to->bootstrap.dir, path) != 0) {
         transfer_end(s, t, false, "has no place to go");
         return false;
     }

@@ -10,6 +10,7 @@
  *     check.h    what must hold at every step             client.h   calls and what they may answer
  *     snapshot.h a member is given another's state        faults.h   what goes wrong, and the healing
  *     rot.h      a log that has changed by itself          watch.h    watchers that move between members
+ *     damage.h   a member that must be rebuilt from the others
  */
 #pragma once
 #include <inttypes.h>
@@ -21,7 +22,8 @@
 enum {
     MEMBERS_SIM_MAX = 8,     /* ids 1 ... 7, and spare ones */
     SIM_LOG_MAX = 1 << 13,   /* entries of one run */
-    SIM_TERMS_MAX = 1 << 12,
+    SIM_TERMS_MAX = 1 << 13,
+    SIM_TERMS_A_JUMP = 1 << 9,
     WATCH_CLIENTS = 3,
 };
 
@@ -36,7 +38,8 @@ enum {
     X(forwarded) X(log_cuts) X(flushes) X(rots) \
     X(confs) X(joints) X(learners) X(removals) X(joins) X(log_releases) X(snapshots) X(snapshots_failed) \
     X(watch_events) X(watch_moves) X(watch_prevs) X(watch_progress) X(watch_compacted) X(watch_fragments) \
-    X(transfers) X(transfers_failed) X(hand_overs)
+    X(transfers) X(transfers_failed) X(hand_overs) \
+    X(damages) X(rebuilds) X(sound_again) X(divergences) X(corrupts)
 
 struct counters {
 #define X(name) uint64_t name;

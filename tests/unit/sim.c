@@ -32,6 +32,8 @@ static struct net_options net_options;
 static struct counters total;
 static uint64_t simulated_us;
 
+static bool disarm(void);
+
 /* ---- one step of the world --------------------------------------------------------------------------- */
 
 /* What is due first happens. limit_us: the world's own next event. False: that comes first. */
@@ -130,6 +132,8 @@ static void play(uint64_t until_us, uint64_t ask_us, uint64_t disturb_us)
 
             if (m->exists && m->up && !m->paused && s.o.committed < SIM_LOG_MAX - 1500)
                 ask_something(&s, m);
+            if (m->exists && m->up && world_chance(&s.w, 10))
+                (void)disarm();
             if (m->exists && m->up && world_chance(&s.w, 15))
                 watch_something(&s, m);
             ask_at = s.w.now_us + world_random(&s.w, 2 * ask_us);
@@ -224,11 +228,32 @@ static void tell_all(void)
     }
 }
 
+/* Nobody is damaged, or has another state, or has not yet heard that it is whole. */
+static bool sound(void)
+{
+    for (unsigned i = 1; i < MEMBERS_SIM_MAX; i++)
+        if (model_is_member(&s.o, i) && (s.m[i].damaged || s.m[i].faulty || s.m[i].diverges))
+            return false;
+    return true;
+}
+
+/* The operator waits until who is named has been rebuilt. True: no alarm stands. */
+static bool disarm(void)
+{
+    struct sim_member *m = any_member(&s);
+
+    if (!model_is_corrupt(&s.o))
+        return true;
+    if (m->up && !m->paused && sound())
+        ask_disarm(&s, m);
+    return false;
+}
+
 static void liveness(void)
 {
     uint64_t until = s.w.now_us + HEALED_MS * 1000;
     static struct probe writes, reads; /* the answers that quiet() gives still point to them */
-    bool wrote = false, readt = false, watched = false;
+    bool wrote = false, readt = false, watched = false, alarms = false;
 
     memset(&writes, 0, sizeof writes);
     memset(&reads, 0, sizeof reads);
@@ -241,7 +266,8 @@ static void liveness(void)
         wrote = probe_step(&writes, true);
         readt = probe_step(&reads, false);
         watched = watches_settled(&s);
-        if (wrote && readt && watched && leases_gone() && all_applied(s.o.committed) && sim_leader(&s))
+        alarms = disarm();
+        if (wrote && readt && watched && sound() && alarms && leases_gone() && all_applied(s.o.committed) && sim_leader(&s))
             return;
     }
     if (s.w.failed)
@@ -255,6 +281,8 @@ static void liveness(void)
         world_fail(&s.w, "ExpiresWithinBound", "leases live on");
     else if (!all_applied(s.o.committed))
         world_fail(&s.w, "EveryMemberCatchesUp", "committed %" PRIu64, s.o.committed);
+    else if (!sound() || !alarms)
+        world_fail(&s.w, "EveryMemberCatchesUp", "%s", alarms ? "a damaged member is not rebuilt" : "an alarm stands");
     else if (!watched)
         world_fail(&s.w, "Reliable", "a watcher has not been told all");
 }
