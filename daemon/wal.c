@@ -2,7 +2,8 @@
 /* wal.c - the write-ahead log: what this member has promised, in order.
  *
  * A log is a directory of segments, named by number in 16 hex digits (0000000000000001.wal). All integers are
- * little-endian, all crcs CRC-32C. A segment is made of 512-byte sectors, zero-filled and synced before its first use:
+ * little-endian, all crcs CRC-32C. A segment is made of 512-byte sectors, zero-filled and synced before it has that name
+ * (it is `next` until then):
  *
  *   sector 0: the segment's head               then batches, each beginning at a sector:
  *     0  u64  "CAIRNWAL"                         0  u32  "BTCH"
@@ -407,6 +408,9 @@ static int remove_leftover(struct wal *w)
     int err;
 
     wal_segment_path(w, 1, path);
+    err = wal_next_remove(w);
+    if (err)
+        return err;
     err = w->disk->open(w->disk, path, O_RDWR, 0, &f);
     if (err)
         return err == -ENOENT ? 0 : err;
@@ -423,7 +427,7 @@ static int create_first(struct wal *w)
 {
     uint64_t size = w->options.segment_bytes / FIRST_SEGMENT_PART / WAL_SECTOR_BYTES * WAL_SECTOR_BYTES;
     struct wal_segment *s = calloc(1, sizeof *s);
-    char path[WAL_PATH_MAX + 32];
+    char path[WAL_PATH_MAX + 32], named[WAL_PATH_MAX + 32];
     int err;
 
     if (s == NULL)
@@ -433,7 +437,7 @@ static int create_first(struct wal *w)
     s->nonce = wal_nonce_new(w);
     s->base_index = w->state.last_index;
     s->first = w->state.last_index + 1;
-    wal_segment_path(w, s->number, path);
+    wal_next_path(w, path);
     err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL, 0600, &s->file);
     if (err == 0)
         err = wal_segment_add(w, s);
@@ -444,8 +448,11 @@ static int create_first(struct wal *w)
         return err;
     }
     err = w->disk->fallocate(w->disk, s->file, s->size);
-    /* Whole before it has a head: a head says that the creation came this far. */
-    return err ? err : w->disk->fdatasync(w->disk, s->file);
+    /* Whole before it has a name and a head: a head says that the creation came this far. */
+    if (err == 0)
+        err = w->disk->fdatasync(w->disk, s->file);
+    wal_segment_path(w, s->number, named);
+    return err ? err : w->disk->rename(w->disk, path, named);
 }
 
 int wal_create(const struct wal_options *o, uint64_t index, uint64_t term, const struct wal_state *hard)

@@ -38,6 +38,7 @@ struct wal {
     size_t buf_size;
     struct wal_segment *next; /* being prepared; NULL: not begun */
     uint64_t next_ready;      /* bytes of it that are zero-filled and synced */
+    bool next_named;          /* all are, and it has the name of a segment */
 
     /* protected by mu: written by the WAL thread, read by wal_read from any. A mailbox would not do: a reader of old
      * entries needs the bytes now. */
@@ -51,6 +52,9 @@ struct wal {
 
 /* wal_segment.c */
 void wal_segment_path(const struct wal *w, uint64_t number, char path[WAL_PATH_MAX + 32]);
+/* Of the file that is to be the next segment, while it may hold anything. */
+void wal_next_path(const struct wal *w, char path[WAL_PATH_MAX + 32]);
+int wal_next_remove(struct wal *w); /* what an earlier process has left of it; no error if nothing */
 void wal_segment_unref(struct wal *w, struct wal_segment *s);
 int wal_segment_add(struct wal *w, struct wal_segment *s); /* -ENOMEM */
 uint64_t wal_nonce_new(struct wal *w); /* never 0 */

@@ -9,7 +9,7 @@
  *      left pages that look written and are not
  *   3. walk the batches: chain, numbers, crcs, indexes, terms, watermarks
  *   4. judge what stands behind the last good batch of the newest: nothing, a torn write, or corruption
- *   5. only now change anything: zero the torn part, remove the segment that was never begun
+ *   5. only now change anything: zero the torn part, remove the segment that was never begun, and one being made
  *
  * Owner: whoever opens the log. The format stands at the top of wal.c.
  */
@@ -456,6 +456,8 @@ int wal_open(const struct wal_options *options, struct wal **ret_wal, struct wal
         err = cut_tail(w, w->segments[n - 1], cut);
     if (err == 0 && n < o.n_numbers)
         err = remove_unused(w, o.numbers[n]);
+    if (err == 0)
+        err = wal_next_remove(w);
     free(o.numbers);
     if (o.newest) { /* an older one was refused first */
         free((void *)(uintptr_t)o.newest_seg.ptr);

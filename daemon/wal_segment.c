@@ -3,7 +3,9 @@
  *
  * The next segment is made when the newest is half full and zeroed a step at a time while the thread is idle, in
  * proportion to what is used, so that it is ready in time and no batch waits long. No room for it is not the end of the
- * log: it is tried again. A file is only made once all of the segment before is known to stay.
+ * log: it is tried again. A file is only made once all of the segment before is known to stay. It is called `next` until
+ * all of it is zero and synced: after a crash a block that was never written may hold what another file left there, an
+ * older segment for one, so nothing is ever concluded from what such a file holds.
  *
  * Owner:    the WAL thread; what mu protects is said in wal_impl.h.
  * Not here: the format (top of wal.c), batches (wal.c).
@@ -19,6 +21,21 @@
 void wal_segment_path(const struct wal *w, uint64_t number, char path[WAL_PATH_MAX + 32])
 {
     (void)snprintf(path, WAL_PATH_MAX + 32, "%s/%016" PRIx64 ".wal", w->dir, number); /* fits: dir < WAL_PATH_MAX */
+}
+
+void wal_next_path(const struct wal *w, char path[WAL_PATH_MAX + 32])
+{
+    (void)snprintf(path, WAL_PATH_MAX + 32, "%s/next", w->dir);
+}
+
+int wal_next_remove(struct wal *w)
+{
+    char path[WAL_PATH_MAX + 32];
+    int err;
+
+    wal_next_path(w, path);
+    err = w->disk->unlink(w->disk, path);
+    return err == -ENOENT ? 0 : err;
 }
 
 void wal_segment_unref(struct wal *w, struct wal_segment *s)
@@ -156,7 +173,7 @@ static int next_begin(struct wal *w)
     s->number = wal_newest(w)->number + 1;
     s->size = wal_newest(w)->size * 2 < w->options.segment_bytes ? wal_newest(w)->size * 2 : w->options.segment_bytes;
     s->refs = 1;
-    wal_segment_path(w, s->number, path);
+    wal_next_path(w, path);
     err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL, 0600, &s->file);
     if (err) {
         free(s);
@@ -164,10 +181,30 @@ static int next_begin(struct wal *w)
     }
     w->next = s;
     w->next_ready = 0;
+    w->next_named = false;
     return 0;
 }
 
-/* Zero-fills the next segment up to `to` bytes, and when that is all of it, makes its name durable. */
+/* The next segment gets a segment's name, durably, or loses it again. */
+static int next_name(struct wal *w, bool named)
+{
+    char plain[WAL_PATH_MAX + 32], segment[WAL_PATH_MAX + 32];
+    int err;
+
+    wal_next_path(w, plain);
+    wal_segment_path(w, w->next->number, segment);
+    err = named ? w->disk->rename(w->disk, plain, segment) : w->disk->rename(w->disk, segment, plain);
+    if (err)
+        return no_space_or_fail(w, err);
+    err = w->disk->fsync_dir(w->disk, w->dir);
+    if (err)
+        w->failed = true;
+    else
+        w->next_named = named;
+    return err;
+}
+
+/* Zero-fills the next segment up to `to` bytes, and when that is all of it, gives it its name. */
 static int next_fill(struct wal *w, uint64_t to)
 {
     struct wal_segment *s = w->next;
@@ -181,12 +218,12 @@ static int next_fill(struct wal *w, uint64_t to)
     if (err)
         return no_space_or_fail(w, err);
     err = w->disk->fdatasync(w->disk, s->file);
-    if (err == 0 && to == s->size)
-        err = w->disk->fsync_dir(w->disk, w->dir);
     if (err) {
         w->failed = true;
         return err;
     }
+    if (to == s->size && (err = next_name(w, true)) != 0)
+        return err;
     w->next_ready = to;
     return 0;
 }
@@ -234,8 +271,11 @@ int wal_roll(struct wal *w, size_t batch_bytes)
     if (w->next == NULL && (err = next_begin(w)) != 0)
         return err;
     s = w->next;
-    if (s->size < need) /* one batch larger than a segment: the segment gives way */
+    if (s->size < need) { /* one batch larger than a segment: the segment gives way */
+        if (w->next_named && (err = next_name(w, false)) != 0)
+            return err;
         s->size = need;
+    }
     err = next_fill(w, s->size);
     if (err)
         return err;

@@ -5,11 +5,15 @@
  * rename are one). A crash state is what is durable plus any subset of the units, the writes of one sector in their
  * order. With few units every subset is made; with many: none, all, every prefix and suffix, each one alone, all but
  * each one, and some at random. States that are byte for byte the same are made once.
+ *
+ * A file that has lost its newest sectors is shorter, or zero there. With `stale` some have grown all the same, and what
+ * is lost reads as whatever the blocks held before: the bytes of a file that is gone, for one.
  */
 #pragma once
 #include "fakedisk.h"
 
 enum { EXPLORE_UNITS_MAX = 512, EXPLORE_ALL_UP_TO = 6, EXPLORE_RANDOM = 12, EXPLORE_SEEN = 1 << 20 };
+enum { EXPLORE_STALE_IN = 8 }; /* of as many states one has stale blocks */
 
 struct explore_units {
     struct {
@@ -24,8 +28,10 @@ struct explore_units {
 
 struct explorer {
     void (*check)(void *ctx, struct fakedisk *crashed); /* the disk is the callee's to change, not to keep */
+    /* What blocks never written hold, from the beginning of a file on. NULL: nothing is ever stale. */
+    struct slice (*stale)(void *ctx, const struct fakedisk *d, uint64_t random);
     void *ctx;
-    uint64_t states, points, seed;
+    uint64_t states, points, seed, with_stale;
     uint64_t *seen; /* [EXPLORE_SEEN] */
 };
 
@@ -74,8 +80,29 @@ static inline void explore_collect(const struct fakedisk *d, struct explore_unit
     }
 }
 
+/* What of the file's new sectors was not written: it holds what is stale. */
+static inline void explore_uncover(const struct fake_inode *from, const struct explore_units *us, const bool *kept,
+                                   struct slice stale, struct fake_inode *i)
+{
+    size_t end = from->view_size < stale.len ? from->view_size : stale.len;
+
+    for (size_t at = from->durable_size; at < end; at += FAKE_SECTOR) {
+        size_t n = end - at < FAKE_SECTOR ? end - at : FAKE_SECTOR;
+        bool written = false;
+
+        for (size_t u = 0; u < us->n && !written; u++) {
+            const struct fake_write *w = us->u[u].write;
+
+            for (const struct fake_write *own = kept[u] && us->u[u].op == 0 ? from->waiting : NULL; own; own = own->next)
+                written |= own == w && w->offset + us->u[u].from <= at && at < w->offset + us->u[u].from + us->u[u].n;
+        }
+        if (!written)
+            fake_bytes(&i->durable, &i->durable_size, at, stale.ptr + at, n);
+    }
+}
+
 static inline struct fake_inode *explore_inode(const struct fake_inode *from, const struct explore_units *us,
-                                               const bool *kept)
+                                               const bool *kept, struct slice stale)
 {
     struct fake_inode *i = calloc(1, sizeof *i);
 
@@ -89,6 +116,7 @@ static inline struct fake_inode *explore_inode(const struct fake_inode *from, co
             if (kept[u] && us->u[u].op == 0 && us->u[u].write == w)
                 fake_bytes(&i->durable, &i->durable_size, w->offset + us->u[u].from, w->data + us->u[u].from,
                            us->u[u].n);
+    explore_uncover(from, us, kept, stale, i);
     i->view = malloc(i->durable_size + 1);
     assert(i->view);
     if (i->durable_size)
@@ -107,7 +135,7 @@ static inline bool explore_keeps_op(const struct explore_units *us, const bool *
 
 /* One crash state, as a disk of its own. */
 static inline void explore_make(const struct fakedisk *d, const struct explore_units *us, const bool *kept,
-                                struct fakedisk *ret)
+                                struct slice stale, struct fakedisk *ret)
 {
     fakedisk_init(ret, d->seed);
     ret->n_names = d->n_names;
@@ -120,7 +148,7 @@ static inline void explore_make(const struct fakedisk *d, const struct explore_u
 
         *to = *n;
         to->now_dir = to->durable_dir = now ? n->now_dir : n->durable_dir;
-        to->now = to->durable = from ? explore_inode(from, us, kept) : NULL;
+        to->now = to->durable = from ? explore_inode(from, us, kept, stale) : NULL;
     }
     fake_drop_orphans(ret);
 }
@@ -157,12 +185,16 @@ static inline bool explore_is_new(struct explorer *x, uint64_t print)
 static inline void explore_one(struct explorer *x, const struct fakedisk *d, const struct explore_units *us,
                                const bool *kept, uint64_t salt)
 {
+    struct slice stale = SLICE_NONE;
     struct fakedisk crashed;
 
-    explore_make(d, us, kept, &crashed);
+    if (x->stale && explore_random(x) % EXPLORE_STALE_IN == 0)
+        stale = x->stale(x->ctx, d, explore_random(x));
+    explore_make(d, us, kept, stale, &crashed);
     if (x->states < EXPLORE_SEEN / 2 &&
         explore_is_new(x, (explore_print(&crashed) ^ salt * 0x9e3779b97f4a7c15u) | 1)) {
         x->states++;
+        x->with_stale += stale.len > 0;
         x->check(x->ctx, &crashed);
     }
     fakedisk_fini(&crashed);

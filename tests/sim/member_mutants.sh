@@ -86,11 +86,13 @@ mutant '15k base and log switched one by one'      sim_install daemon/snap_insta
 mutant '15l a store that never syncs'              sim_install daemon/base.c 's/MDB_NOTLS | (o->no_sync ? MDB_NOSYNC : 0)/MDB_NOTLS | MDB_NOSYNC/'
 mutant '16 a failed sync tried again'              sim daemon/wal.c 's/        w->failed = true; \/\* the kernel may have.*/        return w->disk->fdatasync(w->disk, s->file);/'
 mutant '17 a torn page is believed'                base_torn daemon/base_row.c 's/    if (row_crc(t, key, value) != get_u32le(v.ptr + value.len))/    if (0)/'
+mutant '18 a batch of an older segment is believed' sim_crash daemon/wal_record.c 's/ || (nonce \&\& b.nonce != nonce) || / || /' daemon/wal_open.c 's/    if (b->number != w->last_batch + 1 || b->prev_crc != w->last_crc)/    if (0)/'
+mutant '18a blocks of an older segment in a new one' sim_crash daemon/wal_segment.c '/fallocate(w->disk, s->file, to)/,/next_name/s/err = w->disk->fdatasync(w->disk, s->file);/err = 0;/'
 mutant '31 leases end by what an old leader knew'  sim daemon/lease.c 's/            l->expiry_ms = l->due_ms = after(now_ms, ttl_s) + extend_ms;/            l->due_ms = l->expiry_ms;/'
 mutant '32 time to live begins anew'               lease daemon/lease.c 's/int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;/int64_t ttl_s = l->ttl_s;/'
 mutant '33 renewed after it was revoked'           sim daemon/turn_lease.c 's/t->own_applied \&\& !q->certain \&\& !turn_reads_free(t)/0/'
 mutant '41 a message of another cluster'            peers daemon/peers_in.c 's/    if (cluster != p->options.cluster_id) {/    if (0) {/'
 mutant '42 a proposal tried twice'                 sim daemon/turn_propose.c 's/    if (heard_before(t, m) || m->index <= t->o.wal_state.term) {/    if (0) {/'
-# 7 and 10 are mutants.sh's: the core alone is quicker at them. 18 (bytes of an older segment believed) has none of one
-# line: segments are never used again, and number, chain and own offset of a batch stand beside the nonce.
+# 7 and 10 are mutants.sh's: the core alone is quicker at them. 18 takes two lines: the nonce and the chain of batches each keep
+# a stale batch out by themselves.
 exit $missed

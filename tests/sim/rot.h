@@ -103,7 +103,7 @@ static inline void fault_rot(struct sim_member *m)
     char why[256], dir[16];
     bool kept[1] = {false}, done;
 
-    explore_make(&m->disk, none, kept, &copy);
+    explore_make(&m->disk, none, kept, SLICE_NONE, &copy);
     free(none);
     a = rot_file(m->w, &copy);
     b = rot_file(m->w, &copy);

@@ -5,7 +5,9 @@
  * every crash state (tests/sim/explore.h) is recovered from. Proves RestartPreservesAcked and DirEntryDurable: the log
  * opens; it is exactly what the last sync left, or that with the one batch that was under way; what it says can be
  * read; and it goes on from there: a batch appended after the recovery is there at the next one. Some recoveries are
- * cut themselves.
+ * cut themselves. In some states blocks that were never written hold what older segments held, or noise: they change
+ * nothing. And in some a batch of another segment, whole, stands where the next one would (a misdirected write): it is
+ * refused, or does not matter, and is never believed.
  *
  *     SEED=7 build/tests/unit/sim_crash        STATES=200000 for more than the default
  */
@@ -16,6 +18,8 @@
 
 #define STATES_DEFAULT 50000
 #define ENTRIES_MAX    400
+
+enum { PAST_MAX = 16, IMAGE_BYTES = 64 << 10 };
 
 /* A log's contents. */
 struct content {
@@ -34,7 +38,12 @@ static struct {
     uint64_t released;
     bool exploring, created, made;
     unsigned depth; /* 1: a cut within a recovery */
-    uint64_t nested, torn, fails;
+    uint64_t nested, torn, fails, offered, refused;
+    struct image { /* what segments that are gone held; the oldest makes room */
+        size_t n;
+        uint8_t bytes[IMAGE_BYTES];
+    } past[PAST_MAX];
+    uint64_t n_past;
 } g;
 
 static uint64_t dice(uint64_t below)
@@ -134,9 +143,92 @@ static void goes_on(struct fakedisk *d, struct wal *w, const struct wal_state *s
 
 static void after_call(struct fakedisk *d);
 
+/* ---- bytes of other segments ---------------------------------------------------------------------------- */
+
+static void remember(struct disk *disk, const char *path)
+{
+    struct image *to = &g.past[g.n_past % PAST_MAX];
+    struct fake_inode *i = fakedisk_file((struct fakedisk *)disk, path);
+
+    if (i == NULL || g.depth || i->view_size > sizeof to->bytes)
+        return;
+    memcpy(to->bytes, i->view, i->view_size);
+    to->n = i->view_size;
+    g.n_past++;
+}
+
+/* A segment that is gone, or another that is there. */
+static struct slice some_segment(const struct fakedisk *d, uint64_t random)
+{
+    uint64_t past = g.n_past < PAST_MAX ? g.n_past : PAST_MAX, pick = random >> 8;
+
+    if (past && random % 2)
+        return slice_of(g.past[pick % past].bytes, g.past[pick % past].n);
+    for (size_t k = 0; k < d->n_names; k++) {
+        const struct fake_name *n = &d->name[(k + pick) % d->n_names];
+
+        if (n->now && strstr(n->path, ".wal"))
+            return slice_of(n->now->view, n->now->view_size);
+    }
+    return SLICE_NONE;
+}
+
+static struct slice stale(void *ctx, const struct fakedisk *d, uint64_t random)
+{
+    static uint8_t noise[IMAGE_BYTES];
+
+    (void)ctx;
+    if (random >> 60)
+        return some_segment(d, random);
+    for (size_t i = 0; i < sizeof noise; i += 8)
+        put_u64le(noise + i, random = (random ^ random >> 27) * 0x94d049bb133111ebu);
+    return slice_of(noise, sizeof noise);
+}
+
+/* The newest segment that was begun, and where its next batch would stand; NULL: there is none, or it has no room. */
+static struct fake_inode *end_of_log(struct fakedisk *d, uint64_t *ret_at)
+{
+    struct wal_segment_head h, newest = {0};
+    struct fake_inode *i = NULL;
+    struct wal_batch b;
+
+    for (size_t k = 0; k < d->n_names; k++) {
+        struct fake_inode *o = strstr(d->name[k].path, ".wal") ? d->name[k].now : NULL;
+
+        if (o && wal_segment_head_parse(slice_of(o->view, o->view_size), &h) == WAL_GOOD && h.segment > newest.segment) {
+            newest = h;
+            i = o;
+        }
+    }
+    *ret_at = WAL_SECTOR_BYTES;
+    while (i && *ret_at + WAL_SECTOR_BYTES <= i->view_size &&
+           wal_batch_parse(slice_of(i->view, i->view_size), *ret_at, newest.nonce, &b) == WAL_GOOD)
+        *ret_at += wal_batch_bytes(b.body_bytes);
+    return i && *ret_at + WAL_SECTOR_BYTES <= i->view_size ? i : NULL;
+}
+
+/* Puts a whole batch of another segment there, from the same place in that one. False: none lies there. */
+static bool misdirect(struct fakedisk *d)
+{
+    struct slice from = some_segment(d, dice(UINT64_MAX));
+    struct wal_batch b;
+    uint64_t at;
+    struct fake_inode *i = end_of_log(d, &at);
+
+    if (i == NULL || !wal_batch_head_parse(from, at, 0, &b) || at + wal_batch_bytes(b.body_bytes) > i->view_size ||
+        memcmp(i->view + at, from.ptr + at, WAL_BATCH_HEAD_BYTES) == 0)
+        return false;
+    fakedisk_poke(i, at, from.ptr + at, wal_batch_bytes(b.body_bytes));
+    g.offered++;
+    return true;
+}
+
+/* ---- judging a state ------------------------------------------------------------------------------------ */
+
 /* A crash state: recovered, judged, used. */
 static void check(void *ctx, struct fakedisk *d)
 {
+    bool foreign = g.created && g.depth == 0 && g.x.states % 5 == 1 && misdirect(d);
     struct wal_options o = options(d);
     struct wal_state st;
     char why[256] = "";
@@ -162,6 +254,10 @@ static void check(void *ctx, struct fakedisk *d)
 
         err = wal_create(&o, 0, 0, &hard);
         err = err ? err : wal_open(&o, &w, &st, why, sizeof why);
+    }
+    if (err == -EUCLEAN && foreign) {
+        g.refused++;
+        return;
     }
     if (err) {
         wrong(why, (uint64_t)-err, 0);
@@ -199,11 +295,20 @@ HOOK(fdatasync, (struct disk * disk, struct disk_file *f), (disk, f))
 HOOK(fallocate, (struct disk * disk, struct disk_file *f, uint64_t size), (disk, f, size))
 HOOK(truncate, (struct disk * disk, struct disk_file *f, uint64_t size), (disk, f, size))
 HOOK(rename, (struct disk * disk, const char *from, const char *to), (disk, from, to))
-HOOK(unlink, (struct disk * disk, const char *path), (disk, path))
 HOOK(mkdir, (struct disk * disk, const char *path, mode_t mode), (disk, path, mode))
 HOOK(fsync_dir, (struct disk * disk, const char *path), (disk, path))
 HOOK(open, (struct disk * disk, const char *path, int flags, mode_t mode, struct disk_file **ret),
      (disk, path, flags, mode, ret))
+
+static int hook_unlink(struct disk *disk, const char *path)
+{
+    int err;
+
+    remember(disk, path);
+    err = g.real.unlink(disk, path);
+    after_call((struct fakedisk *)disk);
+    return err;
+}
 
 static void hook(void)
 {
@@ -306,18 +411,22 @@ static void every_crash_state(void)
     const char *want = getenv("STATES");
     uint64_t states = want ? strtoull(want, NULL, 0) : STATES_DEFAULT, scripts = 0;
 
-    g.x = (struct explorer){.check = check, .seed = g.seed, .seen = calloc(EXPLORE_SEEN, sizeof(uint64_t))};
+    g.x = (struct explorer){.check = check, .stale = stale, .seed = g.seed,
+                            .seen = calloc(EXPLORE_SEEN, sizeof(uint64_t))};
     while (g.x.states < states && g.fails == 0 && scripts < 10000) {
         memset(g.x.seen, 0, EXPLORE_SEEN * sizeof(uint64_t));
         script(g.seed + scripts++);
     }
     free(g.x.seen);
     printf(
-        "# %llu crash states of %llu scripts, %llu moments; %llu with a torn tail, %llu recoveries cut too\n",
+        "# %llu crash states of %llu scripts, %llu moments; %llu with a torn tail, %llu with stale blocks, %llu recoveries "
+        "cut too; of %llu batches of another segment %llu were refused\n",
         (unsigned long long)g.x.states, (unsigned long long)scripts, (unsigned long long)g.x.points,
-        (unsigned long long)g.torn, (unsigned long long)g.nested);
+        (unsigned long long)g.torn, (unsigned long long)g.x.with_stale, (unsigned long long)g.nested,
+        (unsigned long long)g.offered, (unsigned long long)g.refused);
     CHECK(g.fails == 0);
     CHECK(g.fails || (g.x.states >= states && g.torn > 100 && g.nested > 100));
+    CHECK(g.fails || (g.x.with_stale > 100 && g.offered > 100));
 }
 
 int main(void)
