@@ -5,6 +5,8 @@
  * can take effect once at most, however often it is sent. So when its outcome is unknown and the key still has
  * that revision, it is sent again. One without a pin never is: the first may still be on its way, and would
  * undo what others did meanwhile. That a key is absent is no pin: it can have been made and deleted since.
+ * When others have changed the key since, ours can take effect no more; whether it had is seen by going back
+ * through the key's revisions to the pin.
  *
  * After each put the transaction reads the key's metadata back (keys_only), so that version, lease and
  * create_revision are known without another question.
@@ -43,6 +45,7 @@ struct txn {
     int64_t rev, lease_doubt;
     struct slice pin_key; /* ptr NULL: no pin */
     int64_t pin_rev, now_rev;
+    int64_t past_rev; /* its outcome is looked for at this revision; 0: at the newest */
     int64_t new_ttl, new_lease; /* 0: no lease of its own; not granted yet */
     enum keep_mode keep;
     bool no_memory, told_feed, sent_again;
@@ -411,6 +414,7 @@ static void reread_fire(struct timer *timer)
         return;
     }
     r.key = pb_of(t->pin_key.ptr ? t->pin_key : t->n_puts ? t->puts[0].key : t->deletes[0]);
+    r.revision = t->past_rev;
     t->call = (struct client_call){.done = reread_done};
     client_start(t->fs->client, &t->call, CLIENT_RANGE, &r.base,
                  left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
@@ -423,12 +427,31 @@ static bool put_happened(struct txn *t, struct put *p, const Mvccpb__KeyValue *k
         return false;
     p->meta = meta_of(kv);
     p->meta.hash = p->value->meta.hash;
+    if (p->value->meta.mod_rev == 0)
+        p->value->meta = p->meta;
     t->rev = kv->mod_revision;
     return true;
 }
 
+static void reread_in(struct txn *t, uint64_t ms)
+{
+    t->reread.fire = reread_fire;
+    session_timer_set(&t->fs->session, &t->reread, ms);
+}
+
+/* The key that we put is not as it was pinned, and kv (NULL: absent) is not ours: what was there before? */
+static void look_back(struct txn *t, const Mvccpb__KeyValue *kv)
+{
+    if (kv && kv->mod_revision > t->pin_rev) {
+        t->past_rev = kv->mod_revision - 1;
+        reread_in(t, 0);
+    } else
+        txn_finish(t, ETIMEDOUT); /* deleted since: nobody knows, and nobody will */
+}
+
 /* Did it happen? A put: the key holds our bytes with a revision that is news. A delete: the key is gone. If
- * not, and the pin holds, it may be sent once more. */
+ * not, and the pin holds, it may be sent once more. Once more too if the first change since the pin is of
+ * others: only so that it fails in the usual way. */
 static void reread_done(struct client_call *call)
 {
     struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
@@ -438,7 +461,8 @@ static void reread_done(struct client_call *call)
     bool happened = false;
 
     if (kv && t->pin_key.ptr && kv->mod_revision == t->pin_rev) {
-        t->sent_again = true;
+        t->sent_again = t->past_rev == 0;
+        t->past_rev = 0;
         txn_post(t);
         return;
     }
@@ -450,8 +474,12 @@ static void reread_done(struct client_call *call)
     }
     if (happened)
         txn_finish(t, 0);
+    else if (r && p && t->pin_key.ptr)
+        look_back(t, kv);
+    else if (t->past_rev && call->outcome == CLIENT_REFUSED)
+        txn_finish(t, ETIMEDOUT); /* compacted since */
     else
-        session_timer_set(&t->fs->session, &t->reread, COMMIT_REREAD_MS);
+        reread_in(t, COMMIT_REREAD_MS);
 }
 
 static void txn_answered(struct client_call *call)
@@ -460,7 +488,7 @@ static void txn_answered(struct client_call *call)
     const Etcdserverpb__TxnResponse *r = (const void *)call->reply;
 
     if (call->outcome == CLIENT_OK && !r->succeeded && t->sent_again) { /* perhaps it was we who changed it */
-        session_timer_set(&t->fs->session, &t->reread, 0);
+        reread_in(t, 0);
         return;
     }
     if (call->outcome == CLIENT_OK) {
@@ -475,8 +503,7 @@ static void txn_answered(struct client_call *call)
     memcpy(t->text, call->text, sizeof t->text);
     t->fs->nospace |= call->err == ERR_NOSPACE;
     if (call->outcome == CLIENT_UNKNOWN && (t->n_puts || t->n_deletes)) {
-        t->reread.fire = reread_fire;
-        session_timer_set(&t->fs->session, &t->reread, 0);
+        reread_in(t, 0);
         return;
     }
     txn_finish(t, client_errno(call, CLIENT_USE_WRITE));

@@ -135,6 +135,41 @@ stopped_leader_in_use() {
     local rc=$?
     member_cont "$l" && all_healthy && return $rc
 }
+# Two mounts append to one file while the endpoint in use is stopped: what was acknowledged is there once, and none is in doubt.
+appends_stopped() {
+    local n a b rc
+    n=$(follower) && use "$n" && mount_at "$M.2" "grace=$GRACE" "$(endpoints "$n" "$(other_than "$n")")" && rm -f "$T/stop" "$M/c/append" || return 1
+    for a in a b; do
+        b=$M; [ $a = b ] && b=$M.2
+        timeout 60 python3 - "$b/c/append" $a "$T/stop" >"$T/append.$a" <<'PY' &
+import os, sys
+path, name, stop = sys.argv[1:]
+n = 0
+while not os.path.exists(stop):
+    n += 1
+    try:
+        f = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try: os.write(f, b"%s%d\n" % (name.encode(), n))
+        finally: os.close(f)
+        print("ok %s%d" % (name, n))
+    except OSError as e: print("%s %s%d" % (e.strerror, name, n))
+    sys.stdout.flush()
+PY
+        eval "local pid_$a=$!"
+    done
+    await 10 eval '[ "$(wc -l <"$T/append.a")" -gt 20 ] && [ "$(wc -l <"$T/append.b")" -gt 20 ]' && member_stop "$n" && moves_away "$n" 10
+    rc=$?
+    a=$(wc -l <"$T/append.a") b=$(wc -l <"$T/append.b")
+    await 20 eval '[ "$(wc -l <"$T/append.a")" -gt '$((a + 20))' ] && [ "$(wc -l <"$T/append.b")" -gt '$((b + 20))' ]' || rc=1
+    touch "$T/stop"
+    wait $pid_a $pid_b
+    echo "#   $CHECK: $(cat "$T"/append.? | wc -l) appends, in doubt: $(cat "$T"/append.? | grep -vc ^ok)" >&3
+    sed -n 's/^ok //p' "$T"/append.? | sort >"$T/acknowledged"
+    sort "$M/c/append" >"$T/there"
+    same "$(comm -23 "$T/acknowledged" "$T/there")" "" && same "$(uniq -d "$T/there")" "" && ! grep -v ^ok "$T"/append.? || rc=1
+    umount "$M.2" || umount -l "$M.2"
+    member_cont "$n" && all_healthy && return $rc
+}
 # What was left comes back and is used again, when the other one in use goes.
 used_again() {
     local a b c
@@ -202,6 +237,7 @@ run() {
     check "the leader is killed, and is the endpoint in use" killed_leader_in_use
     check "the endpoint in use is stopped" stopped_in_use
     check "the leader is stopped, and is the endpoint in use" stopped_leader_in_use
+    check "two mounts append while the endpoint in use is stopped" appends_stopped
     check "what came back is used again" used_again
     check "no quorum: reads go on, saves are refused after the grace, and it heals" no_quorum
     check "the member in use is removed" removed
