@@ -25,7 +25,7 @@
 #include "nemesis.h"
 
 enum { SKIP = 77, START_MS = 60000, HEAL_MS = 30000, LEASES_MS = 25000, REST_MS = 20000, WATCH_MS = 15000 };
-enum { ASK_MS = 2000, MORE_MS = 20000 };
+enum { ASK_MS = 2000, MORE_MS = 60000 };
 
 struct run {
     struct history history;

@@ -4,8 +4,9 @@
 #
 #   tests/robust/run.sh N [PROGRAM [FLAG...]]     N histories of seeds FIRST, FIRST + 1, ... (FIRST=1)
 #
-# From the environment: J, how many at a time (2); what robust.c reads. Each has a line; at the end "N ok, N failed". A
-# failed one leaves history, faults, logs and data in build/robust/SEED. Exit 77: this machine cannot, and why.
+# From the environment: J, how many at a time (2); what robust.c reads. Each has a line; at the end there are sums, and
+# "N ok, N failed". A failed one leaves history, faults, logs and data in build/robust/SEED. Exit 77: this machine cannot,
+# and why.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 O=${O:-build}
@@ -34,19 +35,37 @@ one() { # seed
     local snaps
     snaps=$(cat "$dir"/m?.log 2>/dev/null | grep -c 'a snapshot has been received\|applied snapshot"')
     sed -i "s/; healed in/; $snaps snapshots&/" "$O/robust/$seed.out"
-    sed "s/^ok - \|^not ok - /&$((SECONDS - start)) s, /" "$O/robust/$seed.out"
+    sed "s/^ok - \|^not ok - /&$((SECONDS - start)) s, /" "$O/robust/$seed.out" | tee -a "$lines"
     [ $status = 0 ] && rm -rf "$dir"
     [ $status = 0 ] || echo "$seed" >>"$failed"
     rm -f "$O/robust/$seed.out"
 }
 
-failed=$(mktemp)
-trap 'rm -f "$failed"' EXIT
+# A fault is summed as "happened/tried", another number under the word behind it, the first of each in a line.
+sums() {
+    awk '/^ok|^not ok/ {
+        gsub(/[;:,()]/, "")
+        split("", seen)
+        for (i = 1; i <= NF; i++) {
+            if ($i ~ /^[0-9]+\/[0-9]+$/) { split($i, of, "/"); happened[$(i - 1)] += of[1]; tried[$(i - 1)] += of[2] }
+            if ($i ~ /^[0-9]+$/ && !seen[$(i + 1)]++) sum[$(i + 1)] += $i
+        }
+    } END {
+        printf "in all:"
+        for (k in tried) printf " %s %d/%d", k, happened[k], tried[k]
+        printf "; %d rounds of several at once; %d leader changes; %d calls answered, %d revisions; %d snapshots\n",
+            sum["rounds"], sum["leader"], sum["calls"], sum["revisions"], sum["snapshots"]
+    }' "$lines"
+}
+
+failed=$(mktemp) lines=$(mktemp)
+trap 'rm -f "$failed" "$lines"' EXIT
 for ((seed = first; seed < first + n; seed++)); do
     while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n; done
     one "$seed" &
 done
 wait
+sums
 bad=$(wc -l <"$failed")
 echo "robust: $((n - bad)) ok, $bad failed${bad:+ }$(sort -n "$failed" | tr '\n' ' ')"
 [ "$bad" = 0 ]

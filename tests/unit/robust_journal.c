@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* robust_journal.c - the reader of logs that the checker of histories uses (tests/robust/journal.c, which shares nothing
- * with the daemon) is tried on logs that the daemon has written.
+/* robust_journal.c - the reader of logs that the checker of histories uses (tests/robust/journal.c, shares nothing with
+ * the daemon) is tried on logs that the daemon has written.
  *
  * Proves: it finds what was appended, what was cut off again, and the hard state, over segments, cuts, releases and
  * reopening; and any changed byte of a log makes it complain. SEED=n repeats a run.
