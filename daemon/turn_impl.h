@@ -174,6 +174,8 @@ struct turn {
         _Atomic uint64_t member, index, until_ms;
     } keeps[LIMIT_SNAP_SENDS]; /* of the log, for snapshots; until_ms 0: not */
     _Atomic uint32_t read_waits;
+    _Atomic bool round_open;   /* a read that is posted wakes nobody: the round's end looks for it */
+    _Atomic bool reads_alone;  /* the last round was of one read */
     _Atomic bool reads_free;   /* turn_read may say: go */
     _Atomic bool stopping, stopped;
     bool started;

@@ -6,6 +6,9 @@
  *
  * A round without an answer is begun anew, with a context of its own; the old one's answer is then ignored.
  *
+ * A turn for each read would cost more than the read: while a round is under way what comes stays in read_box, and wakes
+ * nobody. A reader who is alone begins its round on its own thread (token.h).
+ *
  * Owner: the turn thread; what has its index is finished on the turn or the apply thread.
  */
 #include <errno.h>
@@ -64,15 +67,29 @@ bool turn_reads_free(const struct turn *t)
     return atomic_load_explicit(&t->reads_free, memory_order_acquire);
 }
 
+/* Whoever ends a round clears round_open and then looks into the box; we post and then look at round_open: one of the two
+ * sees the other. */
+static void wake_for_read(struct turn *t, bool first)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&t->round_open, memory_order_relaxed))
+        return;
+    if (first && atomic_load_explicit(&t->reads_alone, memory_order_relaxed))
+        turn_poke(t);
+    else
+        mailbox_nudge(&t->box);
+}
+
 int turn_read(struct turn *t, struct read_wait *w)
 {
+    uint32_t others;
+
     if (turn_reads_free(t))
         return 0;
-    w->err = atomic_fetch_add_explicit(&t->read_waits, 1, memory_order_relaxed) < LIMIT_READ_WAITS
-                 ? 0
-                 : ERR_TOO_MANY_REQUESTS;
-    mailbox_post(&t->read_box, &w->mail);
-    mailbox_nudge(&t->box);
+    others = atomic_fetch_add_explicit(&t->read_waits, 1, memory_order_relaxed);
+    w->err = others < LIMIT_READ_WAITS ? 0 : ERR_TOO_MANY_REQUESTS;
+    mailbox_post_quietly(&t->read_box, &w->mail, &w->mail);
+    wake_for_read(t, others == 0);
     if (atomic_load(&t->stopped)) {
         pthread_mutex_lock(&t->stop_mu);
         turn_reads_stop(t);
@@ -108,23 +125,46 @@ static bool begin_round(struct turn *t)
     return turn_raft(t, (struct raft_in){.type = RAFT_IN_READ}) == 0;
 }
 
+/* Open: posts wake nobody. Whoever closes it takes what has been posted, or nudges. */
+static void set_open(struct turn *t, bool open)
+{
+    atomic_store_explicit(&t->round_open, open, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* Not by an answer that has come: the next one looks for what was posted meanwhile. */
+static void round_over(struct turn *t)
+{
+    t->round = (struct read_list){0};
+    set_open(t, false);
+    mailbox_nudge(&t->box);
+}
+
 void turn_reads_step(struct turn *t)
 {
-    take(t);
-    if (atomic_load_explicit(&t->reads_free, memory_order_relaxed))
-        answer_list(t, &t->reads, 0, t->commit_told); /* they came before we led */
     if (t->round.head) {
         if (t->now_ms >= t->round_ms + ROUND_RETRY_MS)
             (void)begin_round(t); /* refused: the readers' deadline decides */
-        return;
+        if (t->round.head)
+            return;
     }
+    set_open(t, false);
+    take(t);
+    if (turn_reads_free(t))
+        answer_list(t, &t->reads, 0, t->commit_told); /* they came before we led */
     if (t->reads.head == NULL)
         return;
     t->round = t->reads;
     t->reads = (struct read_list){0};
+    atomic_store_explicit(&t->reads_alone, t->round.head == t->round.tail, memory_order_relaxed);
+    set_open(t, true);
     if (!begin_round(t)) {
         t->reads = t->round; /* nobody joined meanwhile: this is the one thread that takes them */
         t->round = (struct read_list){0};
+        set_open(t, false);
+        take(t);
+    } else if (t->round.head == NULL) { /* nobody had to be asked */
+        round_over(t);
     }
 }
 
@@ -156,7 +196,7 @@ void turn_reads_lost(struct turn *t)
     if (t->reads.tail == NULL)
         t->reads.tail = t->round.tail;
     t->reads.head = t->round.head;
-    t->round = (struct read_list){0};
+    round_over(t);
 }
 
 static void expire_list(struct turn *t, struct read_list *l)
@@ -175,8 +215,13 @@ static void expire_list(struct turn *t, struct read_list *l)
 
 void turn_reads_expire(struct turn *t)
 {
+    bool open = t->round.head != NULL;
+
+    take(t);
     expire_list(t, &t->reads);
     expire_list(t, &t->round);
+    if (open && t->round.head == NULL)
+        round_over(t);
 }
 
 void turn_reads_stop(struct turn *t)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: of three and of five members each takes writes and linearizable reads, whoever leads; what was acknowledged is
  * there after the leader is killed, cut off or stalls, and nothing happens twice, though messages come twice; all
- * members end with the same state. Leadership is handed over on demand, and by a leader whose disk hangs. A lease is
+ * members end with the same state. Reads that come during a round wake nobody. Leadership is handed over on demand, and by a leader whose disk hangs. A lease is
  * renewed and asked of at any member, never runs out early, and not much later than it should however often the leader
  * changes. */
 #include "cluster_rig.h"
@@ -109,6 +109,49 @@ static void reads_survive_the_leader(void)
 }
 
 /* ---- the leader goes ---------------------------------------------------------------------------------------- */
+
+/* What comes while a round is under way wakes nobody, and is served all the same, also when the round ends without an
+ * answer; who reads alone begins the round himself. */
+static void a_round_is_not_disturbed(void)
+{
+    struct read_wait w[6];
+    struct turn *t;
+    int leader;
+
+    cr_new(3, 4);
+    leader = cr_await_leader();
+    cr_run(100);
+    t = cr.member[leader].turn;
+    reads_done = 0;
+    for (int i = 0; i < 6; i++)
+        w[i] = (struct read_wait){.deadline_ms = cr.clock.ms + (i == 4 ? 700 : 20000), .done = read_done};
+    atomic_store(&t->reads_alone, true);
+    atomic_store(&t->shared, true); /* as with threads */
+    CHECK(turn_read(t, &w[0]) == 1);
+    atomic_store(&t->shared, false);
+    CHECK(t->round.head == &w[0]);
+    atomic_store(&t->box.wakes, 0);
+    CHECK(turn_read(t, &w[1]) == 1 && turn_read(t, &w[2]) == 1);
+    CHECK(atomic_load(&t->box.wakes) == 0 && t->round.head == t->round.tail);
+    cr_run(50);
+    CHECK(reads_done == 3 && w[0].err == 0 && w[1].err == 0 && w[2].err == 0);
+    CHECK(turn_read(t, &w[3]) == 1);
+    CHECK(atomic_load(&t->box.wakes) != 0); /* now there is none */
+    cr_run(50);
+    CHECK(reads_done == 4);
+
+    cr_partition(1u << leader);
+    CHECK(turn_read(t, &w[4]) == 1);
+    (void)turn_step(t);
+    CHECK(t->round.head == &w[4]);
+    CHECK(turn_read(t, &w[5]) == 1);
+    cr_run(1300);
+    CHECK(reads_done == 5 && w[4].err == ERR_TIMEOUT);
+    cr_partition(0);
+    cr_run(2000);
+    CHECK(reads_done == 6 && w[5].err == 0);
+    cr_free();
+}
 
 /* Writes at all the time, through members that stay: none is lost, none happens twice, and those who wrote through a
  * follower do not even hear of it. */
@@ -557,6 +600,7 @@ int main(void)
     TEST(a_message_may_come_twice);
     TEST(every_member_reads);
     TEST(reads_survive_the_leader);
+    TEST(a_round_is_not_disturbed);
     TEST(the_leader_is_killed);
     TEST(a_leader_that_is_cut_off);
     TEST(a_write_that_comes_late);
