@@ -466,10 +466,15 @@ void check_journals(struct check *c, const struct journal *logs)
 {
     struct order o = {.c = c};
     uint64_t end = last_of_most(logs), first = end + 1;
+    bool sound = true;
 
-    for (int l = 0; l < JOURNALS; l++)
+    for (int l = 0; l < JOURNALS; l++) {
         if (logs[l].error[0])
             problem(c, NULL, "log: of member %d: %s", l + 1, logs[l].error);
+        sound &= logs[l].error[0] == 0;
+    }
+    if (!sound)
+        return; /* the rest of that one was not read */
     check_all_written(c, logs);
     for (int a = 0; a < JOURNALS; a++)
         for (int b = a + 1; b < JOURNALS; b++)
