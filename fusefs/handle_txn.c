@@ -45,7 +45,7 @@ struct txn {
     int64_t rev, lease_doubt;
     struct slice pin_key; /* ptr NULL: no pin */
     int64_t pin_rev, now_rev;
-    int64_t past_rev; /* its outcome is looked for at this revision; 0: at the newest */
+    int64_t past_rev;           /* its outcome is looked for at this revision; 0: at the newest */
     int64_t new_ttl, new_lease; /* 0: no lease of its own; not granted yet */
     enum keep_mode keep;
     bool no_memory, told_feed, sent_again;

@@ -250,7 +250,7 @@ cluster_main() { # FUNCTION: once for each backend
     for B in ${BACKEND:-$([ -x "$CAIRND" ] && echo cairnd) $(command -v etcd >/dev/null && echo etcd)}; do
         T=$(mktemp -d "$PWD/$O/mount-test.XXXXXX")
         M=$T.mnt
-        PORT=$(free_port)
+        take_ports
         mkdir -p "$M"
         "$1"
         cluster_cleanup

@@ -39,12 +39,18 @@ revision() { ctl endpoint status -w json | grep -o '"revision":[0-9]*' | head -n
 field() { ctl get "$1" -w fields | sed -n "s/^\"$2\" : //p" | tail -n 1; }
 value() { ctl get "$1" --print-value-only; }
 
-free_port() {
-    local p=${MOUNT_TEST_PORT:-21710}
-    while (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || (exec 3<>"/dev/tcp/127.0.0.1/$((p + 1))") 2>/dev/null; do
-        p=$((p + 2))
+# Takes ten free ports from $PORT on. The lock is held as long as this script, or a server that it started, lives: two tests
+# that begin together would otherwise find the same port free, and one of them would talk to the other's server.
+take_ports() {
+    local i
+    for ((PORT = ${MOUNT_TEST_PORT:-21710}; ; PORT += 10)); do
+        exec {PORT_LOCK}>"${TMPDIR:-/tmp}/cairn-mount-test.$PORT" || exit 1
+        if flock -n "$PORT_LOCK"; then
+            for i in 0 1 2 3 4 5 6 7 8 9; do (exec 3<>"/dev/tcp/127.0.0.1/$((PORT + i))") 2>/dev/null && continue 2; done
+            return
+        fi
+        exec {PORT_LOCK}>&-
     done
-    echo "$p"
 }
 
 server_up() { timeout 2 etcdctl --endpoints="$EP" endpoint health >/dev/null 2>&1; }
@@ -58,7 +64,7 @@ server_start() {
         --initial-cluster "default=http://127.0.0.1:$((PORT + 1))" ${SERVER_OPTIONS:-} >>"$T/server.log" 2>&1 &
     SERVER_PID=$!
     disown "$SERVER_PID"
-    await 20 server_up
+    await 20 server_up && kill -0 "$SERVER_PID" # whoever answers is ours
 }
 server_kill() { kill -9 "$SERVER_PID" 2>/dev/null; await 5 not_running "$SERVER_PID"; SERVER_PID=''; }
 not_running() { ! kill -0 "$1" 2>/dev/null; }
@@ -103,7 +109,7 @@ mount_main() {
     for B in $list; do
         T=$(mktemp -d "$PWD/$O/mount-test.XXXXXX")
         M=$T.mnt
-        PORT=$(free_port)
+        take_ports
         EP=127.0.0.1:$PORT
         mkdir -p "$M"
         if server_start && mount_at "$M" "${MOUNT_OPTIONS:-}"; then
