@@ -22,6 +22,8 @@ enum {
     LIMIT_STALL_MS = 10000,               /* all incomplete bytes used up and the oldest sends nothing: close it */
     LIMIT_HTTP_CONNECTIONS = 1000,        /* HTTP/1.1: further ones are closed */
     LIMIT_SNIFF_MS = 10000,               /* to show a protocol, else close */
+    LIMIT_HANDSHAKE_MS = 10000,           /* a TLS handshake: given up */
+    LIMIT_HANDSHAKES = 1000,              /* of others with us, under way on one port: the oldest goes */
     LIMIT_PUMP_BUFFER_BYTES = 64 << 10,   /* one direction of a connection */
 
     /* rpc to apply: one account from decode to answer. Past it: `too many requests`. */

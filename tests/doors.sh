@@ -14,7 +14,7 @@ door() { # header-pattern folder door-files...
 door 'lmdb\.h' daemon daemon/base_db.h # base_*.c alone include it
 # Calls in are rpc.c's; calls out to other members are rpc_ask.c's and share nothing with a served call.
 door 'grpc/' daemon daemon/rpc.c daemon/rpc_call.c daemon/rpc_answer.c daemon/rpc_impl.h daemon/rpc_ask.c
-door 'openssl/' daemon daemon/tls.c daemon/sha1.c
+door 'openssl/' daemon daemon/tls_impl.h daemon/tls_self.c daemon/sha1.c # tls*.c alone include tls_impl.h
 door 'microhttpd' daemon daemon/http.c
 door 'yaml' daemon daemon/config.c daemon/yaml.c
 door 'grpc/' fusefs fusefs/client_private.h
