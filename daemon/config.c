@@ -5,7 +5,7 @@
  * any other value is refused by name, so that nobody believes in a setting that does nothing); what etcd ignores (IGNORED).
  * Syntax and precedence are Go's flag package and etcd's pkg/flags. Source: reference 04-flags, checked on etcd 3.7.1.
  *
- * Not here: what needs the network or the disk (listen.c, datadir.c). */
+ * Not here: what the values of TLS must be together (config_tls.c), what needs the network or the disk (listen.c, datadir.c). */
 #include "config.h"
 #include <ctype.h>
 #include <errno.h>
@@ -71,6 +71,35 @@ static const struct flag flags[] = {
     {"auto-compaction-mode", ENUM, AT(compaction_mode), "periodic", "periodic|revision", "periodic or revision."},
     {"auto-compaction-retention", STRING, AT(compaction_retention), "0", NULL,
      "What compaction keeps: a duration or hours (periodic), a number (revision); 0: off."},
+    {"cert-file", STRING, AT(client_tls.cert), "", NULL, "Clients' port: this server's certificate, and its chain."},
+    {"key-file", STRING, AT(client_tls.key), "", NULL, "Its key."},
+    {"client-cert-auth", BOOL, AT(client_tls.client_cert_auth), "false", NULL, "Clients must show a certificate."},
+    {"trusted-ca-file", STRING, AT(client_tls.trusted_ca), "", NULL, "Who signs clients' certificates."},
+    {"client-crl-file", STRING, AT(client_tls.crl), "", NULL, "Clients' certificates that are revoked."},
+    {"client-cert-allowed-hostname", STRING, AT(client_tls.allowed_hostnames), "", NULL,
+     "Names of which a client's certificate must have one."},
+    {"client-cert-file", STRING, AT(client_tls.client_cert), "", NULL, "Accepted for etcd's sake: nothing here dials clients' ports."},
+    {"client-key-file", STRING, AT(client_tls.client_key), "", NULL, "Its key."},
+    {"auto-tls", BOOL, AT(client_auto_tls), "false", NULL, "Clients' port: a certificate of its own making."},
+    {"peer-cert-file", STRING, AT(peer_tls.cert), "", NULL, "Between members: this member's certificate, and its chain."},
+    {"peer-key-file", STRING, AT(peer_tls.key), "", NULL, "Its key."},
+    {"peer-client-cert-auth", BOOL, AT(peer_tls.client_cert_auth), "false", NULL, "Members that dial must show a certificate."},
+    {"peer-trusted-ca-file", STRING, AT(peer_tls.trusted_ca), "", NULL, "Who signs members' certificates."},
+    {"peer-crl-file", STRING, AT(peer_tls.crl), "", NULL, "Members' certificates that are revoked."},
+    {"peer-cert-allowed-cn", STRING, AT(peer_tls.allowed_cns), "", NULL,
+     "Common names of which a member's certificate must have one."},
+    {"peer-cert-allowed-hostname", STRING, AT(peer_tls.allowed_hostnames), "", NULL,
+     "Names of which a member's certificate must have one."},
+    {"peer-client-cert-file", STRING, AT(peer_tls.client_cert), "", NULL, "What is shown when dialing, if not --peer-cert-file."},
+    {"peer-client-key-file", STRING, AT(peer_tls.client_key), "", NULL, "Its key."},
+    {"peer-auto-tls", BOOL, AT(peer_auto_tls), "false", NULL,
+     "Between members: a certificate of its own making; the others' are not verified."},
+    {"peer-skip-client-san-verification", BOOL, AT(peer_skip_san), "false", NULL,
+     "Members' certificates need not name the address that they come from."},
+    {"self-signed-cert-validity", UINT, AT(self_signed_years), "1", NULL, "Years, of what is of its own making."},
+    {"cipher-suites", STRING, AT(cipher_suites), "", NULL, "TLS 1.2's suites, by the names of the RFCs."},
+    {"tls-min-version", STRING, AT(tls_min_version), "TLS1.2", NULL, "TLS1.2 or TLS1.3."},
+    {"tls-max-version", STRING, AT(tls_max_version), "", NULL, "TLS1.2, TLS1.3, or the newest."},
     {"log-level", ENUM, AT(log_level), "info", "debug|info|warn|error|panic|fatal", "Least level logged."},
     {"config-file", STRING, AT(config_file), "", NULL, "YAML file; other flags and the environment are then ignored."},
     {"version", ACTION_VERSION, 0, NULL, NULL, "Print the version and exit."},
@@ -81,9 +110,9 @@ static const struct flag flags[] = {
     LATER_SWITCH("enable-grpc-gateway", "true"),
     LATER_SWITCH("socket-reuse-port", "false"), LATER_SWITCH("socket-reuse-address", "false"),
     LATER_SWITCH("memory-mlock", "false"), LATER_SWITCH("enable-pprof", "false"),
-    LATER_SWITCH("client-cert-auth", "false"), LATER_SWITCH("peer-client-cert-auth", "false"),
-    LATER_SWITCH("auto-tls", "false"), LATER_SWITCH("peer-auto-tls", "false"),
-    LATER_SWITCH("peer-skip-client-san-verification", "false"), LATER_SWITCH("enable-log-rotation", "false"),
+   
+   
+    LATER_SWITCH("enable-log-rotation", "false"),
     LATER_SWITCH("enable-distributed-tracing", "false"), LATER_SWITCH("discovery-insecure-transport", "true"),
     LATER_SWITCH("discovery-insecure-skip-tls-verify", "false"),
     LATER_SWITCH("enable-v2", "false"), LATER_SWITCH("debug", "false"), LATER_SWITCH("unsafe-no-fsync", "false"),
@@ -91,14 +120,14 @@ static const struct flag flags[] = {
     LATER_FLAG("feature-gates", ""),
     LATER_FLAG("max-snapshots", "5"), LATER_FLAG("max-wals", "5"), LATER_FLAG("backend-bbolt-freelist-type", "map"),
     LATER_FLAG("backend-batch-interval", "0s"), LATER_FLAG("backend-batch-limit", "0"),
-    LATER_FLAG("raft-read-timeout", "5s"), LATER_FLAG("raft-write-timeout", "5s"), LATER_FLAG("cert-file", ""),
-    LATER_FLAG("key-file", ""), LATER_FLAG("client-cert-file", ""), LATER_FLAG("client-key-file", ""),
-    LATER_FLAG("client-crl-file", ""), LATER_FLAG("client-cert-allowed-hostname", ""), LATER_FLAG("trusted-ca-file", ""),
-    LATER_FLAG("peer-cert-file", ""), LATER_FLAG("peer-key-file", ""), LATER_FLAG("peer-client-cert-file", ""),
-    LATER_FLAG("peer-client-key-file", ""), LATER_FLAG("peer-trusted-ca-file", ""), LATER_FLAG("peer-crl-file", ""),
-    LATER_FLAG("peer-cert-allowed-cn", ""), LATER_FLAG("peer-cert-allowed-hostname", ""),
-    LATER_FLAG("self-signed-cert-validity", "1"), LATER_FLAG("cipher-suites", ""), LATER_FLAG("tls-min-version", "TLS1.2"),
-    LATER_FLAG("tls-max-version", ""), LATER_FLAG("cors", "*"), LATER_FLAG("host-whitelist", "*"),
+    LATER_FLAG("raft-read-timeout", "5s"), LATER_FLAG("raft-write-timeout", "5s"),
+   
+   
+   
+   
+   
+   
+    LATER_FLAG("cors", "*"), LATER_FLAG("host-whitelist", "*"),
     LATER_FLAG("logger", "zap"), LATER_FLAG("log-outputs", "default"), LATER_FLAG("log-format", "json"),
     LATER_FLAG("log-rotation-config-json", ""), LATER_FLAG("warning-unary-request-duration", "300ms"),
     LATER_FLAG("warning-apply-duration", "100ms"), LATER_FLAG("distributed-tracing-address", "localhost:4317"),
@@ -375,14 +404,20 @@ static int read_env(struct reading *r, char **env)
 static const char *from_file(void *ctx, const char *key, const char *value)
 {
     struct reading *r = ctx;
-    const char *dot = strchr(key, '.');
+    const char *dot = strchr(key, '.'), *name, **field = NULL;
     struct slice copied = arena_copy(&r->c->arena, slice_of(value, strlen(value) + 1));
     int i = flag_find(key, strlen(key));
 
     if (copied.ptr == NULL)
         return "out of memory";
+    if (dot && (name = config_tls_key(r->c, key, &field)) != NULL) {
+        i = flag_find(name, strlen(name));
+        dot = NULL;
+    } else if (field) {
+        *field = (const char *)copied.ptr;
+        return NULL;
+    }
     if (dot) {
-        /* client-transport-security and its like: all of it is LATER. */
         if (*value == '\0' || parse_bool(value) == 0)
             return NULL;
         (void)fail(r, 0, "%s: this version of cairnd does not have this setting of etcd's yet; remove it", key);
@@ -452,16 +487,13 @@ static int finish_retention(struct reading *r)
     return 0;
 }
 
-static int check_listen_urls(struct reading *r, const struct url_list *l, const char *what)
+static int check_listen_urls(struct reading *r, const struct url_list *l)
 {
     for (size_t i = 0; i < l->n; i++) {
         const struct url *u = &l->urls[i];
         bool ip = strspn(u->host, "0123456789.") == strlen(u->host) || strchr(u->host, ':');
 
-        if (u->scheme == URL_HTTPS || u->scheme == URL_UNIXS)
-            return fail(r, CONFIG_BAD, "%s %s: TLS is not served by this version of cairnd yet; use http:// or unix://", what,
-                        u->text);
-        if (u->scheme == URL_HTTP && strcmp(u->host, "localhost") != 0 && (!ip || *u->host == '\0'))
+        if (u->scheme <= URL_HTTPS && strcmp(u->host, "localhost") != 0 && (!ip || *u->host == '\0'))
             return fail(r, CONFIG_BAD, "expected IP in URL for binding (%s)", u->text);
     }
     return 0;
@@ -512,14 +544,17 @@ static int finish_defaults(struct reading *r)
 static int finish(struct reading *r)
 {
     struct config *c = r->c;
+    const char *bad;
     int rc = finish_defaults(r);
 
     rc = rc ? rc : finish_retention(r);
     rc = rc ? rc : check_times(r);
-    rc = rc ? rc : check_listen_urls(r, &c->listen_client, "--listen-client-urls");
-    rc = rc ? rc : check_listen_urls(r, &c->listen_peer, "--listen-peer-urls");
+    rc = rc ? rc : check_listen_urls(r, &c->listen_client);
+    rc = rc ? rc : check_listen_urls(r, &c->listen_peer);
     if (rc)
         return rc;
+    if ((bad = config_tls_check(c)) != NULL)
+        return fail(r, CONFIG_BAD, "%s", bad);
     if (is_set(r, AT(listen_client)) && !is_set(r, AT(advertise_client)))
         return fail(r, CONFIG_BAD, "--advertise-client-urls is required when --listen-client-urls is set explicitly");
     for (size_t i = 0; i < c->advertise_client.n; i++)

@@ -7,6 +7,7 @@
  */
 #pragma once
 #include "bytes.h"
+#include "tls.h"
 
 #define CAIRN_ETCD_VERSION "3.7.1"      /* whose API and semantics we speak */
 #define CAIRN_CLUSTER_VERSION "3.7.0"
@@ -43,6 +44,10 @@ struct config {
     uint64_t progress_interval_ms;
     const char *compaction_mode;      /* periodic or revision */
     int64_t compaction_retention;     /* ms, or revisions; 0: off */
+    struct tls_options client_tls, peer_tls; /* as given: the next are still to be added */
+    bool client_auto_tls, peer_auto_tls, peer_skip_san;
+    uint64_t self_signed_years;
+    const char *cipher_suites, *tls_min_version, *tls_max_version;
     const char *log_level, *config_file;
 };
 
@@ -57,6 +62,11 @@ enum config_result {
  * free. */
 enum config_result config_read(struct config *c, int argc, char **argv, char **env);
 void config_fini(struct config *c);
+
+/* config_tls.c: what is wrong with c's TLS, in the arena, or NULL; where a key of etcd's *-transport-security: blocks goes:
+ * the flag's name, or NULL with the field that has no flag, or with NULL: no such key. */
+const char *config_tls_check(struct config *c);
+const char *config_tls_key(struct config *c, const char *key, const char ***ret_field);
 
 /* The pieces, for their tests and fuzzers. Each returns NULL, or what is wrong, in words, in the arena. */
 const char *config_parse_urls(struct arena *a, const char *text, struct url_list *ret_urls);

@@ -125,7 +125,8 @@ static int list_names(struct datadir *d, struct names *ret)
 
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
             strcmp(n, "FOUNDED") == 0 || strcmp(n, "FAULTY") == 0 ||
-            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 || strcmp(n, "lost+found") == 0)
+            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 || strcmp(n, "lost+found") == 0 ||
+            strcmp(n, "fixtures") == 0 /* --auto-tls */)
             continue;
         if (strcmp(n, "CREATING") == 0)
             ret->creating = true;

@@ -56,7 +56,7 @@ struct dial {
     struct arena arena; /* strings of the URLs */
     struct target *targets;
     size_t n_targets;
-    void (*done)(void *ctx, int fd, int err);
+    void (*done)(void *ctx, int fd, int err, size_t url);
     void *ctx;
     enum { IDLE, ASKED, AWAITS_NAMES, CONNECTING, SAYING } state;
     bool freed;
@@ -137,6 +137,11 @@ static int lookup(const char *host, const char *port, bool numeric, struct addre
     return 0;
 }
 
+static bool is_unix(const struct url *u)
+{
+    return u->scheme == URL_UNIX || u->scheme == URL_UNIXS;
+}
+
 static int unix_address(const struct url *u, struct address *a)
 {
     size_t n = strlen(u->path);
@@ -150,7 +155,7 @@ static int unix_address(const struct url *u, struct address *a)
 
 void dial_authority(const struct url *u, char *dst, size_t size)
 {
-    if (u->scheme == URL_UNIX || u->scheme == URL_UNIXS)
+    if (is_unix(u))
         (void)snprintf(dst, size, "localhost");
     else
         (void)snprintf(dst, size, strchr(u->host, ':') ? "[%s]:%s" : "%s:%s", u->host, u->port);
@@ -160,10 +165,8 @@ int dial_blocking(const struct url *u, uint32_t timeout_ms)
 {
     struct address addresses[ADDRESSES_MAX];
     unsigned n = 1;
-    int err = u->scheme == URL_UNIX ? unix_address(u, addresses) : lookup(u->host, u->port, false, addresses, &n);
+    int err = is_unix(u) ? unix_address(u, addresses) : lookup(u->host, u->port, false, addresses, &n);
 
-    if (u->scheme != URL_UNIX && u->scheme != URL_HTTP)
-        return -EPROTONOSUPPORT;
     for (unsigned i = 0; i < n && (err == 0 || i > 0); i++) {
         bool done;
         int fd = connect_start(&addresses[i], &done);
@@ -240,7 +243,7 @@ static void target_prepare(struct dialer *d, struct target *t, uint64_t now)
 {
     if (t->fixed || t->wanted || t->asking || (t->asked_ms && now - t->asked_ms < NAMES_AGAIN_MS))
         return;
-    if (t->url.scheme == URL_UNIX) {
+    if (is_unix(&t->url)) {
         t->fixed = true;
         t->n_addresses = unix_address(&t->url, t->addresses) == 0;
     } else if (lookup(t->url.host, t->url.port, true, t->addresses, &t->n_addresses) == 0) {
@@ -261,10 +264,12 @@ static bool refused(int err)
 /* The attempt is over: says so, without the lock. */
 static void dial_say(struct dialer *d, struct dial *dial, int fd, int err)
 {
+    size_t url = dial->target;
+
     dial->state = SAYING;
     dial->fd = -1;
     pthread_mutex_unlock(&d->mu);
-    dial->done(dial->ctx, fd, err);
+    dial->done(dial->ctx, fd, err, url);
     pthread_mutex_lock(&d->mu);
     if (dial->state == SAYING) /* else it has been asked again meanwhile */
         dial->state = IDLE;

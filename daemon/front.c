@@ -13,6 +13,7 @@ struct front {
     struct rpc *rpc;
     struct pump *pump;
     struct http *http;
+    struct handshakes *handshakes; /* NULL: no TLS */
     struct listener *listeners;
     size_t n_listeners;
 };
@@ -40,22 +41,14 @@ static void cut(void *ctx)
 
 static int open_listeners(struct front *f, const struct url_list *urls, const struct url **ret_bad)
 {
-    f->listeners = calloc(urls->n + 1, sizeof *f->listeners);
-    if (f->listeners == NULL)
-        return -ENOMEM;
-    for (size_t i = 0; i < urls->n; i++) {
-        int err = listener_open(&urls->urls[i], &f->listeners[i]);
+    int err = listeners_open(urls, &f->listeners, &f->n_listeners, ret_bad);
 
-        if (err == 0) {
-            f->n_listeners++;
-            err = pump_listen(f->pump, &f->listeners[i]);
-        }
-        if (err) {
-            *ret_bad = &urls->urls[i];
-            return err;
-        }
+    for (size_t i = 0; i < f->n_listeners && err == 0; i++) {
+        err = pump_listen(f->pump, &f->listeners[i]);
+        if (err)
+            *ret_bad = f->listeners[i].url;
     }
-    return 0;
+    return err;
 }
 
 int front_new(const struct front_options *o, struct front **ret_front, const struct url **ret_bad)
@@ -63,15 +56,19 @@ int front_new(const struct front_options *o, struct front **ret_front, const str
     struct front *f = calloc(1, sizeof *f);
     struct rpc_options rpc = o->rpc;
     struct pump_options pump = {
-        .streams_max = rpc.max_concurrent_streams, .grpc = give_grpc, .http = give_http, .ctx = f};
-    int err;
+        .streams_max = rpc.max_concurrent_streams, .grpc = give_grpc, .http = give_http, .ctx = f, .tls = o->tls};
+    int err = 0;
 
     *ret_bad = NULL;
     if (f == NULL)
         return -ENOMEM;
     rpc.cut = cut;
     rpc.cut_ctx = f;
-    err = pump_new(&pump, &f->pump);
+    if (o->tls)
+        err = handshakes_new(&f->handshakes);
+    pump.handshakes = f->handshakes;
+    if (err == 0)
+        err = pump_new(&pump, &f->pump);
     if (err == 0)
         err = open_listeners(f, o->listen, ret_bad);
     if (err == 0)
@@ -92,6 +89,8 @@ int front_start(struct front *f)
 
     if (err == 0)
         err = http_start(f->http);
+    if (err == 0 && f->handshakes)
+        err = handshakes_start(f->handshakes);
     if (err == 0)
         err = pump_start(f->pump);
     return err;
@@ -103,6 +102,7 @@ void front_stop(struct front *f)
     for (size_t i = 0; i < f->n_listeners; i++)
         listener_close(&f->listeners[i]);
     f->n_listeners = 0;
+    handshakes_stop(f->handshakes);
     rpc_stop(f->rpc);
     pump_stop(f->pump);
     http_stop(f->http);
@@ -119,6 +119,7 @@ void front_free(struct front *f)
     rpc_free(f->rpc);
     http_free(f->http);
     pump_free(f->pump);
+    handshakes_free(f->handshakes);
     free(f->listeners);
     free(f);
 }

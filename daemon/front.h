@@ -9,7 +9,8 @@
 struct front;
 
 struct front_options {
-    const struct url_list *listen; /* http:// and unix:// */
+    const struct url_list *listen;
+    struct tls_ctx *tls;           /* for https:// and unixs://; NULL: there are none; borrowed */
     struct rpc_options rpc;        /* cut and cut_ctx are the front's */
     struct http_options http;
 };

@@ -118,25 +118,59 @@ static int open_unix(const struct url *u, struct listener *l)
 
 int listener_open(const struct url *u, struct listener *ret_listener)
 {
-    struct listener l = {.fd = -1};
+    struct listener l = {.fd = -1, .url = u};
     int err;
 
-    switch (u->scheme) {
-    case URL_HTTP:
-        err = open_tcp(u, &l);
-        break;
-    case URL_UNIX:
-        err = open_unix(u, &l);
-        break;
-    default:
-        return -EPROTONOSUPPORT;
-    }
+    l.tls = u->scheme == URL_HTTPS || u->scheme == URL_UNIXS;
+    l.plain = !l.tls;
+    err = u->scheme == URL_UNIX || u->scheme == URL_UNIXS ? open_unix(u, &l) : open_tcp(u, &l);
     if (err) {
         listener_close(&l);
         return err;
     }
     *ret_listener = l;
     return 0;
+}
+
+static bool same(const char *a, const char *b)
+{
+    return strcmp(a ? a : "", b ? b : "") == 0;
+}
+
+/* Port 0 is another one each time. */
+static bool same_address(const struct url *a, const struct url *b)
+{
+    return (a->scheme >= URL_UNIX) == (b->scheme >= URL_UNIX) && same(a->host, b->host) && same(a->port, b->port) &&
+           same(a->path, b->path) && !same(a->port, "0");
+}
+
+int listeners_open(const struct url_list *urls, struct listener **ret_listeners, size_t *ret_n, const struct url **ret_bad)
+{
+    struct listener *list = calloc(urls->n + 1, sizeof *list);
+    size_t n = 0, *at = calloc(urls->n + 1, sizeof *at); /* which listener each URL has */
+    int err = list && at ? 0 : -ENOMEM;
+
+    for (size_t i = 0; i < urls->n && err == 0; i++) {
+        const struct url *u = &urls->urls[i];
+        size_t k = 0;
+
+        while (k < i && !same_address(u, &urls->urls[k]))
+            k++;
+        at[i] = k < i ? at[k] : n;
+        if (k < i) {
+            list[at[i]].tls |= u->scheme == URL_HTTPS || u->scheme == URL_UNIXS;
+            list[at[i]].plain |= u->scheme == URL_HTTP || u->scheme == URL_UNIX;
+            continue;
+        }
+        err = listener_open(u, &list[n]);
+        if (err)
+            *ret_bad = u;
+        n += err == 0;
+    }
+    free(at);
+    *ret_listeners = list;
+    *ret_n = list ? n : 0;
+    return err;
 }
 
 void listener_close(struct listener *l)

@@ -112,6 +112,7 @@ static int make_front(struct member_process *m)
     const struct url *bad = NULL;
     struct front_options o = {
         .listen = &c->listen_client,
+        .tls = m->client_tls,
         .rpc = {.service = &m->svc,
                 .threads = RPC_THREADS,
                 .slots = m->slots,
@@ -354,8 +355,10 @@ static void log_serving(const struct config *c)
     log_info("enabled capabilities for version", LOG_STR("cluster-version", "3.7"));
     log_info("ready to serve client requests");
     for (size_t i = 0; i < c->listen_client.n; i++)
-        log_info("serving client traffic insecurely; this is strongly discouraged!", LOG_STR("traffic", "grpc+http"),
-                 LOG_STR("address", c->listen_client.urls[i].text));
+        log_info(c->listen_client.urls[i].scheme == URL_HTTPS || c->listen_client.urls[i].scheme == URL_UNIXS
+                     ? "serving client traffic securely"
+                     : "serving client traffic insecurely; this is strongly discouraged!",
+                 LOG_STR("traffic", "grpc+http"), LOG_STR("address", c->listen_client.urls[i].text));
 }
 
 static struct member_process *member_new(struct config *c, int signal_fd)
@@ -422,7 +425,7 @@ enum member_event member_run(struct config *c, int signal_fd, int *ret_signal)
     log_info("starting an etcd-compatible server", LOG_STR("version", CAIRN_ETCD_VERSION), LOG_STR("name", c->name),
              LOG_STR("data-dir", c->data_dir), LOG_UINT("snapshot-count", c->snapshot_count),
              LOG_UINT("snapshot-catchup-entries", c->catchup_entries));
-    if (make_front(m) == 0 && open_store(m) == 0)
+    if (member_tls_new(m) == 0 && make_front(m) == 0 && open_store(m) == 0)
         e = start_serving(m);
     if (e == MEMBER_NOTHING) {
         log_serving(c);
@@ -478,6 +481,7 @@ static void member_stop(struct member_process *m)
     account_free(s->account);
     entry_cache_free(m->cache);
     bootstrap_close(&m->boot);
+    member_tls_free(m);
     (void)close(m->event_fd); /* an eventfd */
     log_info("closed etcd-compatible server", LOG_STR("name", m->config->name));
     free(m);

@@ -43,6 +43,7 @@ struct member_process {
     struct metrics metrics;
     struct peers *peers;
     struct snap *snap;
+    struct tls_ctx *client_tls, *peer_tls; /* NULL: none */
     struct publishing publishing;
     struct transfer_wait handover;
     int signal_fd, event_fd;
@@ -80,6 +81,10 @@ void member_start_anew(void); /* another image of this process, with the same ar
 void member_guard_store(void *m);
 void member_unguard_store(void); /* before the data directory is closed; also when nothing was guarded */
 void member_trust_store(struct member_process *m); /* it has run well since it was suspected */
+
+/* member_tls.c */
+int member_tls_new(struct member_process *m); /* logs why not */
+void member_tls_free(struct member_process *m);
 
 /* member_peers.c */
 /* struct bootstrap.ask. */

@@ -47,20 +47,21 @@ static const char *take_answer(struct config *c, const Cairn__MembersResponse *r
 
 const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster)
 {
+    struct member_process *me = ctx;
     bool loud = strcmp(c->initial_cluster_state, "existing") == 0;
     const char *why = "could not retrieve cluster information from the given URLs";
 
-    (void)ctx;
     for (size_t i = 0; i < r->n; i++) {
         const struct roster_member *m = &r->members[i];
 
         for (size_t k = 0; k < m->urls.n && m != r->self; k++) {
             Cairn__MembersResponse *resp;
+            char error[TLS_TEXT_BYTES];
             const char *bad;
-            int rc = peers_ask_members(&m->urls.urls[k], ASK_MS, &resp);
+            int rc = peers_ask_members(&m->urls.urls[k], me->peer_tls, ASK_MS, &resp, error);
 
             if (rc && loud)
-                log_warn("failed to get cluster response", LOG_STR("address", m->urls.urls[k].text), LOG_STR("error", strerror(-rc)));
+                log_warn("failed to get cluster response", LOG_STR("address", m->urls.urls[k].text), LOG_STR("error", error));
             if (rc)
                 continue;
             bad = take_answer(c, resp, ret_cluster);
@@ -229,6 +230,7 @@ int member_peers_new(struct member_process *m)
     struct peers_options o = {.clock = m->svc.clock,
                               .rng = m->svc.rng,
                               .listen = &m->config->listen_peer,
+                              .tls = m->peer_tls,
                               .cluster_id = m->svc.cluster_id,
                               .member_id = m->svc.member_id,
                               .cache = m->cache,

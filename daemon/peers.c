@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peers.c - the transport as a whole: made, started, stopped; who is a member; what the turn sends.
  *
- * The order of the stop: the port closes first, so that others learn at once that it refuses; then dialing and reading
- * end, then the peers' thread with every connection, then gRPC.
+ * The order of the stop: the port closes first, so that others learn at once that it refuses; then dialing, handshakes and
+ * reading end, then the peers' thread with every connection, then gRPC.
  *
  * Owner:    the thread that starts and stops the member, but for what peers_impl.h says.
  */
@@ -127,18 +127,19 @@ static void peer_free(struct peer *peer)
 }
 
 /* Keeps the URLs that can be dialed. */
-static void keep_plain_urls(struct peer *peer)
+static void keep_our_urls(struct peer *peer)
 {
     size_t n = 0;
 
     for (size_t i = 0; i < peer->urls.n; i++) {
         const struct url *u = &peer->urls.urls[i];
 
-        if (u->scheme == URL_HTTP || u->scheme == URL_UNIX)
+        if (u->scheme == URL_HTTP || u->scheme == URL_UNIX || (u->scheme == URL_HTTPS && peer->peers->options.tls))
             peer->urls.urls[n++] = *u;
         else
-            log_error("peers: a member's URL cannot be used: there is no TLS between members yet; give it an http:// one",
-                      LOG_HEX("member", peer->id), LOG_STR("url", u->text));
+            log_error("peers: a member's URL cannot be used", LOG_HEX("member", peer->id), LOG_STR("url", u->text),
+                      LOG_STR("do", u->scheme == URL_HTTPS ? "give this member --peer-cert-file and --peer-key-file"
+                                                           : "give that member an https:// or unix:// one"));
     }
     peer->urls.n = n;
 }
@@ -163,7 +164,7 @@ static void peer_add(struct peers *p, const struct peers_member *m)
         log_error("peers: a member's URLs are not to be understood", LOG_HEX("member", m->id), LOG_STR("error", bad));
         peer->urls.n = 0;
     }
-    keep_plain_urls(peer);
+    keep_our_urls(peer);
     if (peer->urls.n)
         peer->url = peer->urls.urls[0].text;
     if (link_init(&peer->links[LANE_URGENT], peer, LANE_URGENT) || link_init(&peer->links[LANE_BULK], peer, LANE_BULK))
@@ -303,29 +304,24 @@ static void give_grpc(void *ctx, int fd)
 static void give_stream(void *ctx, int fd, const struct sockaddr *addr, socklen_t len)
 {
     (void)addr, (void)len;
-    incoming_add(ctx, fd);
+    incoming_add(ctx, fd, NULL);
+}
+
+static void give_tls_stream(void *ctx, int fd, struct tls *tls)
+{
+    incoming_add(ctx, fd, tls);
 }
 
 static int open_listeners(struct peers *p, const struct url **ret_bad)
 {
-    const struct url_list *urls = p->options.listen;
+    int err = listeners_open(p->options.listen, &p->listeners, &p->n_listeners, ret_bad);
 
-    p->listeners = calloc(urls->n + 1, sizeof *p->listeners);
-    if (p->listeners == NULL)
-        return -ENOMEM;
-    for (size_t i = 0; i < urls->n; i++) {
-        int err = listener_open(&urls->urls[i], &p->listeners[i]);
-
-        if (err == 0) {
-            p->n_listeners++;
-            err = pump_listen(p->pump, &p->listeners[i]);
-        }
-        if (err) {
-            *ret_bad = &urls->urls[i];
-            return err;
-        }
+    for (size_t i = 0; i < p->n_listeners && err == 0; i++) {
+        err = pump_listen(p->pump, &p->listeners[i]);
+        if (err)
+            *ret_bad = p->listeners[i].url;
     }
-    return 0;
+    return err;
 }
 
 static int make_io(struct peers *p)
@@ -344,7 +340,8 @@ static int make_io(struct peers *p)
 int peers_new(const struct peers_options *o, struct peers **ret_peers, const struct url **ret_bad)
 {
     struct peers *p = calloc(1, sizeof *p);
-    struct pump_options pump = {.streams_max = LIMIT_PEER_STREAMS, .grpc = give_grpc, .http = give_stream, .ctx = p};
+    struct pump_options pump = {.streams_max = LIMIT_PEER_STREAMS, .grpc = give_grpc, .http = give_stream, .stream = give_tls_stream,
+                                .ctx = p, .tls = o->tls};
     int err;
 
     *ret_bad = NULL;
@@ -357,6 +354,9 @@ int peers_new(const struct peers_options *o, struct peers **ret_peers, const str
     pthread_mutex_init(&p->roster_mu, NULL);
     pthread_mutex_init(&p->all_mu, NULL);
     err = make_io(p);
+    if (err == 0 && o->tls)
+        err = handshakes_new(&p->handshakes);
+    pump.handshakes = p->handshakes;
     if (err == 0)
         err = pump_new(&pump, &p->pump);
     if (err == 0)
@@ -380,6 +380,8 @@ int peers_start(struct peers *p, const struct peers_sink *sink)
     p->sink = *sink;
     p->started = true;
     err = dialer_start(p->dialer);
+    if (err == 0 && p->handshakes)
+        err = handshakes_start(p->handshakes);
     if (err == 0)
         err = fetch_start(p);
     if (err == 0)
@@ -406,6 +408,7 @@ void peers_stop(struct peers *p)
     pump_stop_accepting(p->pump);
     close_listeners(p);
     dialer_stop(p->dialer);
+    handshakes_stop(p->handshakes);
     fetch_stop(p);
     io_stop(p);
     rpc_stop(p->rpc);
@@ -431,6 +434,7 @@ void peers_free(struct peers *p)
     rpc_free(p->rpc);
     pump_free(p->pump);
     dialer_free(p->dialer);
+    handshakes_free(p->handshakes);
     if (p->epoll_fd >= 0 && p->event_fd >= 0)
         io_end(p);
     peers_free_list(p->all);

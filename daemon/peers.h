@@ -6,7 +6,8 @@
  * To each other member there are two connections of ours: an urgent one (heartbeats, votes, replies) and a bulk one
  * (entries). What is urgent never stands behind entries, in no buffer of ours or of the kernel's. The other side has two
  * of its own to us. A stream's head names the cluster, both members and the version of the protocol; whoever does not
- * fit is refused, and told why. On the same port gRPC serves cairn.Peer: Members, and Snapshot.
+ * fit is refused, and told why. To an https:// URL all this goes over TLS, either side's certificate verified as the flags say;
+ * without one nobody gets as far as to say a head. On the same port gRPC serves cairn.Peer: Members, and Snapshot.
  *
  * A stream that breaks and a port that then refuses mean that the process is gone: suspect(), milliseconds after it died.
  *
@@ -20,6 +21,7 @@
 #include "rpc.h"
 #include "rpc_ask.h"
 #include "seam.h"
+#include "tls.h"
 #include "wal.h"
 
 struct peers;
@@ -29,7 +31,8 @@ struct peers;
 struct peers_options {
     struct clock *clock;
     struct rng *rng;
-    const struct url_list *listen; /* http:// and unix:// */
+    const struct url_list *listen;
+    struct tls_ctx *tls;           /* for https://, ours and theirs; NULL: there are none; borrowed */
     uint64_t cluster_id, member_id;
     struct entry_cache *cache;
     struct wal *wal;
@@ -60,7 +63,7 @@ struct transport *peers_transport(struct peers *p);
 struct peers_member {
     uint64_t id;
     const char *name;          /* "" before it has started */
-    const char *const *urls;   /* its peer URLs; https:// ones cannot be reached, and that is logged */
+    const char *const *urls;   /* its peer URLs; what cannot be reached (https:// without tls) is logged */
     size_t n_urls;
     bool learner;
     bool started;              /* it has told its client URLs: it has run before */
@@ -78,10 +81,12 @@ void *peers_snapshot_ctx(const struct peers *p);
 /* A call to a member, on a connection of its own; waits up to timeout_ms for it. 0, -ENOENT: not a member, or -errno. */
 int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t timeout_ms, struct rpc_ask **ret_ask);
 
-/* Asks whoever listens there who is in its cluster, before this process is a member of one; waits up to timeout_ms.
- * 0: protobuf's message, to be freed by cairn__members_response__free_unpacked(m, NULL); else -errno. */
+/* Asks whoever listens there who is in its cluster, before this process is a member of one; waits up to timeout_ms for each
+ * step. tls: for https://, or NULL. 0: protobuf's message, to be freed by cairn__members_response__free_unpacked(m, NULL);
+ * else -errno, and why. */
 struct Cairn__MembersResponse;
-int peers_ask_members(const struct url *u, uint32_t timeout_ms, struct Cairn__MembersResponse **ret_members);
+int peers_ask_members(const struct url *u, struct tls_ctx *tls, uint32_t timeout_ms,
+                      struct Cairn__MembersResponse **ret_members, char why[TLS_TEXT_BYTES]);
 
 /* ---- what there is to see ----------------------------------------------------------------------------- */
 

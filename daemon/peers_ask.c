@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <unistd.h>
 #include "peer.pb-c.h"
 #include "peers_impl.h"
 
@@ -39,6 +40,35 @@ static int urls_of(struct peers *p, uint64_t member, struct arena *a, struct url
     return err;
 }
 
+/* The socket is ours until the pump has it. */
+static int over_tls(const struct url *u, int fd, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms,
+                    char why[TLS_TEXT_BYTES])
+{
+    struct tls *t;
+    int err = handshake_blocking(tls, fd, u->host, timeout_ms, &t, why), plain;
+
+    if (err) {
+        (void)close(fd); /* nothing was said */
+        return err;
+    }
+    err = pump_relay(pump, fd, t, &plain);
+    if (err)
+        (void)snprintf(why, TLS_TEXT_BYTES, "%s", strerror(-err));
+    return err ? err : plain;
+}
+
+int ask_connect(const struct url *u, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms, char why[TLS_TEXT_BYTES])
+{
+    bool unusable = u->scheme == URL_UNIXS || (u->scheme == URL_HTTPS && tls == NULL);
+    int fd = unusable ? -EPROTONOSUPPORT : dial_blocking(u, timeout_ms);
+
+    if (fd < 0)
+        (void)snprintf(why, TLS_TEXT_BYTES, "%s", unusable ? "TLS is not set up here" : strerror(-fd));
+    else if (u->scheme == URL_HTTPS)
+        fd = over_tls(u, fd, tls, pump, timeout_ms, why);
+    return fd;
+}
+
 int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t timeout_ms, struct rpc_ask **ret_ask)
 {
     uint64_t deadline = p->options.clock->now_ms(p->options.clock) + timeout_ms, now;
@@ -51,10 +81,12 @@ int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t time
     for (size_t i = 0; i < urls.n && (i == 0 || err); i++) {
         struct rpc_ask_target t = {.path = path};
         struct peers_ids ids;
-        char authority[300];
+        char authority[300], why[TLS_TEXT_BYTES] = "";
 
         now = p->options.clock->now_ms(p->options.clock);
-        t.fd = now < deadline ? dial_blocking(&urls.urls[i], (uint32_t)(deadline - now)) : -ETIMEDOUT;
+        t.fd = -ETIMEDOUT;
+        if (now < deadline)
+            t.fd = ask_connect(&urls.urls[i], p->options.tls, p->pump, (uint32_t)(deadline - now), why);
         err = t.fd < 0 ? t.fd : 0;
         if (err)
             continue;
@@ -67,17 +99,14 @@ int peers_call(struct peers *p, uint64_t member, const char *path, uint32_t time
     return err;
 }
 
-int peers_ask_members(const struct url *u, uint32_t timeout_ms, struct Cairn__MembersResponse **ret_members)
+static int ask_members(int fd, const struct url *u, uint32_t timeout_ms, struct Cairn__MembersResponse **ret_members)
 {
     char authority[300];
-    struct rpc_ask_target t = {.authority = authority, .path = "/cairn.Peer/Members"};
+    struct rpc_ask_target t = {.fd = fd, .authority = authority, .path = "/cairn.Peer/Members"};
     struct rpc_ask *ask;
     struct slice bytes;
     int err;
 
-    t.fd = dial_blocking(u, timeout_ms);
-    if (t.fd < 0)
-        return t.fd;
     dial_authority(u, authority, sizeof authority);
     err = rpc_ask_open(&t, &ask);
     if (err)
@@ -93,4 +122,28 @@ int peers_ask_members(const struct url *u, uint32_t timeout_ms, struct Cairn__Me
     free((void *)(uintptr_t)bytes.ptr);
     rpc_ask_cut(ask);
     return *ret_members ? 0 : -EBADMSG;
+}
+
+/* A pump of its own moves the bytes of TLS: there is no transport yet. */
+int peers_ask_members(const struct url *u, struct tls_ctx *tls, uint32_t timeout_ms,
+                      struct Cairn__MembersResponse **ret_members, char why[TLS_TEXT_BYTES])
+{
+    struct pump *pump = NULL;
+    int fd, err = 0;
+
+    why[0] = '\0';
+    if (u->scheme == URL_HTTPS)
+        err = pump_new(&(struct pump_options){.ctx = NULL}, &pump);
+    if (err == 0 && pump)
+        err = pump_start(pump);
+    if (err == 0) {
+        fd = ask_connect(u, tls, pump, timeout_ms, why);
+        err = fd < 0 ? fd : ask_members(fd, u, timeout_ms, ret_members);
+    }
+    if (err && *why == '\0')
+        (void)snprintf(why, TLS_TEXT_BYTES, "%s", strerror(-err));
+    if (pump)
+        pump_stop(pump);
+    pump_free(pump);
+    return err;
 }

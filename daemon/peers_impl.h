@@ -25,6 +25,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "dial.h"
+#include "handshake.h"
 #include "limits.h"
 #include "listen.h"
 #include "mailbox.h"
@@ -70,6 +71,7 @@ struct link {
     struct msg_queue queue;
     struct peer_msg *heartbeat; /* urgent: the newest one only, before the queue */
     int fd;                     /* -1: not connected */
+    struct tls *tls;            /* NULL: a plain connection */
     uint8_t *left;              /* what the socket has not taken; NULL: nothing */
     size_t left_at, left_n;
     bool blocked;               /* EPOLLOUT is asked for */
@@ -87,6 +89,9 @@ struct link {
     bool dialing;               /* the dialer has it until dialed has run */
     struct task dialed;
     int dialed_fd;              /* of the dialer's thread until dialed runs */
+    const struct url *dialed_url; /* the peer's; NULL: none was reached */
+    struct handshake shake;     /* dialing goes on until it is done */
+    struct task shook;
     uint8_t answer[STREAM_ANSWER_BYTES + STREAM_ANSWER_TEXT_MAX];
     size_t n_answer;
     bool up;                    /* the stream was accepted */
@@ -139,6 +144,7 @@ struct peers {
     struct listener *listeners;
     size_t n_listeners;
     struct dialer *dialer;
+    struct handshakes *handshakes; /* NULL: no TLS */
     struct rpc_method methods[2];
     bool started, stopped;
     _Atomic bool stopping;
@@ -206,7 +212,8 @@ void peer_tell_lost(struct peer *peer);
 enum lane msg_lane(const struct peer_msg *m);
 
 /* ---- peers_in.c ---- */
-void incoming_add(struct peers *p, int fd); /* a connection on the peer port that does not speak HTTP/2; any thread */
+/* tls: NULL, or its connection, given away. */
+void incoming_add(struct peers *p, int fd, struct tls *tls); /* a connection on the peer port that does not speak HTTP/2; any thread */
 void incoming_events(struct incoming *in, uint32_t events);
 void incoming_drop_removed(struct peers *p);
 void incoming_drop_late(struct peers *p);
@@ -229,5 +236,7 @@ void link_fetched(struct link *l);
 struct peers_ids {
     char version[8], cluster[17], from[17], to[17]; /* ids: hexadecimal */
 };
+/* Connected and, for https://, having shaken hands, with bytes moved by pump: a plain descriptor, or -errno and why. */
+int ask_connect(const struct url *u, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms, char why[TLS_TEXT_BYTES]);
 /* The head of each gRPC call but Members; ids holds the texts. */
 void peers_head(const struct peers *p, uint64_t to, struct peers_ids *ids, struct rpc_ask_target *t);

@@ -33,6 +33,7 @@ struct incoming {
     struct incoming *prev, *next;
     struct peers *peers;
     int fd;
+    struct tls *tls; /* NULL: a plain connection */
     bool let_in;
     bool bulk;
     uint64_t from;
@@ -63,6 +64,10 @@ static void incoming_end(struct incoming *in)
         in->next->prev = in->prev;
     p->n_incoming--;
     p->n_strangers -= !in->let_in;
+    if (in->tls)
+        tls_bye(in->tls);
+    tls_free(in->tls);
+    in->tls = NULL;
     (void)close(in->fd); /* what was answered is on its way */
     in->fd = -1;
     in->next = p->ended;
@@ -79,12 +84,21 @@ void incoming_bury(struct peers *p)
     }
 }
 
+/* Whatever does not fit into the socket is lost: nobody waits for him. A broken connection is told by the next read. */
+static void answer(struct incoming *in, const uint8_t *bytes, size_t n)
+{
+    if (in->tls)
+        (void)tls_send(in->tls, bytes, n);
+    else
+        (void)!send(in->fd, bytes, n, MSG_NOSIGNAL);
+}
+
 /* One line for each kind of refusal, and again after a while: whoever is refused tries again for ever. */
 static void refuse(struct incoming *in, enum status status, const char *text)
 {
     struct peers *p = in->peers;
     uint64_t now = p->options.clock->now_ms(p->options.clock);
-    uint8_t answer[STREAM_ANSWER_BYTES + STREAM_ANSWER_TEXT_MAX] = {(uint8_t)status};
+    uint8_t bytes[STREAM_ANSWER_BYTES + STREAM_ANSWER_TEXT_MAX] = {(uint8_t)status};
     size_t n = strlen(text);
 
     if (strcmp(text, p->refused_text) != 0 || now - p->refused_ms > REFUSALS_LOG_MS) {
@@ -92,9 +106,9 @@ static void refuse(struct incoming *in, enum status status, const char *text)
         (void)snprintf(p->refused_text, sizeof p->refused_text, "%s", text);
         p->refused_ms = now;
     }
-    put_u16le(answer + 2, (uint16_t)n);
-    memcpy(answer + STREAM_ANSWER_BYTES, text, n);
-    (void)!send(in->fd, answer, STREAM_ANSWER_BYTES + n, MSG_NOSIGNAL); /* nobody waits for him */
+    put_u16le(bytes + 2, (uint16_t)n);
+    memcpy(bytes + STREAM_ANSWER_BYTES, text, n);
+    answer(in, bytes, STREAM_ANSWER_BYTES + n);
     incoming_end(in);
 }
 
@@ -170,7 +184,7 @@ static bool take_head(struct incoming *in, const uint8_t *head)
         return false;
     }
     in->counters = peers_counters(p, in->from);
-    (void)!send(in->fd, accepted, sizeof accepted, MSG_NOSIGNAL); /* a broken connection is told by the next read */
+    answer(in, accepted, sizeof accepted);
     peer = peers_find(p, in->from);
     for (enum lane lane = 0; peer && lane < LANES; lane++)
         link_hurry(&peer->links[lane]);
@@ -271,16 +285,16 @@ static bool take_bytes(struct incoming *in, struct slice s)
     return true;
 }
 
-void incoming_events(struct incoming *in, uint32_t events)
+/* One read of at most max bytes, and what follows from it. */
+static void read_once(struct incoming *in, size_t max)
 {
     uint8_t *to = in->part ? in->part + in->n_part : in->peers->buffer;
     size_t room = in->part ? in->room - in->n_part : LIMIT_PEER_READ_BYTES;
     ssize_t n;
 
-    (void)events; /* what they mean is what recv says */
-    if (in->fd < 0)
-        return; /* ended by an event before this one */
-    n = recv(in->fd, to, room, 0);
+    if (room > max)
+        room = max;
+    n = in->tls ? tls_recv(in->tls, to, room) : recv(in->fd, to, room, 0);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n <= 0) {
@@ -292,6 +306,21 @@ void incoming_events(struct incoming *in, uint32_t events)
     if (in->part)
         in->n_part += (size_t)n;
     (void)take_bytes(in, in->part ? slice_of(in->part, in->n_part) : slice_of(to, (size_t)n));
+}
+
+/* What TLS has of a record that did not fit, epoll knows nothing of: that is less than a record, and none is begun for it. */
+void incoming_events(struct incoming *in, uint32_t events)
+{
+    (void)events; /* what they mean is what recv says */
+    if (in->fd >= 0) /* else ended by an event before this one */
+        read_once(in, SIZE_MAX);
+    while (in->fd >= 0 && in->tls) {
+        size_t pending = tls_pending(in->tls);
+
+        if (pending == 0 && !tls_more(in->tls))
+            return;
+        read_once(in, pending ? pending : 1); /* more: the end, or what is wrong */
+    }
 }
 
 /* ---- the beginning, and who has to go ------------------------------------------------------------------------ */
@@ -324,17 +353,20 @@ static void come(struct task *t)
         incoming_end(in);
     if (p->n_strangers > LIMIT_PEER_STRANGERS)
         drop_oldest_stranger(p);
+    if (in->fd >= 0 && in->tls)
+        incoming_events(in, 0); /* what was looked at is not on the socket any more */
 }
 
-void incoming_add(struct peers *p, int fd)
+void incoming_add(struct peers *p, int fd, struct tls *tls)
 {
     struct incoming *in = calloc(1, sizeof *in);
 
     if (in == NULL) {
         (void)close(fd); /* nothing was said */
+        tls_free(tls);
         return;
     }
-    *in = (struct incoming){.end.kind = END_INCOMING, .come.fn = come, .peers = p, .fd = fd};
+    *in = (struct incoming){.end.kind = END_INCOMING, .come.fn = come, .peers = p, .fd = fd, .tls = tls};
     io_post(p, &in->come);
 }
 

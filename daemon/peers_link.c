@@ -28,6 +28,7 @@
 enum {
     BACKOFF_MIN_MS = 20,
     BACKOFF_MAX_MS = 200,
+    TLS_AGAIN_MS = 1000,      /* after TLS was refused: files do not change in milliseconds, and handshakes cost CPU */
     DIRECT_ENTRIES = 64,      /* waiting in a lane: more than that is the peers' thread's to send */
     SMALL_BYTES = 16 << 10,   /* a batch that needs no memory of its own */
 };
@@ -205,7 +206,7 @@ static size_t give(struct link *l, const uint8_t *b, size_t n)
     ssize_t done;
 
     do
-        done = send(l->fd, b, n, MSG_NOSIGNAL);
+        done = l->tls ? tls_send(l->tls, b, n) : send(l->fd, b, n, MSG_NOSIGNAL);
     while (done < 0 && errno == EINTR);
     if (done >= 0)
         return (size_t)done;
@@ -438,6 +439,8 @@ static void link_close(struct link *l)
     if (l->fd >= 0)
         (void)close(l->fd); /* epoll forgets it with that */
     l->fd = -1;
+    tls_free(l->tls);
+    l->tls = NULL;
     l->blocked = false;
     free(l->left);
     l->left = NULL;
@@ -473,7 +476,7 @@ static void link_broken(struct link *l, enum status status, struct slice text)
 {
     struct peer *peer = l->peer;
     struct peers *p = peer->peers;
-    bool was_up = l->up;
+    bool was_up = l->up, tls_failed = l->tls && *tls_text(l->tls);
 
     if (was_up)
         peers_add(&peer->counters->disconnects, 1);
@@ -487,7 +490,7 @@ static void link_broken(struct link *l, enum status status, struct slice text)
     if (status == STATUS_PERMISSION_DENIED && p->sink.removed)
         p->sink.removed(p->sink.ctx);
     atomic_store(&peer->lost, true); /* what was on its way */
-    link_dial(l, was_up && !status ? 0 : backoff(l));
+    link_dial(l, tls_failed ? TLS_AGAIN_MS : was_up && !status ? 0 : backoff(l));
 }
 
 /* The answer to our head: one, at the begin; a refusal may come at any time before the end. */
@@ -514,16 +517,33 @@ static void take_answer(struct link *l)
     }
 }
 
+/* Others write while this thread reads: what is one object for both needs the lock. */
+static ssize_t take(struct link *l, uint8_t *to, size_t n)
+{
+    ssize_t got;
+    int saved;
+
+    if (l->tls == NULL)
+        return recv(l->fd, to, n, 0);
+    pthread_mutex_lock(&l->mu);
+    got = tls_recv(l->tls, to, n);
+    saved = errno;
+    pthread_mutex_unlock(&l->mu);
+    errno = saved;
+    return got;
+}
+
 /* Until there is no more, or the end. */
 static void read_answer(struct link *l)
 {
     while (l->fd >= 0) {
-        ssize_t n = recv(l->fd, l->answer + l->n_answer, sizeof l->answer - l->n_answer, 0);
+        ssize_t n = take(l, l->answer + l->n_answer, sizeof l->answer - l->n_answer);
 
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
         if (n <= 0) {
-            link_broken(l, 0, slice_str(n == 0 ? "the other side has closed it" : strerror(errno)));
+            link_broken(l, 0, slice_str(n == 0 ? "the other side has closed it" :
+                                        l->tls && *tls_text(l->tls) ? tls_text(l->tls) : strerror(errno)));
             return;
         }
         l->n_answer += (size_t)n;
@@ -554,20 +574,25 @@ static void put_head(const struct link *l, uint8_t head[STREAM_HEAD_BYTES])
     put_u64le(head + 24, l->peer->id);
 }
 
-static void link_open(struct link *l, int fd)
+/* tls: NULL, or its connection, given away with fd. */
+static void link_open(struct link *l, int fd, struct tls *tls)
 {
     struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &l->end};
     uint8_t head[STREAM_HEAD_BYTES];
+    ssize_t n;
 
     put_head(l, head);
-    if (send(fd, head, sizeof head, MSG_NOSIGNAL) != (ssize_t)sizeof head || /* a new socket has room */
+    n = tls ? tls_send(tls, head, sizeof head) : send(fd, head, sizeof head, MSG_NOSIGNAL);
+    if (n != (ssize_t)sizeof head || /* a new socket has room */
         epoll_ctl(l->peer->peers->epoll_fd, EPOLL_CTL_ADD, fd, &ev)) {
         (void)close(fd); /* nobody is waiting for it */
+        tls_free(tls);
         link_dial(l, BACKOFF_MAX_MS);
         return;
     }
     pthread_mutex_lock(&l->mu);
     l->fd = fd;
+    l->tls = tls;
     pthread_mutex_unlock(&l->mu);
     link_flush(l);
 }
@@ -586,11 +611,51 @@ static void suspect(struct link *l)
     s->suspect(s->ctx, peer->id);
 }
 
+static void dial_failed(struct link *l, uint32_t again_ms, const char *why)
+{
+    if (l->lane == LANE_URGENT)
+        say_unreachable(l->peer, slice_str(why));
+    link_close(l);
+    link_dial(l, again_ms);
+}
+
+static void shook(struct task *t)
+{
+    struct link *l = (struct link *)((char *)t - offsetof(struct link, shook));
+    struct handshake *h = &l->shake;
+
+    l->dialing = false;
+    if (h->err == 0 && !stops(l)) {
+        link_open(l, h->fd, h->tls);
+        return;
+    }
+    tls_free(h->tls);
+    (void)close(h->fd); /* nothing was sent */
+    if (!stops(l))
+        dial_failed(l, h->err == -EPROTO ? TLS_AGAIN_MS : backoff(l), h->text);
+}
+
+/* A thread of the handshakes'. */
+static void shake_done(struct handshake *h)
+{
+    struct link *l = (struct link *)((char *)h - offsetof(struct link, shake));
+
+    l->shook.fn = shook;
+    io_post(l->peer->peers, &l->shook);
+}
+
 static void dialed(struct task *t)
 {
     struct link *l = (struct link *)((char *)t - offsetof(struct link, dialed));
+    struct peers *p = l->peer->peers;
     int result = l->dialed_fd;
 
+    if (result >= 0 && !stops(l) && l->dialed_url->scheme == URL_HTTPS) {
+        l->shake = (struct handshake){
+            .ctx = p->options.tls, .side = TLS_CLIENT, .fd = result, .host = l->dialed_url->host, .done = shake_done};
+        handshakes_begin(p->handshakes, &l->shake);
+        return;
+    }
     l->dialing = false;
     if (stops(l)) {
         if (result >= 0)
@@ -598,23 +663,21 @@ static void dialed(struct task *t)
         return;
     }
     if (result >= 0) {
-        link_open(l, result);
+        link_open(l, result, NULL);
         return;
     }
     if (result == -ECONNREFUSED)
         suspect(l);
-    if (l->lane == LANE_URGENT)
-        say_unreachable(l->peer, slice_str(strerror(-result)));
-    link_close(l);
-    link_dial(l, backoff(l));
+    dial_failed(l, backoff(l), strerror(-result));
 }
 
 /* The dialer's thread. */
-static void dial_done(void *ctx, int fd, int err)
+static void dial_done(void *ctx, int fd, int err, size_t url)
 {
     struct link *l = ctx;
 
     l->dialed_fd = err ? err : fd;
+    l->dialed_url = err ? NULL : &l->peer->urls.urls[url];
     l->dialed.fn = dialed;
     io_post(l->peer->peers, &l->dialed);
 }

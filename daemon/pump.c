@@ -2,14 +2,15 @@
 /* pump.c - accepts, sniffs, and visits connections when there is something to move.
  *
  *      accepted --sniff--> open --end of either side, or the guard objects--> closing --250 ms--> closed
- *                   \----> http's, no longer ours
+ *               ^  | \----> http's, no longer ours (over TLS: open, relayed)
+ *               +--+ TLS: shakes hands
  *
  * Edge-triggered epoll: each descriptor is registered once; what is ready is remembered in struct end. All reading goes
  * through one buffer; a connection owns memory for bytes only while the other side does not take them.
  *
  * Owner:    the pump's thread; other threads set flags and wake it.
- * Not here: moving bytes (pump_conn.c), what is allowed (guard.c), which protocol it is (sniff.c). TLS would sit
- *           between a client's descriptor and its flows.
+ * Not here: moving bytes (pump_conn.c, pump_relay.c), TLS's handshake (pump_tls.c), what is allowed (guard.c), which
+ *           protocol it is (sniff.c).
  */
 #include <errno.h>
 #include <malloc.h>
@@ -70,6 +71,11 @@ void conn_watch_out(struct pump *p, struct conn *c, bool blocked)
     (void)epoll_ctl(p->epoll_fd, EPOLL_CTL_MOD, c->grpc.fd, &ev); /* it is registered: cannot fail */
 }
 
+int conn_watch(struct pump *p, struct end *e)
+{
+    return watch(p, e, EDGES);
+}
+
 static void to_grpc(struct pump *p, struct conn *c)
 {
     int fd[2] = {-1, -1};
@@ -88,8 +94,40 @@ static void to_grpc(struct pump *p, struct conn *c)
     c->up = (struct flow){.from = &c->client, .to = &c->grpc};
     c->down = (struct flow){.from = &c->grpc, .to = &c->client};
     c->read_ms = p->now_ms;
+    if (c->client.tls)
+        tls_read_ahead(c->client.tls);
     conn_list_move(c, &p->open);
     p->options.grpc(p->options.ctx, fd[1]);
+}
+
+/* Over TLS: http gets one end of a socketpair, and we move its bytes. */
+static void to_http_relayed(struct pump *p, struct conn *c, const struct sockaddr *addr, socklen_t len)
+{
+    int fd[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd)) {
+        conn_close(p, c);
+        return;
+    }
+    if (!relay_open(p, c, fd[0])) {
+        (void)close(fd[1]); /* nothing was said */
+        return;
+    }
+    p->options.http(p->options.ctx, fd[1], addr, len);
+    conn_move(p, c);
+}
+
+/* Over TLS: with its connection. */
+static void to_stream(struct pump *p, struct conn *c)
+{
+    struct tls *tls = c->client.tls;
+    int fd = c->client.fd;
+
+    (void)epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    c->client.tls = NULL;
+    c->client.fd = -1;
+    conn_close(p, c);
+    p->options.stream(p->options.ctx, fd, tls);
 }
 
 static void to_http(struct pump *p, struct conn *c)
@@ -101,25 +139,37 @@ static void to_http(struct pump *p, struct conn *c)
     socklen_t len = sizeof addr;
     int fd = c->client.fd;
 
-    (void)epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+    if (c->client.tls && p->options.stream) {
+        to_stream(p, c);
+        return;
+    }
     if (p->options.http == NULL || getpeername(fd, &addr.any, &len)) {
         conn_close(p, c);
         return;
     }
+    if (c->client.tls) {
+        to_http_relayed(p, c, &addr.any, len);
+        return;
+    }
+    (void)epoll_ctl(p->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
     c->client.fd = -1;
     conn_close(p, c);
     p->options.http(p->options.ctx, fd, &addr.any, len);
 }
 
 /* Looks without taking, so that http gets the socket untouched and gRPC's bytes go the one way. */
-static void conn_sniff(struct pump *p, struct conn *c)
+void conn_sniff(struct pump *p, struct conn *c)
 {
     uint8_t b[SNIFF_BYTES];
-    ssize_t n = recv(c->client.fd, b, sizeof b, MSG_PEEK);
+    ssize_t n = c->client.tls ? tls_peek(c->client.tls, b, sizeof b) : recv(c->client.fd, b, sizeof b, MSG_PEEK);
+    enum sniff kind;
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    switch (n > 0 ? sniff(slice_of(b, (size_t)n)) : SNIFF_BAD) {
+    kind = n > 0 ? sniff(slice_of(b, (size_t)n)) : SNIFF_BAD;
+    if (c->client.tls ? kind == SNIFF_TLS : kind == SNIFF_TLS ? !c->client.may_tls : !c->client.may_plain)
+        kind = SNIFF_BAD; /* an http:// listener has no certificate to show, an https:// one only listens to that */
+    switch (kind) {
     case SNIFF_GRPC:
         to_grpc(p, c);
         if (!c->dead)
@@ -132,7 +182,9 @@ static void conn_sniff(struct pump *p, struct conn *c)
         if (c->client.hung_up)
             conn_close(p, c);
         break;
-    case SNIFF_TLS: /* an http:// or unix:// listener has no certificate to show */
+    case SNIFF_TLS:
+        shake_begin(p, c);
+        break;
     case SNIFF_BAD:
         conn_close(p, c);
         break;
@@ -151,24 +203,44 @@ static void set_options(int fd)
     (void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_ms, sizeof user_ms);
 }
 
-static void conn_accepted(struct pump *p, int fd)
+struct conn *conn_new(struct pump *p, int fd, struct tls *tls)
 {
     struct conn *c = calloc(1, sizeof *c);
 
     if (c == NULL) {
         (void)close(fd);
-        return;
+        tls_free(tls);
+        return NULL;
     }
-    set_options(fd);
-    c->client = (struct end){.kind = END_CLIENT, .fd = fd, .writable = true};
+    c->client = (struct end){.kind = END_CLIENT, .fd = fd, .writable = true, .tls = tls};
     c->grpc = (struct end){.kind = END_GRPC, .fd = -1};
     c->up = c->down = (struct flow){.ended = true};
     c->deadline_ms = p->now_ms + LIMIT_SNIFF_MS;
-    pump_count(&p->stats.accepted, 1);
     pump_count(&p->stats.open, 1);
     conn_list_move(c, &p->sniffing);
-    if (watch(p, &c->client, EDGES | EPOLLOUT))
+    if (watch(p, &c->client, EDGES | EPOLLOUT)) {
         conn_close(p, c);
+        return NULL;
+    }
+    return c;
+}
+
+static void conn_accepted(struct pump *p, int fd, const struct end *listener)
+{
+    struct conn *c;
+
+    set_options(fd);
+    pump_count(&p->stats.accepted, 1);
+    c = conn_new(p, fd, NULL);
+    if (c) {
+        c->client.may_plain = listener->may_plain;
+        c->client.may_tls = listener->may_tls && p->options.tls;
+    }
+}
+
+static bool has_room(const struct pump *p)
+{
+    return p->stats.open + p->n_shaking < p->conns_max;
 }
 
 static void accept_pause(struct pump *p)
@@ -182,7 +254,7 @@ static void accept_resume(struct pump *p)
 {
     if (!p->accepting || !p->paused_until_ms || p->now_ms < p->paused_until_ms)
         return;
-    if (p->stats.open >= p->conns_max) {
+    if (!has_room(p)) {
         p->paused_until_ms = p->now_ms + ACCEPT_PAUSE_MS;
         return;
     }
@@ -194,11 +266,10 @@ static void accept_resume(struct pump *p)
 static void accept_some(struct pump *p, struct end *listener)
 {
     for (int i = 0; i < ACCEPTS && p->accepting && !p->paused_until_ms; i++) {
-        int fd = p->stats.open < p->conns_max ? accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
-                                              : (errno = EMFILE, -1);
+        int fd = has_room(p) ? accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC) : (errno = EMFILE, -1);
 
         if (fd >= 0) {
-            conn_accepted(p, fd);
+            conn_accepted(p, fd, listener);
             continue;
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
@@ -372,6 +443,7 @@ static void *pump_main(void *arg)
         p->now_ms = clock_ms();
         for (int i = 0; i < n; i++)
             on_event(p, events[i].data.ptr, events[i].events);
+        arrivals_take(p);
         visit_again(p);
         unwind(p);
         check_deadlines(p);
@@ -380,6 +452,7 @@ static void *pump_main(void *arg)
         obey(p);
         bury(p);
     }
+    arrivals_take(p);
     obey(p);
     visit_again(p); /* all are closed: only empties the list */
     bury(p);
@@ -409,6 +482,7 @@ int pump_new(const struct pump_options *o, struct pump **ret_pump)
     p->conns_max = fds > RESERVED_FDS + FDS_A_CONNECTION ? (fds - RESERVED_FDS) / FDS_A_CONNECTION : 1;
     sem_init(&p->accept_stopped, 0, 0);
     p->wake = (struct end){.kind = END_WAKE, .fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+    mailbox_init(&p->arrivals, p->wake.fd);
     p->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     err = p->wake.fd < 0 || p->epoll_fd < 0 ? -errno : watch(p, &p->wake, EPOLLIN);
     if (err) {
@@ -423,6 +497,7 @@ void pump_free(struct pump *p)
 {
     if (p == NULL)
         return;
+    arrivals_drop(p);
     if (p->epoll_fd >= 0)
         (void)close(p->epoll_fd);
     if (p->wake.fd >= 0)
@@ -439,7 +514,7 @@ int pump_listen(struct pump *p, const struct listener *l)
     assert(!p->started);
     if (p->n_listeners == PUMP_LISTENERS_MAX)
         return -E2BIG;
-    *e = (struct end){.kind = END_LISTENER, .fd = l->fd};
+    *e = (struct end){.kind = END_LISTENER, .fd = l->fd, .may_plain = l->plain, .may_tls = l->tls};
     err = watch(p, e, EPOLLIN);
     if (err == 0)
         p->n_listeners++;

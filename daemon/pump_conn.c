@@ -5,7 +5,7 @@
  * buffer, and its source waits. A visit moves at most VISIT_BYTES, so that a busy connection does not starve the rest.
  *
  * Owner:    the pump's thread.
- * Not here: where connections come from, and when they are visited (pump.c).
+ * Not here: where connections come from, and when they are visited (pump.c); those that are not gRPC's (pump_relay.c).
  */
 #include <errno.h>
 #include <netdb.h>
@@ -86,6 +86,8 @@ void conn_close(struct pump *p, struct conn *c)
     if (c->client.fd >= 0)
         (void)close(c->client.fd); /* the client has what it has */
     c->client.fd = -1;
+    tls_free(c->client.tls);
+    c->client.tls = NULL;
     c->dead = true;
     pump_count(&p->stats.open, -1ull);
     conn_list_move(c, &p->dead);
@@ -99,9 +101,13 @@ void conn_free(struct conn *c)
 }
 
 /* What was said to the client gets time to arrive: closing with unread bytes at once would reset the connection. */
-static void conn_finish(struct pump *p, struct conn *c)
+void conn_finish(struct pump *p, struct conn *c)
 {
-    bool deaf = c->client.hung_up || shutdown(c->client.fd, SHUT_WR);
+    bool deaf;
+
+    if (c->client.tls && !c->client.hung_up)
+        tls_bye(c->client.tls);
+    deaf = c->client.hung_up || shutdown(c->client.fd, SHUT_WR);
 
     if (c->between_frames && guard_open_streams(c->guard) > UNWIND_STREAMS &&
         guard_streams(c->guard, &c->unwind_ids, &c->n_unwind) == 0) {
@@ -118,7 +124,7 @@ static void conn_finish(struct pump *p, struct conn *c)
 }
 
 /* hurry: now, else in a millisecond. */
-static void conn_wants_more(struct pump *p, struct conn *c, bool hurry)
+void conn_wants_more(struct pump *p, struct conn *c, bool hurry)
 {
     p->hurry |= hurry;
     if (c->in_ready || c->dead)
@@ -126,6 +132,25 @@ static void conn_wants_more(struct pump *p, struct conn *c, bool hurry)
     c->in_ready = true;
     c->ready_next = p->ready;
     p->ready = c;
+}
+
+/* ---- writing ----------------------------------------------------------------------------- */
+
+/* How many bytes the end took, 0 when it is full, -errno when it is gone. */
+static ssize_t end_write(struct end *e, const uint8_t *b, size_t n)
+{
+    ssize_t done = e->tls ? tls_send(e->tls, b, n) : send(e->fd, b, n, MSG_NOSIGNAL);
+
+    if (done >= 0) {
+        if ((size_t)done < n)
+            e->writable = false;
+        return done;
+    }
+    if (errno == EAGAIN || errno == EINTR) {
+        e->writable = errno == EINTR;
+        return 0;
+    }
+    return -errno;
 }
 
 /* ---- the guard ------------------------------------------------------------------------ */
@@ -145,11 +170,11 @@ static void say_goaway(struct conn *c, enum guard_verdict v)
     put_u32be(frame + 9, guard_last_stream(c->guard));
     put_u32be(frame + 13, guard_code(v));
     memcpy(frame + 17, text, n);
-    (void)!send(c->client.fd, frame, 17 + n, MSG_NOSIGNAL);
+    (void)end_write(&c->client, frame, 17 + n);
 }
 
 /* "address:port", or "unix". */
-static void client_name(const struct conn *c, char *name, size_t size)
+void client_name(int fd, char *name, size_t size)
 {
     union {
         struct sockaddr any;
@@ -158,7 +183,7 @@ static void client_name(const struct conn *c, char *name, size_t size)
     socklen_t len = sizeof addr;
     char host[64], port[8];
 
-    if (getpeername(c->client.fd, &addr.any, &len) == 0 && addr.any.sa_family != AF_UNIX &&
+    if (getpeername(fd, &addr.any, &len) == 0 && addr.any.sa_family != AF_UNIX &&
         getnameinfo(&addr.any, len, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) == 0)
         snprintf(name, size, "%s:%s", host, port);
     else
@@ -169,7 +194,7 @@ static void conn_refuse(struct pump *p, struct conn *c, enum guard_verdict v)
 {
     char name[80];
 
-    client_name(c, name, sizeof name);
+    client_name(c->client.fd, name, sizeof name);
     log_warn("pump: connection closed", LOG_STR("reason", guard_text(v)), LOG_STR("client", name));
     pump_count(&p->stats.guarded[v], 1);
     say_goaway(c, v);
@@ -202,25 +227,8 @@ static bool must_hold(struct pump *p, struct conn *c)
 
 /* ---- moving bytes ------------------------------------------------------------------------ */
 
-/* How many bytes the end took, 0 when it is full, -errno when it is gone. */
-static ssize_t end_write(struct end *e, const uint8_t *b, size_t n)
-{
-    ssize_t done = send(e->fd, b, n, MSG_NOSIGNAL);
-
-    if (done >= 0) {
-        if ((size_t)done < n)
-            e->writable = false;
-        return done;
-    }
-    if (errno == EAGAIN || errno == EINTR) {
-        e->writable = errno == EINTR;
-        return 0;
-    }
-    return -errno;
-}
-
 /* True when nothing is left over. *ret_lost: the other side is gone. */
-static bool flow_flush(struct flow *f, bool *ret_lost)
+bool flow_flush(struct flow *f, bool *ret_lost)
 {
     while (f->left) {
         ssize_t n;
@@ -243,7 +251,7 @@ static bool flow_flush(struct flow *f, bool *ret_lost)
 }
 
 /* Hands n bytes on; keeps what is not taken. False: the other side is gone, or there is no memory. */
-static bool flow_put(struct flow *f, const uint8_t *b, size_t n)
+bool flow_put(struct flow *f, const uint8_t *b, size_t n)
 {
     ssize_t done = f->to->writable ? end_write(f->to, b, n) : 0;
 
@@ -261,12 +269,13 @@ static bool flow_put(struct flow *f, const uint8_t *b, size_t n)
 }
 
 /* One read from f->from into the pump's buffer: > 0 bytes, 0 nothing now, -1 the end. */
-static ssize_t flow_get(struct pump *p, struct flow *f, size_t max)
+ssize_t flow_get(struct pump *p, struct flow *f, size_t max)
 {
-    ssize_t n = recv(f->from->fd, p->buffer, max, 0);
+    struct tls *tls = f->from->tls;
+    ssize_t n = tls ? tls_recv(tls, p->buffer, max) : recv(f->from->fd, p->buffer, max, 0);
 
     if (n > 0) {
-        if ((size_t)n < max && !f->from->hung_up)
+        if ((size_t)n < max && !f->from->hung_up && !(tls && tls_more(tls)))
             f->from->readable = false; /* drained: the next byte makes an edge */
         return n;
     }
@@ -410,6 +419,10 @@ static void move_down(struct pump *p, struct conn *c)
 
 void conn_move(struct pump *p, struct conn *c)
 {
+    if (c->list == &p->open && c->guard == NULL) {
+        relay_move(p, c);
+        return;
+    }
     if (c->list == &p->open)
         move_down(p, c);
     if (c->list == &p->open)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pump_impl.h - what pump.c (accepting, sniffing, the thread) and pump_conn.c (one connection) share. Nobody else's. */
+/* pump_impl.h - what pump.c (accepting, sniffing, the thread), pump_conn.c (one connection), pump_relay.c (one
+ * that is not gRPC's) and pump_tls.c (its handshake) share. Nobody else's. */
 #pragma once
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -14,6 +15,8 @@ struct end {
     int fd;
     bool readable, writable, hung_up;
     bool blocked; /* EPOLLOUT is asked for */
+    bool may_plain, may_tls; /* a listener, and whom it accepts: what may be spoken */
+    struct tls *tls;         /* of a client that has shaken hands */
 };
 
 /* One direction. */
@@ -31,7 +34,7 @@ struct conn {
     bool in_ready, held, dead;
     struct end client, grpc;
     struct flow up, down; /* client to gRPC, gRPC to client */
-    struct guard *guard;
+    struct guard *guard;     /* NULL once open: what is relayed is not gRPC's */
     uint32_t *unwind_ids; /* the streams still to be reset are [unwind_at, n_unwind) */
     uint32_t n_unwind, unwind_at;
     bool between_frames; /* what gRPC has got ends between two frames of the client */
@@ -62,6 +65,10 @@ struct pump {
     bool hurry;
     _Atomic bool want_stop, want_cut, want_no_accept;
     sem_t accept_stopped;
+    struct mailbox arrivals; /* connections that have shaken hands */
+    unsigned n_shaking;      /* connections that are with the handshakes now */
+    uint64_t shook_log_ms;   /* of the last line about a handshake that failed, */
+    char shook_text[TLS_TEXT_BYTES]; /* and what it said */
     /* Load that memory was used for, by a rough measure in bytes; malloc's leftovers go back when it is over. */
     uint64_t load, load_trimmed, load_checked, trim_check_ms;
     struct pump_stats stats;
@@ -74,6 +81,13 @@ static inline void pump_count(_Atomic uint64_t *n, uint64_t add)
     atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + add, memory_order_relaxed);
 }
 
+/* A row for a socket, among those that are sniffed; NULL: closed. tls: given away, or NULL. */
+struct conn *conn_new(struct pump *p, int fd, struct tls *tls);
+void conn_sniff(struct pump *p, struct conn *c);
+/* Another end that epoll shall tell of. 0 or -errno. */
+int conn_watch(struct pump *p, struct end *e);
+/* "address:port" of the client, or "unix". */
+void client_name(int fd, char *name, size_t size);
 /* Puts the connection behind the last of a list, out of the one it is in. */
 void conn_list_move(struct conn *c, struct conn_list *to);
 /* Both ends are there: moves what can be moved; may close the connection. Does nothing with one that is not open. */
@@ -86,5 +100,19 @@ void conn_unwind(struct pump *p, struct conn *c);
 /* At once; the row stays until the round is over, for events of this round may still name it. */
 void conn_close(struct pump *p, struct conn *c);
 void conn_free(struct conn *c); /* a closed one's row */
+/* ---- the flows' parts, for pump_relay.c ---- */
+bool flow_flush(struct flow *f, bool *ret_lost); /* true when nothing is left over. *ret_lost: the other side is gone */
+bool flow_put(struct flow *f, const uint8_t *b, size_t n); /* keeps what is not taken. False: gone, or no memory */
+ssize_t flow_get(struct pump *p, struct flow *f, size_t max); /* into p->buffer: > 0 bytes, 0 nothing now, -1 the end */
+void conn_wants_more(struct pump *p, struct conn *c, bool hurry);
+void conn_finish(struct pump *p, struct conn *c); /* lets the client read what was said, then closes */
+/* ---- pump_relay.c ---- */
+/* Its other side is grpc_fd, given away. False: the connection is closed. */
+bool relay_open(struct pump *p, struct conn *c, int grpc_fd);
+void relay_move(struct pump *p, struct conn *c);
+/* ---- pump_tls.c ---- */
+void shake_begin(struct pump *p, struct conn *c); /* c is gone; its client comes back by arrivals_take */
+void arrivals_take(struct pump *p);
+void arrivals_drop(struct pump *p); /* nothing runs any more */
 /* All incomplete bytes are used up, and the connection that is first in line sends nothing: it goes. */
 void conn_check_stall(struct pump *p);

@@ -75,9 +75,21 @@ static void refusals(void)
     CHECK(READ("--listen-client-urls=http://example.com:1", "--advertise-client-urls=http://a:1") == CONFIG_BAD);
     SAID("expected IP in URL for binding (http://example.com:1)");
     CHECK(READ("--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=http://a:1") == CONFIG_BAD);
-    SAID("TLS");
+    SAID("TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme");
+    CHECK(READ("--listen-peer-urls=https://127.0.0.1:2") == CONFIG_BAD);
+    SAID("cannot listen on TLS for 127.0.0.1:2: KeyFile and CertFile are not presented");
+    CHECK(READ("--listen-peer-urls=unixs:///x") == CONFIG_BAD);
+    SAID("members do not speak TLS over unix sockets");
     CHECK(READ("--cert-file=x.pem") == CONFIG_BAD);
-    SAID("--cert-file=x.pem: this version of cairnd does not have this setting");
+    SAID("KeyFile and CertFile must both be present[key: , cert: x.pem]");
+    CHECK(READ("--tls-min-version=TLS1.1") == CONFIG_BAD);
+    SAID("unexpected TLS version \\\"TLS1.1\\\" (must be one of: TLS1.2, TLS1.3)");
+    CHECK(READ("--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2") == CONFIG_BAD);
+    SAID("min version (TLS1.3) is greater than max version (TLS1.2)");
+    CHECK(READ("--tls-min-version=TLS1.3", "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256") == CONFIG_BAD);
+    SAID("cipher suites cannot be configured when only TLS1.3 is enabled");
+    CHECK(READ("--peer-cert-allowed-cn=a", "--peer-cert-allowed-hostname=b") == CONFIG_BAD);
+    SAID("mutually exclusive");
     CHECK(READ("--metrics=extensive") == CONFIG_BAD);
     SAID("--metrics=extensive: this version of cairnd does not have this setting");
     CHECK(READ("--auto-compaction-retention=abc") == CONFIG_BAD);
@@ -133,6 +145,9 @@ static void file(void)
     static const char text[] = "name: fromfile\nmax-txn-ops: 9\nheartbeat-interval: 200\nelection-timeout: 2000\n"
                                "grpc-keepalive-interval: 60000000000\nclient-transport-security:\n  cert-file: ''\n"
                                "  client-cert-auth: false\nlog-outputs: [default]\nunknown-thing: 3\n";
+    static const char tls[] = "peer-transport-security:\n  cert-file: p.pem\n  key-file: p.key\n  client-cert-auth: true\n"
+                              "  allowed-cn: [a, b]\nclient-transport-security:\n  trusted-ca-file: ca.pem\n  auto-tls: true\n"
+                              "  allowed-cn: [me]\n";
 
     REQUIRE(fd >= 0 && write(fd, text, sizeof text - 1) > 0);
     (void)snprintf(flag, sizeof flag, "--config-file=%s", path);
@@ -143,9 +158,15 @@ static void file(void)
     CHECK(ftruncate(fd, 0) == 0 && pwrite(fd, "a: [b\n", 6, 0) == 6);
     CHECK(READ(flag) == CONFIG_BAD);
     SAID("yaml: line");
-    CHECK(ftruncate(fd, 0) == 0 && pwrite(fd, "peer-transport-security:\n  cert-file: x\n", 40, 0) == 40);
+    CHECK(ftruncate(fd, 0) == 0 && pwrite(fd, tls, sizeof tls - 1, 0) > 0);
+    CHECK(READ(flag) == CONFIG_RUN);
+    CHECK(strcmp(c.peer_tls.cert, "p.pem") == 0 && strcmp(c.peer_tls.key, "p.key") == 0 && c.peer_tls.client_cert_auth);
+    CHECK(strcmp(c.peer_tls.allowed_cns, "a,b") == 0 && strcmp(c.client_tls.trusted_ca, "ca.pem") == 0 && c.client_auto_tls);
+    CHECK(strcmp(c.client_tls.allowed_cns, "me") == 0 && !c.client_tls.client_cert_auth);
+    config_fini(&c);
+    CHECK(ftruncate(fd, 0) == 0 && pwrite(fd, "peer-transport-security:\n  cert-fill: x\n", 40, 0) == 40);
     CHECK(READ(flag) == CONFIG_BAD);
-    SAID("peer-transport-security.cert-file");
+    SAID("peer-transport-security.cert-fill");
     CHECK(READ("--config-file=/does/not/exist") == CONFIG_BAD);
     SAID("open /does/not/exist: No such file or directory");
     (void)unlink(path);

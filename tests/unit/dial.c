@@ -29,10 +29,11 @@ static uint64_t now_ms(void)
     return clock_real()->now_ms(clock_real());
 }
 
-static void done(void *ctx, int fd, int err)
+static void done(void *ctx, int fd, int err, size_t url)
 {
     struct told *t = ctx;
 
+    (void)url;
     atomic_store(&t->result, err ? err : fd);
     atomic_fetch_add(&t->n, 1);
 }

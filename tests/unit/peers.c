@@ -629,7 +629,7 @@ static void mute_member(void)
 static void members_are_told(void)
 {
     struct Cairn__MembersResponse *r = NULL;
-    char text[100];
+    char text[100], why[TLS_TEXT_BYTES];
     struct rpc_ask *a;
 
     pair_start();
@@ -637,7 +637,7 @@ static void members_are_told(void)
     do {
         if (r)
             cairn__members_response__free_unpacked(r, NULL);
-        REQUIRE(peers_ask_members(&members[1].listen.urls[0], PATIENCE_MS, &r) == 0);
+        REQUIRE(peers_ask_members(&members[1].listen.urls[0], NULL, PATIENCE_MS, &r, why) == 0);
     } while (r->n_removed == 0);
     CHECK(r->cluster_id == CLUSTER && r->member_id == 2 && r->n_members == 2 && r->removed[0] == 77);
     CHECK(r->members[0]->id == 1 && strcmp(r->members[0]->peer_urls[0], members[0].url) == 0);
