@@ -11,7 +11,7 @@
  * sweep; between two batches of the sweep its thread rests as long as the batch took, so that the log's fdatasync
  * finds the disk free.
  *
- * With nothing to flush or sweep, the scrub: once a day every row is read and held against the others, so that bits that
+ * With nothing to flush or sweep, the scrub: a minute after the start and once a day every row is read and held against the others, so that bits that
  * rot where nobody reads are known before the backup that would help is gone. It reads little and rests long. What it
  * finds goes the way of all damage that is met (store_damaged, apply_damaged).
  *

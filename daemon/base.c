@@ -41,9 +41,11 @@
  * "commit" guards what LMDB does not: its meta pages and table roots have no checksum. A transaction id or a row
  * count that differs means a root that belongs to another commit: -EUCLEAN.
  *
+ * Each page says its own number; a row on a page that lies elsewhere is -EUCLEAN (base_row_check).
+ *
  * Promise: base_flush and base_sweep change everything or nothing, and are on disk when they return 0.
  * Not here: encodings (base_row.c), reading (base_read.c, base_cursor.c), long keys (base_path.c), writing
- *           (base_flush.c, base_sweep.c), the whole-store check (base_check.c).
+ *           (base_flush.c, base_sweep.c), the whole-store check (base_check.c, base_pages.c).
  * LMDB is used as plainly as it can be: no NOSYNC (but the tests'), no WRITEMAP, no DUPSORT, no nested transactions,
  * no MDB_CURRENT; of Debian's 0.9.24 those are where the later fixes are.
  */
@@ -68,6 +70,7 @@ int base_error(int rc)
     case MDB_MAP_FULL: return -ENOSPC;
     case MDB_NOTFOUND:
     case MDB_CORRUPTED:
+    case MDB_BAD_TXN: /* one of the above was met in it before */
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID:
     case MDB_VERSION_MISMATCH:
@@ -83,28 +86,49 @@ int base_error(int rc)
 
 /* ---- rows ---- */
 
+/* A page says which one it is. One that does not was written in another's place, or another in its: its rows' own
+ * checksums are right, and what it lacks would be absent. So would be what a leaf has no room for by its own head (its flags, and
+ * where its entries' places end and its entries begin: base_pages.c). Pages that this transaction has changed are not in the map. */
+bool base_page_in_place(const struct base *b, const void *p)
+{
+    enum { FLAG_LEAF = 2 };
+    uintptr_t at = (uintptr_t)p - b->map;
+    const uint8_t *page;
+
+    if (at >= b->map_bytes)
+        return true;
+    at &= ~(b->page_bytes - 1);
+    page = (const uint8_t *)(b->map + at);
+    return get_u64le(page) * b->page_bytes == at && (!(page[10] & FLAG_LEAF) || get_u16le(page + 12) <= get_u16le(page + 14));
+}
+
+int base_row_check(const struct base *b, enum base_table t, struct slice key, struct slice v, struct slice *ret_value)
+{
+    return base_page_in_place(b, v.ptr) ? row_check(t, key, v, ret_value) : -EUCLEAN;
+}
+
 /* Whether the row at the cursor is sound and on its side of key. */
-static bool neighbour_ok(enum base_table t, struct slice key, MDB_val k, MDB_val v, int side)
+static bool neighbour_ok(const struct base *b, enum base_table t, struct slice key, MDB_val k, MDB_val v, int side)
 {
     struct slice value;
 
-    return row_check(t, val_slice(k), val_slice(v), &value) == 0 && slice_cmp(val_slice(k), key) * side > 0;
+    return base_row_check(b, t, val_slice(k), val_slice(v), &value) == 0 && slice_cmp(val_slice(k), key) * side > 0;
 }
 
-int base_row_absent(enum base_table t, struct slice key, MDB_cursor *cur)
+int base_row_absent(const struct base *b, enum base_table t, struct slice key, MDB_cursor *cur)
 {
     MDB_val k = val(key), v;
     int rc = mdb_cursor_get(cur, &k, &v, MDB_SET_RANGE);
 
     if (rc == 0) {
-        if (!neighbour_ok(t, key, k, v, 1))
+        if (!neighbour_ok(b, t, key, k, v, 1))
             return -EUCLEAN;
         rc = mdb_cursor_get(cur, &k, &v, MDB_PREV);
     } else if (rc == MDB_NOTFOUND) {
         rc = mdb_cursor_get(cur, &k, &v, MDB_LAST);
     }
     if (rc == 0)
-        return neighbour_ok(t, key, k, v, -1) ? -ENOENT : -EUCLEAN;
+        return neighbour_ok(b, t, key, k, v, -1) ? -ENOENT : -EUCLEAN;
     return rc == MDB_NOTFOUND ? -ENOENT : base_error(rc);
 }
 
@@ -115,7 +139,7 @@ static int row_absent(const struct base *b, MDB_txn *txn, enum base_table t, str
 
     if (err)
         return err;
-    err = base_row_absent(t, key, cur);
+    err = base_row_absent(b, t, key, cur);
     mdb_cursor_close(cur);
     return err;
 }
@@ -127,7 +151,7 @@ int base_row_read(const struct base *b, MDB_txn *txn, enum base_table t, struct 
 
     if (rc == MDB_NOTFOUND)
         return row_absent(b, txn, t, key);
-    return rc ? base_error(rc) : row_check(t, key, val_slice(v), ret_value);
+    return rc ? base_error(rc) : base_row_check(b, t, key, val_slice(v), ret_value);
 }
 
 int base_row_write(const struct base *b, MDB_txn *txn, enum base_table t, struct slice key, uint8_t *value, size_t n,
@@ -379,6 +403,29 @@ static int fill_file(struct base *b, bool *ret_was_short)
     return 0;
 }
 
+/* LMDB does not say where its map lies, but a row in it does: its page has a number. */
+static int find_map(struct base *b, MDB_txn *txn)
+{
+    MDB_val k = val(S("format")), v;
+    MDB_envinfo info;
+    MDB_stat st;
+    uintptr_t page;
+    uint64_t number;
+    int rc;
+
+    if ((rc = mdb_env_info(b->env, &info)) || (rc = mdb_env_stat(b->env, &st)) ||
+        (rc = mdb_get(txn, b->dbi[BASE_META], &k, &v)))
+        return base_error(rc);
+    page = (uintptr_t)v.mv_data & ~(uintptr_t)(st.ms_psize - 1);
+    number = get_u64le((const uint8_t *)page);
+    if (number > info.me_last_pgno)
+        return -EUCLEAN;
+    b->map = page - number * st.ms_psize;
+    b->map_bytes = info.me_mapsize;
+    b->page_bytes = st.ms_psize;
+    return 0;
+}
+
 static int load(struct base *b, bool *ret_was_short)
 {
     struct base_meta meta;
@@ -389,7 +436,11 @@ static int load(struct base *b, bool *ret_was_short)
         return err;
     err = tables_open(b, txn, 0);
     if (err == 0)
+        err = find_map(b, txn);
+    if (err == 0)
         err = base_meta_read(b, txn, &meta, &b->mark, &b->child_next);
+    if (err == 0)
+        err = base_pages_check(b, txn, false, NULL);
     if (err == 0)
         b->compact_rev = meta.seal.compact_revision;
     /* Committed, not aborted: the handles of the tables stay only so. */

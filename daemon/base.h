@@ -97,7 +97,7 @@ int base_import_end(struct base *b, const char *path, struct rev swept, int64_t 
  * a word on the first damage in ret_what (may be NULL; a literal). Not while flush or sweep run. */
 int base_check(struct base *b, const char **ret_what);
 
-/* The same a little at a time while base lives on, without the counts: up to n rows a call, each in a read txn of its
+/* The same a little at a time while base lives on, with the counts if nothing is committed meanwhile: up to n rows a call, each in a read txn of its
  * own. 1: more to do; 0: the pass is over, the next call begins another; -EUCLEAN with a word as above, or -errno. The
  * flush thread; base may be another copy of the same from call to call. */
 struct base_scrub;

@@ -5,9 +5,9 @@
  * count of keys; the leases' rows. For tests, for a file found too short, and for whoever asks. Its time grows with
  * the store: it is not part of an ordinary start.
  *
- * base_scrub is the same in slices, for a store in use: the small tables, then the log by rev, then the keys in order.
- * Between two slices a flush or a sweep may have come: a slice goes on behind the last row seen, and holds against each
- * other only what belongs together in one commit. The counts of a whole pass would not.
+ * base_scrub is the same in slices, for a store in use: LMDB's branch pages and its free ones, the small tables, the log by
+ * rev, the keys in order. Between two slices a flush or a sweep may have come: a slice goes on behind the last row seen, and
+ * holds against each other only what belongs together in one commit; the counts of a pass only if none has come at all.
  */
 #include <errno.h>
 #include "base_db.h"
@@ -42,7 +42,7 @@ static int check_rows(struct check *c, enum base_table t)
         struct slice value;
 
         n++;
-        if (row_check(t, val_slice(k), val_slice(v), &value))
+        if (base_row_check(r->base, t, val_slice(k), val_slice(v), &value))
             err = bad(c, "a row's checksum");
     }
     mdb_cursor_close(cur);
@@ -169,8 +169,11 @@ static int check_all(struct check *c, struct arena *a)
 {
     struct base_reader *r = c->reader;
     MDB_stat st;
-    int err = base_reader_meta(r, &c->meta);
+    int err = base_pages_check(r->base, r->txn, true, &c->what); /* first: LMDB reads what it can rely on then */
 
+    if (err)
+        return err;
+    err = base_reader_meta(r, &c->meta);
     if (err)
         return bad(c, "the meta rows");
     for (int t = 0; t < BASE_TABLES && err == 0; t++)
@@ -214,7 +217,9 @@ int base_check(struct base *b, const char **ret_what)
 enum { SCRUB_FULL = 100000 }; /* ends a slice; no error of anybody's */
 
 struct base_scrub {
-    enum { SCRUB_TABLES, SCRUB_LOG, SCRUB_KEYS } phase;
+    enum { SCRUB_PAGES, SCRUB_TABLES, SCRUB_LOG, SCRUB_KEYS } phase;
+    uint64_t txn, applied;  /* which commit the pass began with */
+    uint64_t keys, leased;  /* seen in this pass */
     int table;        /* SCRUB_TABLES: this one, from behind key */
     struct rev rev;   /* SCRUB_LOG: from here on */
     uint8_t *key;     /* behind this one; len 0: from the beginning; owned */
@@ -276,7 +281,7 @@ static int scrub_table(struct slice_check *x, enum base_table t)
     for (; rc == 0 && err == 0; rc = err ? 0 : mdb_cursor_get(cur, &k, &v, MDB_NEXT)) {
         if (last.ptr && scrub_full(x))
             err = scrub_stop_behind(x, last);
-        else if (row_check(t, val_slice(k), val_slice(v), &value))
+        else if (base_row_check(r->base, t, val_slice(k), val_slice(v), &value))
             err = bad(&x->check, "a row's checksum");
         last = val_slice(k);
     }
@@ -331,6 +336,36 @@ static int scrub_keys(struct slice_check *x)
     return err == ERR_KEY_NOT_FOUND ? 0 : err;
 }
 
+/* In one slice: a read of each branch page. */
+static int scrub_pages(struct slice_check *x)
+{
+    const struct base_reader *r = x->check.reader;
+    int err = base_pages_check(r->base, r->txn, false, &x->check.what);
+
+    if (err)
+        return err;
+    *x->scrub = (struct base_scrub){.phase = SCRUB_TABLES, .txn = mdb_txn_id(r->txn), .applied = x->check.meta.seal.applied_index};
+    return SCRUB_FULL;
+}
+
+/* The counts mean something when nothing was committed since the pass began. */
+static int scrub_counts(struct slice_check *x)
+{
+    const struct base_reader *r = x->check.reader;
+    const struct base_scrub *s = x->scrub;
+    MDB_stat st;
+    int rc;
+
+    if (mdb_txn_id(r->txn) != s->txn || x->check.meta.seal.applied_index != s->applied)
+        return 0;
+    rc = mdb_stat(r->txn, r->base->dbi[BASE_LEASE_KEYS], &st);
+    if (rc)
+        return base_error(rc);
+    if (s->keys + x->check.keys != (uint64_t)x->check.meta.seal.key_count)
+        return bad(&x->check, "the number of keys");
+    return st.ms_entries == s->leased + x->check.leased ? 0 : bad(&x->check, "a lease's row without a key");
+}
+
 /* The phases, as far as the slice goes. */
 static int scrub_slice(struct slice_check *x)
 {
@@ -339,12 +374,14 @@ static int scrub_slice(struct slice_check *x)
 
     if (err)
         return bad(&x->check, "the meta rows");
+    if (s->phase == SCRUB_PAGES)
+        return scrub_pages(x);
     if (s->phase == SCRUB_TABLES && (err = scrub_tables(x)) == 0)
         s->phase = SCRUB_LOG;
     if (s->phase == SCRUB_LOG && err == 0 &&
         (err = base_log_scan(x->check.reader, s->rev, INT64_MAX, &x->arena, scrub_record, x)) == 0)
         s->phase = SCRUB_KEYS;
-    if (s->phase == SCRUB_KEYS && err == 0 && (err = scrub_keys(x)) == 0) {
+    if (s->phase == SCRUB_KEYS && err == 0 && (err = scrub_keys(x)) == 0 && (err = scrub_counts(x)) == 0) {
         free(s->key);
         *s = (struct base_scrub){0};
     }
@@ -363,6 +400,8 @@ int base_scrub(struct base *b, struct base_scrub *s, unsigned n, const char **re
     err = base_reader_renew(x.check.reader);
     if (err == 0)
         err = scrub_slice(&x);
+    s->keys += err ? x.check.keys : 0; /* 0: the next pass begins */
+    s->leased += err ? x.check.leased : 0;
     arena_fini(&x.arena);
     base_reader_free(x.check.reader);
     if (err == SCRUB_FULL)

@@ -71,7 +71,7 @@ static int take(struct base_cursor *cur, int rc, MDB_val k, MDB_val v)
         return base_error(rc);
     if (id && (key.len <= 8 || get_u64be(key.ptr) != id))
         return key.len <= 8 ? -EUCLEAN : ERR_KEY_NOT_FOUND;
-    err = row_check(id ? BASE_LONG : BASE_INDEX, key, val_slice(v), &value);
+    err = base_row_check(cur->reader->base, id ? BASE_LONG : BASE_INDEX, key, val_slice(v), &value);
     if (err == 0)
         err = index_row_decode(value, &cur->row);
     if (err)

@@ -59,6 +59,8 @@ struct sweep_mark {
 struct base {
     MDB_env *env;
     MDB_dbi dbi[BASE_TABLES];
+    uintptr_t map;            /* where page 0 of the file lies in memory; 0 until base_open has found out */
+    uintptr_t map_bytes, page_bytes;
     /* Protected by copy_mu: whoever gives a copy up does so in the middle of LMDB's writing it. */
     pthread_mutex_t copy_mu;
     int copy_fd, copy_dir_fd; /* what is being written, and where; -1: nothing */
@@ -88,8 +90,12 @@ struct base_reader {
 /* ---- base.c ---- */
 int base_error(int rc); /* LMDB's code as ours; MDB_NOTFOUND is -EUCLEAN: who expects it asks before */
 
+/* Whether p, of a row as LMDB gives it, lies on a page that says it is that page. */
+bool base_page_in_place(const struct base *b, const void *p);
+/* A row as LMDB gives it: on a page that lies where it belongs, and with its crc, which is cut off. -EUCLEAN. */
+int base_row_check(const struct base *b, enum base_table t, struct slice key, struct slice v, struct slice *ret_value);
 /* LMDB does not find this key: -ENOENT, or -EUCLEAN when what lies where it would be is damaged. Moves cur. */
-int base_row_absent(enum base_table t, struct slice key, MDB_cursor *cur);
+int base_row_absent(const struct base *b, enum base_table t, struct slice key, MDB_cursor *cur);
 /* Reads a row and checks its crc; ret_value is without it, in the map. -ENOENT. */
 int base_row_read(const struct base *b, MDB_txn *txn, enum base_table t, struct slice key, struct slice *ret_value);
 /* Adds the crc and writes; n bytes at value, which has room for 4 more. */
@@ -162,6 +168,11 @@ int row_lookup(struct base_reader *r, const struct index_row *row, struct slice 
 /* The record's key: in the map, or in a. */
 int log_record_key(const struct base *b, MDB_txn *txn, struct rev rev, const struct log_head *h, struct arena *a,
                    struct slice *ret_key);
+
+/* ---- base_pages.c ---- */
+/* LMDB's own trees and its list of free pages, as of this reading transaction; leaves: those of all tables too. 0, -ENOMEM, or
+ * -EUCLEAN with a word in ret_what (may be NULL). */
+int base_pages_check(const struct base *b, MDB_txn *txn, bool leaves, const char **ret_what);
 
 /* ---- base_path.c: keys over many rows ---- */
 /* Where a key's row is: index, or long under the last child id. */

@@ -101,12 +101,12 @@ static int row_find(struct flush *f, struct slice key, struct path *p, struct in
     path_at(p, 0, key);
     rc = mdb_cursor_get(f->index, &k, &v, MDB_SET_KEY);
     if (rc == MDB_NOTFOUND) {
-        err = base_row_absent(BASE_INDEX, key, f->index);
+        err = base_row_absent(f->base, BASE_INDEX, key, f->index);
         return err == -ENOENT ? 0 : err;
     }
     if (rc)
         return base_error(rc);
-    err = row_check(BASE_INDEX, key, val_slice(v), &value);
+    err = base_row_check(f->base, BASE_INDEX, key, val_slice(v), &value);
     return err ? err : index_row_decode(value, row);
 }
 

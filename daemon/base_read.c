@@ -296,7 +296,7 @@ static int log_scan_one(struct base_reader *r, struct slice k, struct slice v, s
     struct slice value;
     int err;
 
-    if ((err = row_check(BASE_LOG, k, v, &value)) || (err = log_head_decode(value, &h)))
+    if ((err = base_row_check(r->base, BASE_LOG, k, v, &value)) || (err = log_head_decode(value, &h)))
         return err;
     arena_init(&one, a->limit_bytes - a->used_bytes, NULL, 0);
     err = record_fill(r->base, r->txn, log_key_rev(k.ptr), &h, 0, &one, &c);
@@ -312,17 +312,34 @@ static int log_scan_one(struct base_reader *r, struct slice k, struct slice v, s
     return err;
 }
 
+/* Each main from next up to (not with) main is missing. Rightly so only up to C, and above R; the first ever is 2. */
+static int log_gap(struct base_reader *r, int64_t next, int64_t main)
+{
+    struct base_meta m;
+    int err = base_reader_meta(r, &m);
+
+    if (err)
+        return err;
+    if (next <= m.seal.compact_revision)
+        next = m.seal.compact_revision + 1;
+    if (next < 2)
+        next = 2;
+    return next < main && next <= m.seal.revision ? -EUCLEAN : 0;
+}
+
 int base_log_scan(struct base_reader *r, struct rev from, int64_t to_main, struct arena *a,
                   int (*fn)(void *ctx, const struct change *), void *ctx)
 {
     uint8_t start[BASE_LOG_KEY_BYTES];
     MDB_val k = {sizeof start, start}, v;
     MDB_cursor *cur;
+    int64_t next;
     int rc, err;
 
     assert(r->reading);
     if (from.main < 0)
         from = (struct rev){0};
+    next = from.main + (from.sub > 0);
     log_key(from, 0, start);
     err = base_error(mdb_cursor_open(r->txn, r->base->dbi[BASE_LOG], &cur));
     if (err)
@@ -330,7 +347,7 @@ int base_log_scan(struct base_reader *r, struct rev from, int64_t to_main, struc
     for (rc = mdb_cursor_get(cur, &k, &v, MDB_SET_RANGE); rc == 0; rc = mdb_cursor_get(cur, &k, &v, MDB_NEXT)) {
         const uint8_t *p = k.mv_data;
 
-        if (k.mv_size != BASE_LOG_KEY_BYTES) {
+        if (k.mv_size != BASE_LOG_KEY_BYTES || !base_page_in_place(r->base, p)) {
             err = -EUCLEAN;
             break;
         }
@@ -338,10 +355,15 @@ int base_log_scan(struct base_reader *r, struct rev from, int64_t to_main, struc
             break;
         if (get_u16be(p + 12) != 0)
             continue;
+        if (log_key_rev(p).main > next && (err = log_gap(r, next, log_key_rev(p).main)) != 0)
+            break;
+        next = log_key_rev(p).main + 1;
         err = log_scan_one(r, val_slice(k), val_slice(v), a, fn, ctx);
         if (err)
             break;
     }
+    if (err == 0 && (rc == 0 || rc == MDB_NOTFOUND) && next <= to_main)
+        err = log_gap(r, next, to_main == INT64_MAX ? INT64_MAX : to_main + 1);
     mdb_cursor_close(cur);
     return err || rc == 0 || rc == MDB_NOTFOUND ? err : base_error(rc);
 }
@@ -357,7 +379,7 @@ static int lease_scan_one(struct base_reader *r, int64_t lease, struct slice k, 
     struct rev rev;
     int err;
 
-    if (k.len != BASE_LEASE_KEY_BYTES || row_check(BASE_LEASE_KEYS, k, v, &v))
+    if (k.len != BASE_LEASE_KEY_BYTES || base_row_check(r->base, BASE_LEASE_KEYS, k, v, &v))
         return -EUCLEAN;
     rev = log_key_rev(k.ptr + 8);
     err = log_head_read(r->base, r->txn, rev, &h);
@@ -419,7 +441,7 @@ int base_row_scan(struct base_reader *r, enum table t, int (*fn)(void *ctx, stru
     while (err == 0 && (rc = mdb_cursor_get(cur, &k, &v, MDB_NEXT)) == 0) {
         struct slice value;
 
-        err = row_check((enum base_table)t, val_slice(k), val_slice(v), &value);
+        err = base_row_check(r->base, (enum base_table)t, val_slice(k), val_slice(v), &value);
         if (err == 0)
             err = fn(ctx, val_slice(k), value);
     }

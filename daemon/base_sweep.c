@@ -43,7 +43,7 @@ static int gather_one(struct base *b, struct slice k, struct slice v)
     struct slice value;
     int err;
 
-    if ((err = row_check(BASE_LOG, k, v, &value)) || (err = log_head_decode(value, &h)))
+    if ((err = base_row_check(b, BASE_LOG, k, v, &value)) || (err = log_head_decode(value, &h)))
         return err;
     if (h.pointer[0].main > 0) {
         if (rev_cmp(h.pointer[0], rev) >= 0)

@@ -72,7 +72,7 @@ enum {
     LIMIT_FREEZE_IDLE_MS = 2000,          /* sealed this long after the last entry */
     LIMIT_SCRUB_ROWS = 64,                /* read in one slice of the scrub: about 0.1 ms */
     LIMIT_SCRUB_RESTS = 50,               /* then it rests so many times as long */
-    LIMIT_SCRUB_FIRST_MS = 600 * 1000,    /* after the start; */
+    LIMIT_SCRUB_FIRST_MS = 60 * 1000,     /* after the start: what was damaged at rest is known soon */
     LIMIT_SCRUB_EVERY_MS = 24 * 3600 * 1000, /* from the end of one pass to the next */
 
     /* one rename of a directory (Tree.Rename): more is refused. Apply does nothing else meanwhile, which is 30 ms of
