@@ -1,5 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* check.h - what must hold after every step of a member, and the steps themselves. */
+/* check.h - what must hold after every step of a member, and the steps themselves.
+ *
+ * The invariants of RELIABILITY A.3, each with where it is checked (a function here if no file is named), or why not here:
+ *
+ * RAFT        ElectionSafety check_leader, transfer_judge (client.h) · LogMatching oracle_see (oracle.h), of all that is stored
+ *             LeaderCompleteness check_leader, check_leader_commit · StateMachineSafety check_commit, oracle_commit
+ *             CommitMonotone check_commit · TermMonotone check_turn · VoteOncePerTermDurable net_check (net.h), at each
+ *             restart member_check_recovered (member.h) · ReadIndexFresh read_done, read_now (client.h)
+ *             ConfChangeSingleStep/Joint, LearnerNeverCounts check_quorum: by what all have applied, in both halves
+ *             NonVoterNeverElected check_leader · NoSelfElectionWhileFaulty check_turn, net_check
+ * DURABILITY  AckImpliesQuorumFsync check_quorum, net_check, member_note_durable, write_judge
+ *             NoReadOfUndurable check_applied, read_now, created_judge (watch.h)
+ *             RestartPreservesAcked member_check_recovered · DirEntryDurable: the disk (fakedisk.h) loses entries that were
+ *             not synced, then the same; each crash state of it tests/unit/sim_crash.c
+ * APPLY       AppliedIndexInSameTxn member_start: base fits the log, power cut between two commits too · AppliedContiguous,
+ *             ApplyDeterministic check_applied, and by the members themselves (damage.h) · ApplyIndependentOfLocalState:
+ *             the same, as members compact, flush, restart and are given snapshots at different times
+ *             OneIndexPerEntry oracle_note_request
+ * MVCC        RevisionStrictlyMonotone write_judge, check_applied · OneRevisionPerWritingTxn, CreateRev<=ModRev,
+ *             VersionCountsSinceCreate, FailedTxnLeavesNothing: reads and events are those of the model (oracle.h)
+ *             IndexMatchesStore member_check_base, at each start: there is no index but in base · ReadAtRevStable read_compare
+ *             CompactedAlwaysErrors read_compacted (client.h), events_judge (watch.h)
+ * WATCH       watch.h: Filter, Ordered, Unique, Atomic, Reliable, Resumable, Bookmarkable, PrevKV, IsCreate, FutureRevSilent
+ *             SlowWatcherEitherAllOrCancelled: a full queue is megabytes, tests/unit/hub.c slow_reader
+ * LEASE       NeverExpiresEarly model_expire · ExpiresWithinBound liveness (sim.c) · RevokeOnlyByCurrentQuorumLeader: an
+ *             expiry of another term is nothing to the model · KeyGoneIffLeaseGone: the model's keys · RenewAfterRevokeFails
+ *             renew_judge
+ * AUTH        no part of a cluster's agreement: tests of the services
+ * MEMBERSHIP  SameOnAllMembers ApplyDeterministic (the rows are hashed), model_alarm · NoZombie: one that was removed leads
+ *             no more, check_leader, and is asked all the same until it is ended · QuorumNeverLostByAcceptedChange liveness
+ *             IdNeverReused model_conf_check: the members must refuse it too
+ * RESOURCE    by tests of each limit (ARCHITECTURE.md), no matter of a schedule
+ * LIVENESS    LeaderWithin, Progress, EveryMemberCatchesUp liveness · ShutdownWithin: real threads, tests/unit/rpc.c
+ */
 #pragma once
 #include "net.h"
 

@@ -9,6 +9,7 @@
  */
 #pragma once
 #include "check.h"
+#include "daemon/mvcc.h"
 
 enum call_kind { CALL_WRITE, CALL_READ, CALL_RENEW, CALL_TRANSFER };
 
@@ -193,6 +194,28 @@ static inline void read_compare(struct call_sim *c, unsigned k, int64_t rev, con
                k, rev, err, kv.mod_revision, v ? v->mod : 0);
 }
 
+static inline ProtobufCBinaryData pb_text(char *s)
+{
+    return (ProtobufCBinaryData){strlen(s), (uint8_t *)s};
+}
+
+/* CompactedAlwaysErrors. */
+static inline void read_compacted(struct call_sim *c, struct view *v, int64_t rev, struct arena *a)
+{
+    Etcdserverpb__RangeRequest r = ETCDSERVERPB__RANGE_REQUEST__INIT;
+    Etcdserverpb__RangeResponse answer = ETCDSERVERPB__RANGE_RESPONSE__INIT;
+    int err;
+
+    r.key = pb_text("k");
+    r.range_end = pb_text("l");
+    r.revision = rev;
+    err = mvcc_range(v, v->rev, &r, NULL, a, &answer);
+    c->s->w.did.compacted_reads++;
+    if (err != ERR_COMPACTED)
+        world_fail(&c->s->w, "CompactedAlwaysErrors", "member %" PRIu64 " answers %d at %" PRId64 ", compacted is %" PRId64,
+                   c->m->id, err, rev, v->compact_rev);
+}
+
 /* What a range of some keys at some revision finds, against the model. */
 static inline void read_now(struct call_sim *c, bool linearizable)
 {
@@ -217,10 +240,11 @@ static inline void read_now(struct call_sim *c, bool linearizable)
     rev = v.rev;
     if (world_chance(w, 30) && v.rev > 1) {
         rev = 1 + (int64_t)world_random(w, (uint64_t)v.rev);
-        if (rev < v.compact_rev) {
-            rev = v.compact_rev;
-        }
         w->did.old_reads++;
+    }
+    if (rev < v.compact_rev) {
+        read_compacted(c, &v, rev, &a);
+        rev = v.compact_rev;
     }
     for (unsigned k = (unsigned)world_random(w, SIM_KEYS), n = 1 + (unsigned)world_random(w, 4);
          n && k < SIM_KEYS; n--, k++) {
@@ -290,11 +314,6 @@ static inline void read_at_once(struct sim *s, struct sim_member *m)
 /* ---- requests ------------------------------------------------------------------------------------------- */
 
 #define CALL_TIMEOUT_MS 3000
-
-static inline ProtobufCBinaryData pb_text(char *s)
-{
-    return (ProtobufCBinaryData){strlen(s), (uint8_t *)s};
-}
 
 static inline struct call_sim *ask_put(struct sim *s, struct sim_member *m, uint64_t timeout_ms)
 {

@@ -65,6 +65,7 @@ mutant '3 log cut at the first bad crc'            sim daemon/wal_record.c 's/  
 mutant '4 vote not stored'                         sim daemon/turn.c 's/    j->has_hard = out->flags & RAFT_OUT_STATE;/    j->has_hard = false;/'
 mutant '5 older entries committed by count'        sim raftcore/leader.c 's/ || termlog_term(&r->log, index) != r->term)$/)/'
 mutant '6 read index without a quorum'             sim raftcore/read.c 's/    reached = raft_quorum_reached(r, read_ack_of);/    reached = r->read_seq;/'
+mutant '7 a late answer confirms a newer round'     sim raftcore/read.c 's/    p->read_ack = seq;/    p->read_ack = r->read_seq;/; s/if (seq <= p->read_ack)/if (0)/'
 mutant '8 reads by a lease that outlives elections' sim daemon/turn.c 's/        .heartbeat_ms = t->o.heartbeat_ms,$/        .heartbeat_ms = t->o.heartbeat_ms, .lease_reads = true,/' raftcore/read.c 's@ - r->election_ms / 10;@ * 3;@'
 mutant '9 conflicting suffix not cut'              sim raftcore/follower.c 's/while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))/while (i <= m->last \&\& i <= r->log.last)/'
 mutant '11 old configuration after a snapshot'     sim raftcore/output.c 's/^    raft_set_conf(r, conf);$/    (void)conf;/'
@@ -88,11 +89,21 @@ mutant '16 a failed sync tried again'              sim daemon/wal.c 's/        w
 mutant '17 a torn page is believed'                base_torn daemon/base_row.c 's/    if (row_crc(t, key, value) != get_u32le(v.ptr + value.len))/    if (0)/'
 mutant '18 a batch of an older segment is believed' sim_crash daemon/wal_record.c 's/ || (nonce \&\& b.nonce != nonce) || / || /' daemon/wal_open.c 's/    if (b->number != w->last_batch + 1 || b->prev_crc != w->last_crc)/    if (0)/'
 mutant '18a blocks of an older segment in a new one' sim_crash daemon/wal_segment.c '/fallocate(w->disk, s->file, to)/,/next_name/s/err = w->disk->fdatasync(w->disk, s->file);/err = 0;/'
+mutant '25 progress is told before the events'      sim daemon/hub_request.c 's/return w->state == WATCHER_LIVE \&\& w->start_rev <= h->seen;/return w->start_rev <= h->seen;/'
+mutant '26 an event twice when level again'         sim daemon/hub_feed.c 's/            w->min_rev = h->batch.to + 1; .. at once.*/            w->min_rev = h->batch.to;/; s/if (err == 0 \&\& w->min_rev <= h->batch.to)/if (err == 0 \&\& w->min_rev < h->batch.to)/'
+mutant '28 events before the revision asked for'    sim daemon/hub_feed.c 's/        if (w->state != WATCHER_LIVE || w->min_rev > main)/        if (w->state != WATCHER_LIVE)/'
+mutant 'watch of what is compacted goes on'         sim daemon/hub.c 's/        if (w->min_rev < compact_rev)/        if (0)/'
 mutant '31 leases end by what an old leader knew'  sim daemon/lease.c 's/            l->expiry_ms = l->due_ms = after(now_ms, ttl_s) + extend_ms;/            l->due_ms = l->expiry_ms;/'
+mutant '31 an expiry ends the next lease of its id'  sim daemon/turn_lease.c 's/    if (n == 0 || !grants_under_way(t, marks, n))/    if (n == 0)/'
 mutant '32 time to live begins anew'               lease daemon/lease.c 's/int64_t ttl_s = l->checkpoint_s > 0 ? l->checkpoint_s : l->ttl_s;/int64_t ttl_s = l->ttl_s;/'
 mutant '33 renewed after it was revoked'           sim daemon/turn_lease.c 's/t->own_applied \&\& !q->certain \&\& !turn_reads_free(t)/0/'
 mutant '41 a message of another cluster'            peers daemon/peers_in.c 's/    if (cluster != p->options.cluster_id) {/    if (0) {/'
 mutant '42 a proposal tried twice'                 sim daemon/turn_propose.c 's/    if (heard_before(t, m) || m->index <= t->o.wal_state.term) {/    if (0) {/'
-# 7 and 10 are mutants.sh's: the core alone is quicker at them. 18 takes two lines: the nonce and the chain of batches each keep
+mutant 'a faulty member votes'                      sim raftcore/election.c 's/ || r->fence) {/) {/'
+mutant 'a faulty member stands'                     sim raftcore/election.c 's/ \&\& r->fence == 0 \&\& / \&\& /'
+mutant 'repaired by what is older than the fence'   sim raftcore/raft.c 's/termlog_term(&r->log, r->apply_to) > r->fence)/r->apply_to)/'
+mutant 'a state that differs is not named'          sim daemon/snap_check.c 's/        if (r->members\[i\].known \&\& r->members\[i\].hash != r->members\[right\].hash) {/        if (0) {/'
+mutant 'the state of the majority is named'         sim daemon/snap_check.c 's/2 \* count(r, r->members\[i\].hash) > r->n/2 * count(r, r->members[i].hash) < r->n/'
+# 10 is mutants.sh's: the core alone is quicker at it. 18 takes two lines: the nonce and the chain of batches each keep
 # a stale batch out by themselves.
 exit $missed

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sim.c - whole clusters from one seed: real log, apply, store, leases and turn over a simulated disk, network and clock.
+/* sim.c - whole clusters from one seed: real log, apply, store, leases, watches and turn over a simulated disk, network and clock.
  *
- * Proves, on random schedules of faults and calls, at every step (RELIABILITY A.3): ElectionSafety, LogMatching,
- * LeaderCompleteness, StateMachineSafety, CommitMonotone, TermMonotone, VoteOncePerTermDurable, ReadIndexFresh,
- * NonVoterNeverElected, AckImpliesQuorumFsync, NoReadOfUndurable, RestartPreservesAcked, AppliedContiguous,
- * ApplyDeterministic, OneIndexPerEntry, RevisionStrictlyMonotone, ReadAtRevStable, NeverExpiresEarly,
- * RenewAfterRevokeFails, LearnerNeverCounts, SameOnAllMembers, IdNeverReused, and that rot is noticed; and, when all is
- * healed, within a bound: a leader, writes and linearizable reads through every member, every member at the same
- * state, leases that nobody renews gone.
+ * Proves, on random schedules of faults and calls, at every step: the invariants of RELIABILITY A.3, listed with their
+ * places at the top of tests/sim/check.h, and that rot is noticed; and, when all is healed, within a bound: a leader,
+ * writes and linearizable reads through every member, every member at the same state, whoever was damaged whole
+ * again, every watcher told all, leases that nobody renews gone.
  *
  *     SEED=7 build/tests/unit/sim              one run, VERBOSE=1 with a line per event
  *     SEED=1 SEEDS=1000 build/tests/unit/sim   many       (make sim SEED=7, make sim SEEDS=1000)
