@@ -39,6 +39,7 @@ static inline struct sim_member *victim(struct sim *s)
 static inline void net_heal(struct sim *s)
 {
     memset(s->net_options->cut, 0, sizeof s->net_options->cut);
+    memset(s->net_options->slow_us, 0, sizeof s->net_options->slow_us);
 }
 
 static inline void fault_partition(struct sim *s)
@@ -181,6 +182,7 @@ static inline void fault_net(struct sim *s)
     o->delay_us = 100 + world_random(&s->w, world_chance(&s->w, 20) ? 3000 * s->heartbeat_ms : 2000);
 }
 
+/* A leader may be heard and hears late: what it is told of itself is of a time when it did lead. */
 static inline void fault_slander(struct sim *s)
 {
     struct sim_member *leader = sim_leader(s);
@@ -188,10 +190,15 @@ static inline void fault_slander(struct sim *s)
     if (leader == NULL)
         return;
     s->w.did.slanders++;
+    if (world_chance(&s->w, 60)) {
+        s->net_options->slow_us[leader->id] = (1 + world_random(&s->w, 10)) * s->heartbeat_ms * 1000;
+        s->w.did.late_leaders++;
+    }
     for (unsigned i = 1; i <= s->n; i++)
         if (s->m[i].up && !s->m[i].paused && i != leader->id && world_chance(&s->w, 70))
             turn_suspect(s->m[i].turn, leader->id);
-    world_line(&s->w, "fault: m%" PRIu64 " is said to be dead", leader->id);
+    world_line(&s->w, "fault: m%" PRIu64 " is said to be dead, and hears %" PRIu64 " us late", leader->id,
+               s->net_options->slow_us[leader->id]);
 }
 
 static inline void disturb(struct sim *s)
@@ -200,7 +207,7 @@ static inline void disturb(struct sim *s)
 
     if (world_chance(&s->w, 40) && fault_revive(s))
         return;
-    switch (world_random(&s->w, 21)) {
+    switch (world_random(&s->w, 22)) {
     case 0:
     case 1:
     case 2:
@@ -235,6 +242,7 @@ static inline void disturb(struct sim *s)
         fault_net(s);
         break;
     case 13:
+    case 19:
         if (s->n > 1)
             fault_slander(s);
         break;

@@ -23,6 +23,7 @@ struct datagram {
 struct net_options {
     bool cut[MEMBERS_SIM_MAX][MEMBERS_SIM_MAX];
     uint64_t link_us[MEMBERS_SIM_MAX][MEMBERS_SIM_MAX]; /* when the newest packet of the link arrives */
+    uint64_t slow_us[MEMBERS_SIM_MAX]; /* whatever goes to it is so much later */
     unsigned drop_pct, dup_pct, straggle_pct;
     uint64_t delay_us;
 };
@@ -155,7 +156,7 @@ static inline void net_fly(struct sim *s, struct datagram *p)
     struct world *w = &s->w;
     uint64_t *link = &o->link_us[p->from][p->to];
 
-    p->at_us = w->now_us + 20 + world_delay(w, o->delay_us);
+    p->at_us = w->now_us + 20 + world_delay(w, o->delay_us) + o->slow_us[p->to];
     if (world_chance(w, o->straggle_pct)) {
         p->at_us += world_random(w, 20 * s->heartbeat_ms * 1000);
     } else {

@@ -275,6 +275,7 @@ static inline void transfer_step(struct sim *s, struct transfer *t)
         return;
     }
     if (t->state == TRANSFER_STEPPED) {
+        s->w.did.snapshots_unwanted += t->refused;
         if (t->installed || t->refused)
             transfer_end(s, t, t->installed || to->turn->status.commit >= t->index,
                          t->installed ? "installed" : "not wanted");

@@ -34,9 +34,9 @@ enum {
     X(steps) X(commits) X(elections) X(acked_writes) X(failed_calls) X(lin_reads) X(serial_reads) X(old_reads) X(compacted_reads) \
     X(grants) X(renewals) X(expiries) X(compactions) X(txns) X(deletes) \
     X(crashes) X(power_cuts) X(cuts_in_write) X(cuts_in_flush) X(lost_writes) X(torn_tails) X(restarts) X(pauses) \
-    X(stalls) X(disks_full) X(eio_stops) X(packets) X(dropped) X(doubled) X(partitions) X(one_way) X(slanders) \
+    X(stalls) X(disks_full) X(eio_stops) X(packets) X(dropped) X(doubled) X(partitions) X(one_way) X(slanders) X(late_leaders) \
     X(forwarded) X(log_cuts) X(flushes) X(rots) \
-    X(confs) X(joints) X(learners) X(removals) X(joins) X(log_releases) X(snapshots) X(snapshots_failed) \
+    X(confs) X(joints) X(learners) X(removals) X(joins) X(log_releases) X(snapshots) X(snapshots_failed) X(snapshots_unwanted) \
     X(watch_events) X(watch_moves) X(watch_prevs) X(watch_progress) X(watch_compacted) X(watch_fragments) \
     X(transfers) X(transfers_failed) X(hand_overs) \
     X(damages) X(rebuilds) X(sound_again) X(divergences) X(corrupts)
