@@ -35,7 +35,7 @@ static inline bool damage_log(struct sim_member *m)
         bool kept[1] = {false};
         int err = 0;
 
-        explore_make(&m->disk, none, kept, &copy);
+        explore_make(&m->disk, none, kept, SLICE_NONE, &copy);
         free(none);
         f = rot_file(m->w, &copy);
         o = member_wal_options(m, dir);
