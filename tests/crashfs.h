@@ -14,6 +14,7 @@
  *
  * Not followed: the bytes of lock.mdb, which LMDB writes through a mapping and makes anew for its first user.
  * crashfs_is_true compares the record with the tree: a call that was not seen would show.
+ * Not here: which of all the crash states are tried (crashfs_cuts.h).
  */
 #pragma once
 #include <dirent.h>
@@ -576,41 +577,6 @@ struct crashfs_units {
     bool kept[CRASHFS_UNITS];
     bool keeps_sizes;                /* a file that lost its last sectors is as long as it was */
 };
-
-static inline void crashfs_collect(const struct crashfs *f, uint32_t k, struct crashfs_units *us)
-{
-    static bool synced[CRASHFS_INODES], through[CRASHFS_OPS];
-
-    memset(synced, 0, sizeof synced);
-    memset(through, 0, sizeof through);
-    us->n = 0;
-    for (uint32_t i = k; i > 0; i--) {
-        const struct crashfs_op *o = &f->op[i - 1];
-        bool durable;
-
-        us->first[i - 1] = UINT32_MAX;
-        if (o->kind == CRASHFS_SYNC)
-            synced[o->inode] = true;
-        if (o->kind == CRASHFS_THROUGH)
-            through[o->write] = true;
-        durable = o->kind >= CRASHFS_SYNC || through[i - 1] ||
-                  synced[o->kind == CRASHFS_WRITE || o->kind == CRASHFS_SIZE ? o->inode : o->dir];
-        if (durable)
-            continue;
-        us->first[i - 1] = us->n;
-        for (uint64_t from = 0, n; from < o->n || from == 0; from += n) {
-            n = o->kind == CRASHFS_WRITE ? CRASHFS_SECTOR - (o->at + from) % CRASHFS_SECTOR : UINT64_MAX / 2;
-            if (o->kind == CRASHFS_WRITE && n > o->n - from)
-                n = o->n - from;
-            REQUIRE(us->n < CRASHFS_UNITS);
-            us->u[us->n].op = i - 1;
-            us->u[us->n].from = from;
-            us->u[us->n++].n = n;
-            if (o->kind != CRASHFS_WRITE || n == 0)
-                break;
-        }
-    }
-}
 
 /* The tree after the first k operations, of which us->kept says what is not lost; us NULL: all there.
  * The caller frees. */

@@ -13,7 +13,7 @@
  *
  *     SEED=7 build/tests/unit/sim_install        STATES=100000 for more than the default
  */
-#include "crashfs.h"
+#include "crashfs_cuts.h"
 
 enum { OLD = 25, STORED = 32, SNAP = 90, LAST = 130, SEGMENT_BYTES = 128 << 10 };
 #include <signal.h>
@@ -22,7 +22,7 @@ enum { OLD = 25, STORED = 32, SNAP = 90, LAST = 130, SEGMENT_BYTES = 128 << 10 }
 
 #define STATES_DEFAULT 10000
 
-enum { SEEN = 1 << 20, ALL_UP_TO = 5, PER_POINT = 24, LEDGER_MAX = 512 };
+enum { PER_POINT = 24, LEDGER_MAX = 512 };
 
 /* What a start may find: which log, and what it says. */
 struct content {
@@ -40,8 +40,9 @@ static struct {
     struct crashfs *fs;        /* the record that is being made */
     struct ledger *ledger;     /* and what it promises */
     struct content found;      /* of the last start */
-    uint64_t dice, states, moments, scripts, old, nested, kills, used, fails, want;
-    uint64_t *seen;
+    const struct content *lo, *hi; /* of the crash state being looked at */
+    struct crashfs_cuts cuts;
+    uint64_t dice, states, scripts, old, nested, kills, used, fails, want;
     char root[64], work[96], log[128], place[128];
     bool split;                /* the log lies in a directory of its own, --wal-dir */
     struct crashfs *template[2];
@@ -329,10 +330,14 @@ static struct crashfs *record_new(void)
     return f;
 }
 
-static void check(struct crashfs *f, struct crashfs_tree *t, const struct content *lo, const struct content *hi)
+/* One crash state. False: no more of them. */
+static bool check(struct crashfs *f, const struct crashfs_tree *t)
 {
+    const struct content *lo = g.lo, *hi = g.hi;
     struct member_rig m;
+    uint32_t at = g.at;
 
+    g.states++;
     crashfs_place(f, t, false);
     if (g.depth == 0 && g.states % 97 == 0) { /* the recovery is cut too */
         struct crashfs *second = record_new();
@@ -340,17 +345,21 @@ static void check(struct crashfs *f, struct crashfs_tree *t, const struct conten
         crashfs_init(second, g.work);
         g.nested++;
         second_life(second, lo, hi);
+        g.lo = lo; /* it has looked at others */
+        g.hi = hi;
+        g.at = at;
         crashfs_fini(second);
         free(second);
-        return;
+        return g.fails == 0;
     }
     if (!start(&m, lo, hi))
-        return;
+        return false;
     g.old += !g.found.is_new;
     if (g.states % 37 == 0)
         use_and_start_again(&m);
     else
         member_close(&m);
+    return g.fails == 0;
 }
 
 /* The process is killed after k calls: all it did is there, and what it had not synced is still at risk. */
@@ -370,86 +379,16 @@ static void kill_at(struct crashfs *f, uint32_t k, const struct content *lo, con
     free(second);
 }
 
-static bool is_new_state(uint64_t print)
-{
-    for (uint64_t h = print >> 40;; h++) {
-        uint64_t *slot = &g.seen[h % SEEN];
-
-        if (*slot == print)
-            return false;
-        if (*slot == 0) {
-            *slot = print;
-            return true;
-        }
-    }
-}
-
-static void one(struct crashfs *f, uint32_t k, const struct crashfs_units *us, const struct content *lo,
-                const struct content *hi)
-{
-    struct crashfs_tree *t = crashfs_after(f, k, us);
-    /* The same bytes, but more or less is promised of them: another state. */
-    uint64_t print = crashfs_print(t, 0, 1) + (lo->last * 2 + lo->is_new) * 0x9e3779b97f4a7c15u + hi->last * 77 + g.depth;
-
-    if (g.states < SEEN / 2 && is_new_state(print * 0x9e3779b97f4a7c15u | 1)) {
-        g.states++;
-        g.at = k;
-        check(f, t, lo, hi);
-    }
-    crashfs_tree_free(t, CRASHFS_INODES);
-    free(t);
-}
-
-/* A subset of what is not synced, of many. */
-static void draw_kept(const struct crashfs *f, struct crashfs_units *us)
-{
-    uint64_t how = dice(8), cut = dice(us->n + 1), odd[3] = {2, 8, 64}, p = odd[dice(3)];
-    uint64_t coins = dice(UINT64_MAX);
-    bool most = dice(2);
-
-    for (uint32_t i = 0; i < us->n; i++) {
-        const struct crashfs_op *o = &f->op[us->u[i].op];
-        bool entry = o->kind >= CRASHFS_LINK;
-
-        switch (how) {
-        case 0: us->kept[i] = i < cut; break; /* collected newest call first: the newer ones */
-        case 1: us->kept[i] = i >= cut; break; /* the older ones */
-        case 2: us->kept[i] = (i == cut) != most; break;
-        case 3: us->kept[i] = coins >> o->inode % 61 & 1; break; /* file by file */
-        case 4: us->kept[i] = entry || (dice(p) == 0) != most; break;
-        case 5: us->kept[i] = entry ? dice(2) : most; break;
-        default: us->kept[i] = (dice(p) == 0) != most; break;
-        }
-    }
-    us->keeps_sizes = dice(4) == 0;
-}
-
 static void explore_at(struct crashfs *f, const struct ledger *l, uint32_t k, unsigned per_point)
 {
-    struct crashfs_units *us = malloc(sizeof *us);
     struct content lo = {0}, hi = {0};
 
-    REQUIRE(us);
-    us->keeps_sizes = false;
-    crashfs_collect(f, k, us);
     expect(l, k, &lo, &hi);
-    g.moments++;
-    if (us->n <= ALL_UP_TO && 1u << us->n <= per_point) {
-        for (uint32_t set = 0; set < 1u << us->n && g.fails == 0; set++) {
-            for (uint32_t i = 0; i < us->n; i++)
-                us->kept[i] = set >> i & 1;
-            one(f, k, us, &lo, &hi);
-        }
-    } else {
-        for (unsigned i = 0; i < per_point && g.fails == 0; i++) {
-            if (i < 2)
-                memset(us->kept, i == 0, us->n);
-            else
-                draw_kept(f, us);
-            one(f, k, us, &lo, &hi);
-        }
-    }
-    free(us);
+    g.lo = &lo;
+    g.hi = &hi;
+    g.at = k;
+    /* The same bytes, but more or less is promised of them: another state. */
+    crashfs_cut(&g.cuts, f, k, per_point, (lo.last * 2 + lo.is_new) * 1000003u + hi.last * 77 + g.depth);
     if (g.depth == 0 && g.fails == 0 && dice(12) == 0)
         kill_at(f, k, &lo, &hi);
 }
@@ -510,7 +449,7 @@ static void script(void)
     crashfs_recording = NULL;
     g.ledger = NULL;
     member_close(&m);
-    memset(g.seen, 0, SEEN * sizeof *g.seen);
+    crashfs_cuts_forget(&g.cuts);
     explore(f, l, 0, PER_POINT);
     crashfs_fini(f);
     free(f);
@@ -525,7 +464,7 @@ static void every_crash_state(void)
     }
     printf("# %llu crash states of %llu scripts, %llu moments; %llu found the old state, %llu were used, %llu recoveries "
            "cut too, %llu after a kill\n",
-           (unsigned long long)g.states, (unsigned long long)g.scripts, (unsigned long long)g.moments,
+           (unsigned long long)g.states, (unsigned long long)g.scripts, (unsigned long long)g.cuts.moments,
            (unsigned long long)g.old, (unsigned long long)g.used, (unsigned long long)g.nested,
            (unsigned long long)g.kills);
     CHECK(g.fails == 0);
@@ -549,8 +488,7 @@ int main(void)
     snprintf(g.work, sizeof g.work, "%s/w", g.root);
     snprintf(g.place, sizeof g.place, "%s/data", g.work);
     snprintf(g.log, sizeof g.log, "%s/log", g.work);
-    g.seen = calloc(SEEN, sizeof *g.seen);
-    REQUIRE(g.seen);
+    crashfs_cuts_init(&g.cuts, check, dice);
     sender_new();
     templates_make();
     signal(SIGBUS, caught);
@@ -559,7 +497,7 @@ int main(void)
     TEST(every_crash_state);
     sender_free();
     templates_free();
-    free(g.seen);
+    crashfs_cuts_fini(&g.cuts);
     crashfs_remove(g.root);
     return tap_done();
 }
