@@ -352,6 +352,26 @@ static int tables_open(struct base *b, MDB_txn *txn, unsigned flags)
     return 0;
 }
 
+/* The file, and its name. */
+static int sync_dir(const char *path)
+{
+    static const char *const names[] = {"data.mdb", "."};
+    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
+
+    if (dir < 0)
+        return -errno;
+    for (size_t i = 0; i < 2 && err == 0; i++) {
+        int fd = openat(dir, names[i], O_RDONLY | O_CLOEXEC);
+
+        if (fd < 0 || fsync(fd) < 0)
+            err = -errno;
+        if (fd >= 0)
+            (void)close(fd); /* read only: nothing can be lost */
+    }
+    (void)close(dir);
+    return err;
+}
+
 int base_create(const struct base_options *o, uint64_t cluster_id, uint64_t member_id, struct slice conf)
 {
     struct seal seal = {.revision = 1, .compact_revision = -1, .conf = conf};
@@ -372,6 +392,8 @@ int base_create(const struct base_options *o, uint64_t cluster_id, uint64_t memb
         goto out;
     err = base_commit(&b, txn, 1);
     txn = NULL;
+    if (err == 0 && !o->no_sync)
+        err = sync_dir(o->path);
 out:
     if (txn)
         mdb_txn_abort(txn);
@@ -554,25 +576,6 @@ int base_check_readers(struct base *b)
     int dead;
 
     return base_error(mdb_reader_check(b->env, &dead));
-}
-
-static int sync_dir(const char *path)
-{
-    static const char *const names[] = {"data.mdb", "."};
-    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
-
-    if (dir < 0)
-        return -errno;
-    for (size_t i = 0; i < 2 && err == 0; i++) {
-        int fd = openat(dir, names[i], O_RDONLY | O_CLOEXEC);
-
-        if (fd < 0 || fsync(fd) < 0)
-            err = -errno;
-        if (fd >= 0)
-            (void)close(fd); /* read only: nothing can be lost */
-    }
-    (void)close(dir);
-    return err;
 }
 
 /* LMDB numbers the copy's transactions from 1 again: the "commit" row is written anew, in a commit of its own. */

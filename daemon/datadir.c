@@ -68,6 +68,28 @@ static int make_path(struct datadir *d, const char *path, char *ret)
     return 0;
 }
 
+/* The names of path and of the directories above it, whoever made them (this process, or one that was killed then). One that
+ * cannot be read was not made by us. */
+static int sync_path(struct datadir *d, const char *path)
+{
+    char part[DATADIR_PATH_BYTES];
+    int fd, rc = 0;
+
+    for (size_t i = strlen(path); i > 0 && rc == 0; i--) {
+        if (path[i] != '/')
+            continue;
+        memcpy(part, path, i);
+        part[i] = '\0';
+        fd = open(part, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (fd < 0)
+            continue;
+        if (fsync(fd) < 0 && errno == EIO)
+            rc = fail(d, "%s: cannot be synced: %s", part, strerror(errno));
+        (void)close(fd); /* only read */
+    }
+    return rc;
+}
+
 static int check_type(struct datadir *d, const char *path)
 {
     struct statfs fs;
@@ -159,6 +181,8 @@ static int check_fresh(struct datadir *d)
     if (fd < 0 || fsync(d->fd) < 0)
         return fail(d, "%s/CREATING: %s", d->path, strerror(errno));
     (void)close(fd); /* an empty file */
+    if (sync_path(d, d->path) < 0 || sync_path(d, d->wal_root) < 0)
+        return -1;
     d->fresh = true;
     d->base = d->wal = 1;
     return 0;

@@ -49,6 +49,7 @@
 #include <stdio.h>
 #include "wal_impl.h"
 
+enum { WAL_CREATED_BYTES = 2 * WAL_SECTOR_BYTES }; /* the head, and a batch without entries */
 #define FIRST_SEGMENT_PART 8          /* the first segment is an eighth; each next doubles, up to segment_bytes */
 
 /* ---- appending --------------------------------------------------------------------- */
@@ -397,12 +398,24 @@ static void parent_of(const char *dir, char parent[WAL_PATH_MAX])
         (void)snprintf(parent, WAL_PATH_MAX, "%.*s", (int)(slash - dir), dir);
 }
 
-/* What a creation that crashed has left may go; a log that was begun may not. */
+/* Whether more than its creation has written to a log: its first segment begins with these sectors. The creation writes the
+ * head and one batch without entries, a sector each. */
+static bool is_used(struct slice first)
+{
+    struct wal_segment_head h;
+    struct wal_batch b;
+
+    return wal_segment_head_parse(first, &h) == WAL_GOOD &&
+           (first.len < WAL_CREATED_BYTES + WAL_SECTOR_BYTES ||
+            !wal_is_zero(first.ptr + WAL_CREATED_BYTES, WAL_SECTOR_BYTES) ||
+            (wal_batch_head_parse(first, WAL_SECTOR_BYTES, h.nonce, &b) && b.n_entries > 0));
+}
+
+/* What a creation that crashed has left may go; a log that was used may not. */
 static int remove_leftover(struct wal *w)
 {
     char path[WAL_PATH_MAX + 32];
-    struct wal_segment_head h;
-    uint8_t sector[WAL_SECTOR_BYTES];
+    uint8_t first[WAL_CREATED_BYTES + WAL_SECTOR_BYTES];
     struct disk_file *f;
     ssize_t n;
     int err;
@@ -414,11 +427,11 @@ static int remove_leftover(struct wal *w)
     err = w->disk->open(w->disk, path, O_RDWR, 0, &f);
     if (err)
         return err == -ENOENT ? 0 : err;
-    n = w->disk->pread(w->disk, f, sector, sizeof sector, 0);
+    n = w->disk->pread(w->disk, f, first, sizeof first, 0);
     w->disk->close(w->disk, f);
     if (n < 0)
         return (int)n;
-    if (wal_segment_head_parse(slice_of(sector, (size_t)n), &h) == WAL_GOOD)
+    if (is_used(slice_of(first, (size_t)n)))
         return -EEXIST;
     return w->disk->unlink(w->disk, path);
 }

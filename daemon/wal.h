@@ -33,7 +33,8 @@ struct wal_state {
     uint64_t cut_bytes;          /* of a torn tail; 0: none */
 };
 
-/* Make a new, empty log whose first entry will be index + 1; synced, its directory too. */
+/* Make a new, empty log whose first entry will be index + 1; synced, its directory too. What a creation that was broken
+ * off has left makes room; -EEXIST: a log lies there that something was appended to. */
 int wal_create(const struct wal_options *o, uint64_t index, uint64_t term, const struct wal_state *hard);
 
 /* Open and check the whole log. Returns 0; -ENOENT; -errno; or -EUCLEAN: corruption, with one

@@ -2,8 +2,8 @@
 /* crashfs_cuts.h - which of the crash states of a record (crashfs.h) are tried.
  *
  * With few units that may be lost, every subset of them; with many: none, all, and as many more as wanted, drawn: the
- * newest or the oldest, all but one, one, file by file, data or names alone, a coin for each. States that are byte for byte the
- * same, and of which the same is promised, are tried once.
+ * newest or the oldest, all but one, one, file by file, data or names alone, a coin for each. States that are byte for
+ * byte the same, and of which the same is promised, are tried once.
  */
 #pragma once
 #include "crashfs.h"
