@@ -14,6 +14,7 @@
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -404,6 +406,22 @@ int session_expire_entry(struct session *s, uint64_t parent, const char *name, s
     return rc == -ENOSYS ? session_inval_entry(s, parent, name, name_len) : rc; /* before Linux 6.2 */
 }
 
+/* Who may not unmount has fusermount3 do it, which made the mount for him. */
+static int detach_by_helper(const char *mountpoint)
+{
+    char *argv[] = {(char *)"fusermount3", (char *)"-u",       (char *)"-z", (char *)"-q",
+                    (char *)"--",          (char *)mountpoint, NULL};
+    int status, rc;
+    pid_t pid;
+
+    rc = posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ);
+    if (rc)
+        return -rc;
+    if (waitpid(pid, &status, 0) != pid)
+        return -errno;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
+}
+
 int session_detach_dead(const char *mountpoint)
 {
     struct stat st;
@@ -412,5 +430,5 @@ int session_detach_dead(const char *mountpoint)
         return 0;
     if (umount2(mountpoint, MNT_DETACH) == 0)
         return 0;
-    return -errno;
+    return errno == EPERM ? detach_by_helper(mountpoint) : -errno;
 }

@@ -8,6 +8,7 @@
 #           pause   SIGSTOP for PAUSE_MS (250) only: the mount should stay
 #   ROLE    follower | leader: what the endpoint in use is; other: the leader is lost, a follower in use
 #   SERVER  cairnd (default) or the path of an etcd
+#   KEEP=ms the members' logs of a round that took longer are kept
 #   IDLE=1  the mount itself reads and saves nothing: what is lost is seen by its watch alone
 #
 # Each round prints, in ms, the longest time without: read  a linearizable read (option strict); save  a save of one file, opened, written
@@ -189,13 +190,17 @@ def main():
     worker("other", 0.02, other)
     rows = []
     while len(rows) < ROUNDS:
-        before = dict(failed)
+        before, row_start = dict(failed), time.monotonic()
         row = one_round()
         if row is None: continue
         rows.append(row)
         new = {k: v - before.get(k, 0) for k, v in failed.items() if v != before.get(k, 0)}
         if new: new["errors"] = open(M + "/.etcd/errors").read().splitlines()[-3:]
         print(len(rows), " ".join(f"{k} {v:.0f}" if k != "moved" else f"moved {v}" for k, v in row.items()), new or "", flush=True)
+        if os.environ.get("KEEP") and max(v for k, v in row.items() if k in done) > int(os.environ["KEEP"]):
+            at = tempfile.mkdtemp(prefix="mount-failover-log-", dir="/var/tmp")
+            for i in MEMBERS: shutil.copy(f"{T}/m{i}.log", at)
+            print("   logs:", at, "lost at", time.strftime("%H:%M:%S", time.gmtime(time.time() - time.monotonic() + row_start)))
         for d in done.values(): del d[:-5]
     for k in rows[0]:
         if k in ("moved", "terms"): continue
@@ -215,7 +220,6 @@ finally:
     for at, p in mounts:
         try: p.wait(10)
         except subprocess.TimeoutExpired: p.kill()
-    if os.environ.get("KEEP"): print(T)
-    else: shutil.rmtree(T, ignore_errors=True)
+    shutil.rmtree(T, ignore_errors=True)
     sys.stdout.flush()
     os._exit(status_code)
