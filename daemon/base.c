@@ -45,7 +45,7 @@
  *
  * Promise: base_flush and base_sweep change everything or nothing, and are on disk when they return 0.
  * Not here: encodings (base_row.c), reading (base_read.c, base_cursor.c), long keys (base_path.c), writing
- *           (base_flush.c, base_sweep.c), the whole-store check (base_check.c, base_pages.c).
+ *           (base_flush.c, base_sweep.c), copies (base_copy.c), the whole-store check (base_check.c, base_pages.c).
  * LMDB is used as plainly as it can be: no NOSYNC (but the tests'), no WRITEMAP, no DUPSORT, no nested transactions,
  * no MDB_CURRENT; of Debian's 0.9.24 those are where the later fixes are.
  */
@@ -165,7 +165,7 @@ int base_row_write(const struct base *b, MDB_txn *txn, enum base_table t, struct
 
 /* ---- meta ---- */
 
-enum { SEAL_BYTES = 48, FORMAT_BYTES = 20, MARK_BYTES = 20, COMMIT_BYTES = 16 + 8 * (BASE_TABLES - 1) };
+enum { SEAL_BYTES = 48, FORMAT_BYTES = 20, MARK_BYTES = 20 };
 
 int base_seal_write(const struct base *b, MDB_txn *txn, const struct seal *s)
 {
@@ -200,8 +200,7 @@ int base_mark_write(const struct base *b, MDB_txn *txn, struct sweep_mark m)
     return base_row_write(b, txn, BASE_META, S("sweep"), buf, MARK_BYTES, 0);
 }
 
-/* Rows of each table but meta, into dst (8 bytes each). */
-static int count_rows(const struct base *b, MDB_txn *txn, uint8_t *dst)
+int base_count_rows(const struct base *b, MDB_txn *txn, uint8_t *dst)
 {
     MDB_stat st;
 
@@ -217,14 +216,14 @@ static int count_rows(const struct base *b, MDB_txn *txn, uint8_t *dst)
 
 int base_commit(struct base *b, MDB_txn *txn, uint64_t child_next)
 {
-    uint8_t buf[COMMIT_BYTES + 4];
+    uint8_t buf[BASE_COMMIT_BYTES + 4];
     int err;
 
     put_u64le(buf, mdb_txn_id(txn));
     put_u64le(buf + 8, child_next);
-    err = count_rows(b, txn, buf + 16);
+    err = base_count_rows(b, txn, buf + 16);
     if (err == 0)
-        err = base_row_write(b, txn, BASE_META, S("commit"), buf, COMMIT_BYTES, 0);
+        err = base_row_write(b, txn, BASE_META, S("commit"), buf, BASE_COMMIT_BYTES, 0);
     if (err) {
         mdb_txn_abort(txn);
         return err;
@@ -235,8 +234,7 @@ int base_commit(struct base *b, MDB_txn *txn, uint64_t child_next)
     return err;
 }
 
-/* A meta row of at least n bytes; a missing one is damage. */
-static int meta_row(const struct base *b, MDB_txn *txn, struct slice name, size_t n, struct slice *ret)
+int base_meta_row(const struct base *b, MDB_txn *txn, struct slice name, size_t n, struct slice *ret)
 {
     int err = base_row_read(b, txn, BASE_META, name, ret);
 
@@ -246,11 +244,11 @@ static int meta_row(const struct base *b, MDB_txn *txn, struct slice name, size_
 static int check_commit(const struct base *b, MDB_txn *txn, struct slice commit)
 {
     uint8_t rows[8 * BASE_META];
-    int err = count_rows(b, txn, rows);
+    int err = base_count_rows(b, txn, rows);
 
     if (err)
         return err;
-    if (get_u64le(commit.ptr) != mdb_txn_id(txn) || commit.len != COMMIT_BYTES)
+    if (get_u64le(commit.ptr) != mdb_txn_id(txn) || commit.len != BASE_COMMIT_BYTES)
         return -EUCLEAN;
     return memcmp(commit.ptr + 16, rows, sizeof rows) ? -EUCLEAN : 0;
 }
@@ -261,10 +259,10 @@ int base_meta_read(const struct base *b, MDB_txn *txn, struct base_meta *ret_met
     struct slice format, seal, mark, commit;
     int err;
 
-    if ((err = meta_row(b, txn, S("format"), FORMAT_BYTES, &format)) ||
-        (err = meta_row(b, txn, S("seal"), SEAL_BYTES, &seal)) ||
-        (err = meta_row(b, txn, S("sweep"), MARK_BYTES, &mark)) ||
-        (err = meta_row(b, txn, S("commit"), COMMIT_BYTES, &commit)) || (err = check_commit(b, txn, commit)))
+    if ((err = base_meta_row(b, txn, S("format"), FORMAT_BYTES, &format)) ||
+        (err = base_meta_row(b, txn, S("seal"), SEAL_BYTES, &seal)) ||
+        (err = base_meta_row(b, txn, S("sweep"), MARK_BYTES, &mark)) ||
+        (err = base_meta_row(b, txn, S("commit"), BASE_COMMIT_BYTES, &commit)) || (err = check_commit(b, txn, commit)))
         return err;
     if (get_u32le(format.ptr) != BASE_FORMAT)
         return -EPROTONOSUPPORT;
@@ -331,7 +329,7 @@ static int env_open_map(const struct base_options *o, uint64_t map_bytes, MDB_en
 
 /* Where addresses are short (ulimit -v, ThreadSanitizer) a smaller map has to do: what it then cannot hold is
  * ENOSPC, as with a full disk. */
-static int env_open(const struct base_options *o, MDB_env **ret_env)
+int base_env_open(const struct base_options *o, MDB_env **ret_env)
 {
     uint64_t map_bytes = o->map_bytes;
     int rc = env_open_map(o, map_bytes, ret_env);
@@ -341,7 +339,7 @@ static int env_open(const struct base_options *o, MDB_env **ret_env)
     return rc;
 }
 
-static int tables_open(struct base *b, MDB_txn *txn, unsigned flags)
+int base_tables_open(struct base *b, MDB_txn *txn, unsigned flags)
 {
     for (int t = 0; t < BASE_TABLES; t++) {
         int rc = mdb_dbi_open(txn, table_names[t], flags, &b->dbi[t]);
@@ -353,7 +351,7 @@ static int tables_open(struct base *b, MDB_txn *txn, unsigned flags)
 }
 
 /* The file, and its name. */
-static int sync_dir(const char *path)
+int base_sync_dir(const char *path)
 {
     static const char *const names[] = {"data.mdb", "."};
     int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
@@ -378,11 +376,11 @@ int base_create(const struct base_options *o, uint64_t cluster_id, uint64_t memb
     uint8_t format[FORMAT_BYTES + 4];
     struct base b = {0};
     MDB_txn *txn = NULL;
-    int err = env_open(o, &b.env);
+    int err = base_env_open(o, &b.env);
 
     if (err)
         return err;
-    if ((err = base_error(mdb_txn_begin(b.env, NULL, 0, &txn))) || (err = tables_open(&b, txn, MDB_CREATE)))
+    if ((err = base_error(mdb_txn_begin(b.env, NULL, 0, &txn))) || (err = base_tables_open(&b, txn, MDB_CREATE)))
         goto out;
     put_u32le(format, BASE_FORMAT);
     put_u64le(format + 4, cluster_id);
@@ -393,7 +391,7 @@ int base_create(const struct base_options *o, uint64_t cluster_id, uint64_t memb
     err = base_commit(&b, txn, 1);
     txn = NULL;
     if (err == 0 && !o->no_sync)
-        err = sync_dir(o->path);
+        err = base_sync_dir(o->path);
 out:
     if (txn)
         mdb_txn_abort(txn);
@@ -456,7 +454,7 @@ static int load(struct base *b, bool *ret_was_short)
 
     if (err || (err = base_error(mdb_txn_begin(b->env, NULL, MDB_RDONLY, &txn))))
         return err;
-    err = tables_open(b, txn, 0);
+    err = base_tables_open(b, txn, 0);
     if (err == 0)
         err = find_map(b, txn);
     if (err == 0)
@@ -519,7 +517,7 @@ int base_open(const struct base_options *o, struct base **ret_base)
     else
         err = check_file(path);
     if (err == 0)
-        err = env_open(o, &b->env);
+        err = base_env_open(o, &b->env);
     if (err) {
         free(b);
         return err;
@@ -576,130 +574,6 @@ int base_check_readers(struct base *b)
     int dead;
 
     return base_error(mdb_reader_check(b->env, &dead));
-}
-
-/* LMDB numbers the copy's transactions from 1 again: the "commit" row is written anew, in a commit of its own. */
-static int copy_finish(const struct base_options *o)
-{
-    struct base b = {0};
-    uint8_t rows[8 * BASE_META];
-    struct slice commit;
-    MDB_txn *txn = NULL;
-    int err = env_open(o, &b.env);
-
-    if (err)
-        return err;
-    if ((err = base_error(mdb_txn_begin(b.env, NULL, 0, &txn))) || (err = tables_open(&b, txn, 0)) ||
-        (err = meta_row(&b, txn, S("commit"), COMMIT_BYTES, &commit)) || (err = count_rows(&b, txn, rows)))
-        goto out;
-    err = -EUCLEAN;
-    if (memcmp(commit.ptr + 16, rows, sizeof rows))
-        goto out;
-    err = base_commit(&b, txn, get_u64le(commit.ptr + 8));
-    txn = NULL;
-out:
-    if (txn)
-        mdb_txn_abort(txn);
-    mdb_env_close(b.env);
-    return err;
-}
-
-/* Tells who may give the copy up where it is written; -1: nowhere any more. False: it has been given up. */
-static bool copy_note(struct base *b, int fd, int dir_fd)
-{
-    bool go;
-
-    pthread_mutex_lock(&b->copy_mu);
-    b->copy_fd = fd;
-    b->copy_dir_fd = dir_fd;
-    go = !b->copy_given_up;
-    pthread_mutex_unlock(&b->copy_mu);
-    return go;
-}
-
-/* LMDB has no way to end a copy, but it ends at the first write that fails: its descriptor becomes one of the directory,
- * which nobody can write to. */
-void base_copy_give_up(struct base *b)
-{
-    pthread_mutex_lock(&b->copy_mu);
-    if (!b->copy_given_up && b->copy_fd >= 0)
-        (void)dup3(b->copy_dir_fd, b->copy_fd, O_CLOEXEC); /* else the copy is made, and dropped then */
-    b->copy_given_up = true;
-    pthread_mutex_unlock(&b->copy_mu);
-}
-
-/* The pages in use, in order. */
-static int copy_pages(struct base *b, const char *path)
-{
-    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd, err = 0;
-
-    if (dir < 0)
-        return -errno;
-    fd = openat(dir, "data.mdb", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        err = -errno;
-        (void)close(dir); /* read only */
-        return err;
-    }
-    /* Where it can be: nothing of it needs the page cache, and there is little left to sync at the end. */
-    (void)fcntl(fd, F_SETFL, O_DIRECT);
-    if (copy_note(b, fd, dir))
-        err = base_error(mdb_env_copyfd2(b->env, fd, MDB_CP_COMPACT));
-    if (!copy_note(b, -1, -1))
-        err = -ECANCELED;
-    if (close(fd) < 0 && err == 0)
-        err = -errno;
-    (void)close(dir);
-    return err;
-}
-
-/* What was just copied is read once, piece by piece: else each of the first reads of the new base would wait for the
- * disk, apply's among them, and every put behind it. Best effort: an error is met again by who needs the page. */
-static void copy_warm(const char *path)
-{
-    enum { PIECE_BYTES = 256 << 10 };
-    int dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int fd = dir < 0 ? -1 : openat(dir, "data.mdb", O_RDONLY | O_CLOEXEC);
-    void *piece = malloc(PIECE_BYTES);
-
-    while (piece && fd >= 0 && read(fd, piece, PIECE_BYTES) > 0)
-        ;
-    free(piece);
-    if (fd >= 0)
-        (void)close(fd); /* read only, as the next */
-    if (dir >= 0)
-        (void)close(dir);
-}
-
-int base_copy(struct base *b, const char *path)
-{
-    struct base_options o = {.path = path, .readers_max = 2};
-    MDB_envinfo info;
-    int err;
-
-    if ((err = base_error(mdb_env_info(b->env, &info))) || (err = copy_pages(b, path)))
-        return err;
-    o.map_bytes = info.me_mapsize;
-    copy_warm(path);
-    err = copy_finish(&o);
-    return err ? err : sync_dir(path);
-}
-
-int base_import_end(struct base *b, const char *path, struct rev swept, int64_t swept_upto)
-{
-    MDB_txn *txn;
-    int err = base_error(mdb_txn_begin(b->env, NULL, 0, &txn));
-
-    if (err)
-        return err;
-    err = base_mark_write(b, txn, (struct sweep_mark){swept, swept_upto});
-    if (err)
-        mdb_txn_abort(txn);
-    else
-        err = base_commit(b, txn, b->child_next);
-    if (err == 0)
-        err = base_error(mdb_env_sync(b->env, 1));
-    return err ? err : sync_dir(path);
 }
 
 int base_room(void *array, size_t *cap, size_t need, size_t item)

@@ -38,6 +38,7 @@ enum {
     BASE_HEAD_MAX = 280,                   /* the head of a log record */
     BASE_CONF_MAX = 64 << 10,              /* the Raft configuration in the meta table */
     BASE_MAP_MIN = 1 << 30,                /* less than this of addresses is not worth a start */
+    BASE_COMMIT_BYTES = 16 + 8 * (BASE_TABLES - 1), /* the meta row "commit" */
     BASE_SWEEP_PAGES = 2048,               /* one batch of the sweep dirties about so many */
     BASE_SWEEP_RECORDS = 8192,             /* one step of the sweep looks at so many records */
     BASE_SWEEP_VICTIMS = 512 << 10,        /* of one round, kept in memory: 16 bytes each */
@@ -103,6 +104,13 @@ int base_row_write(const struct base *b, MDB_txn *txn, enum base_table t, struct
                    unsigned flags);
 int base_meta_read(const struct base *b, MDB_txn *txn, struct base_meta *ret_meta, struct sweep_mark *ret_mark,
                    uint64_t *ret_child_next);
+/* A meta row of at least n bytes; a missing one is damage. */
+int base_meta_row(const struct base *b, MDB_txn *txn, struct slice name, size_t n, struct slice *ret);
+/* Rows of each table but meta, into dst (8 bytes each). */
+int base_count_rows(const struct base *b, MDB_txn *txn, uint8_t *dst);
+int base_sync_dir(const char *path); /* of a base: its file and the file's name */
+int base_env_open(const struct base_options *o, MDB_env **ret_env);
+int base_tables_open(struct base *b, MDB_txn *txn, unsigned flags);
 int base_seal_write(const struct base *b, MDB_txn *txn, const struct seal *s);
 int base_mark_write(const struct base *b, MDB_txn *txn, struct sweep_mark m);
 /* Notes the child ids given out and what the commit looks like, then commits. txn is gone after it. */

@@ -521,17 +521,20 @@ int datadir_give_back(struct datadir *d, unsigned base)
     return renameat(d->fd, name, d->fd, "incoming") < 0 ? -errno : 0;
 }
 
-/* ---- faulty ---- */
+/* ---- faulty: "fence TERM", "store damaged" or "store sound", "crc" of these two lines ---- */
+
+enum { MARK_BYTES = 96 };
 
 int datadir_mark(struct datadir *d, uint64_t fence_term, bool store_damaged)
 {
-    char text[64];
+    char text[MARK_BYTES];
     int n = snprintf(text, sizeof text, "fence %llu\nstore %s\n", (unsigned long long)fence_term,
                      store_damaged ? "damaged" : "sound");
     int fd = openat(d->fd, "FAULTY.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc = 0;
 
     if (fd < 0)
         return -errno;
+    n += snprintf(text + n, sizeof text - (size_t)n, "crc %08x\n", crc32c(0, text, (size_t)n));
     if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)
         rc = errno ? -errno : -EIO;
     if (close(fd) < 0 && rc == 0)
@@ -545,7 +548,9 @@ int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_sto
 {
     int fd = openat(d->fd, "FAULTY", O_RDONLY | O_CLOEXEC);
     unsigned long long fence = 0;
-    char text[65], store[16];
+    char text[MARK_BYTES], store[16];
+    const char *last;
+    unsigned crc = 0;
     ssize_t n;
 
     *ret_fence_term = 0;
@@ -557,7 +562,9 @@ int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_sto
         (void)close(fd); /* only read */
     if (n >= 0)
         text[n] = '\0';
-    if (n < 0 || sscanf(text, "fence %llu\nstore %15s\n", &fence, store) != 2)
+    last = n < 0 ? NULL : strstr(text, "\ncrc ");
+    if (last == NULL || sscanf(last + 1, "crc %x", &crc) != 1 || crc32c(0, text, (size_t)(last + 1 - text)) != crc ||
+        sscanf(text, "fence %llu\nstore %15s\n", &fence, store) != 2)
         return fail(d, "%s/FAULTY: cannot be read; remove this member from its cluster and add it anew", d->path);
     *ret_fence_term = fence;
     *ret_store_damaged = strcmp(store, "damaged") == 0;
