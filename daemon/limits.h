@@ -38,6 +38,7 @@ enum {
     LIMIT_WAL_BATCH_BYTES = 8 << 20,
     LIMIT_ENTRY_CACHE_BYTES = 64 << 20,   /* older entries are read again from the WAL */
     LIMIT_WAL_SEGMENT_BYTES = 64 << 20,
+    LIMIT_CATCHUP_BYTES = 256 << 20,      /* of the log, kept for followers: who needs more is given a snapshot */
 
     /* between members. */
     LIMIT_PEER_CONNECT_MS = 500,          /* one address of a member: the next is tried */
@@ -114,7 +115,8 @@ enum {
     LIMIT_HASH_CHECK_MS = 1000,           /* the leader compares the members' states so often, */
     LIMIT_HASH_WAIT_MS = 5000,            /* and waits so long for who has not applied as far yet */
     LIMIT_SNAP_LOG_MS = 30 * 1000,        /* the log behind a snapshot is kept so long after it was taken, */
-    LIMIT_SNAP_LOG_ENTRIES = 1000000,     /* but never more of it than this */
+    LIMIT_SNAP_LOG_ENTRIES = 1000000,     /* but never more of it than this, */
+    LIMIT_SNAP_LOG_BYTES = 1 << 30,       /* nor than this */
 
     LIMIT_SERVER_REQUEST_MS = 5000,       /* + 2 x election timeout: etcd's request timeout */
     LIMIT_STOP_MS = 1000,

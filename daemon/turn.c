@@ -308,20 +308,34 @@ static void take_confs(struct turn *t)
     }
 }
 
-/* The log may forget what base holds, but for the tail that followers may ask for. */
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t most(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The log may forget what base holds, but for the tail that followers may ask for. Not the tail of a log that begins at
+ * index 0: it was made before the founding configuration counted as entry 1, and a member that joins and was given all of
+ * it would never learn who founded the cluster. It is given a snapshot. */
 static void take_flushed(struct turn *t, uint64_t flushed)
 {
-    uint64_t to = flushed;
+    bool crowded = t->status.n_runs > RAFT_RUNS_MAX / 2; /* a restart loop: terms with few entries fill the core's runs */
+    uint64_t to = flushed, bytes_to;
 
     if (flushed <= t->compacted)
         return;
-    /* Many terms with few entries (a restart loop) would fill the core's runs behind the floor. */
-    if (t->status.n_runs <= RAFT_RUNS_MAX / 2)
-        to = flushed > t->o.catchup_entries ? flushed - t->o.catchup_entries : 0;
-    to = turn_snap_floor(t, to);
+    bytes_to = least(flushed, wal_within(t->o.wal, LIMIT_CATCHUP_BYTES));
+    if (!crowded)
+        to = most(flushed > t->o.catchup_entries ? flushed - t->o.catchup_entries : 0, bytes_to);
+    to = most(turn_snap_floor(t, to), least(flushed, wal_within(t->o.wal, LIMIT_SNAP_LOG_BYTES)));
+    to = most(to, 1);
     if (to <= t->compacted || to <= t->status.first_index)
         return;
-    if (to - t->compacted < t->o.snapshot_count && t->status.n_runs <= RAFT_RUNS_MAX / 2)
+    if (to - t->compacted < t->o.snapshot_count && to > bytes_to && !crowded && t->compacted > 0)
         return;
     if (flushed > t->status.applied)
         (void)turn_raft(t, (struct raft_in){.type = RAFT_IN_APPLIED, .index = flushed}); /* refuses nothing */
@@ -600,6 +614,7 @@ int turn_new(const struct turn_options *o, struct turn **ret_turn)
     t->lease_look_ms = t->asks_ms = UINT64_MAX;
     t->boot = t->o.rng->next(t->o.rng) | 1;
     t->compacted = t->o.wal_state.first_index;
+    atomic_store(&t->flushed, t->o.applied_index);
     raft_status(t->raft, &t->status);
     /* All that is committed and not in base: apply begins with it. */
     t->commit_told = t->status.applied;

@@ -122,6 +122,8 @@ struct turn {
 
     /* turn_peer.c */
     struct mail_list transfers; /* struct transfer_wait under way */
+    struct peer_event sent_events[RAFT_MEMBERS_MAX]; /* of turn_snapshot_sent */
+    _Atomic bool sent_taken[RAFT_MEMBERS_MAX]; /* by whoever posts it, until it is stepped */
     uint64_t stall_ms, stall_seq; /* the log has not moved since: leadership is handed on at stall_ms; 0: it moves */
 
     /* turn_lease.c */

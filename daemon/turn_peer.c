@@ -148,6 +148,12 @@ static void take_messages(struct turn *t)
 
 /* ---- what the transport knows ---------------------------------------------------------------------------- */
 
+static void give_event(struct turn *t, struct peer_event *e)
+{
+    mailbox_post(&t->event_box, &e->mail);
+    mailbox_nudge(&t->box);
+}
+
 static void post_event(struct turn *t, struct raft_in in, struct peer_msg *msg)
 {
     struct peer_event *e = malloc(sizeof *e);
@@ -157,8 +163,15 @@ static void post_event(struct turn *t, struct raft_in in, struct peer_msg *msg)
         return;
     }
     *e = (struct peer_event){.in = in, .msg = msg};
-    mailbox_post(&t->event_box, &e->mail);
-    mailbox_nudge(&t->box);
+    give_event(t, e);
+}
+
+static void event_free(struct turn *t, struct peer_event *e)
+{
+    if (e >= t->sent_events && e < t->sent_events + RAFT_MEMBERS_MAX)
+        atomic_store(&t->sent_taken[e - t->sent_events], false);
+    else
+        free(e);
 }
 
 void turn_suspect(struct turn *t, uint64_t member)
@@ -171,9 +184,20 @@ void turn_unreachable(struct turn *t, uint64_t member)
     post_event(t, (struct raft_in){.type = RAFT_IN_UNREACHABLE, .member = member}, NULL);
 }
 
+/* The core sends a member nothing until it hears how its snapshot went, so this may not be lost for want of memory; as it
+ * waits for one at a time of each, there is room for all. */
 void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index)
 {
-    post_event(t, (struct raft_in){.type = RAFT_IN_SNAPSHOT_SENT, .member = member, .ok = ok, .index = index}, NULL);
+    struct raft_in in = {.type = RAFT_IN_SNAPSHOT_SENT, .member = member, .ok = ok, .index = index};
+
+    for (size_t i = 0; i < RAFT_MEMBERS_MAX; i++) {
+        if (atomic_exchange(&t->sent_taken[i], true))
+            continue;
+        t->sent_events[i] = (struct peer_event){.in = in};
+        give_event(t, &t->sent_events[i]);
+        return;
+    }
+    post_event(t, in, NULL);
 }
 
 void turn_campaign(struct turn *t)
@@ -202,7 +226,7 @@ static void take_events(struct turn *t)
             t->may_stand |= e->in.type == RAFT_IN_CAMPAIGN;
             (void)turn_raft(t, e->in); /* none of them is refused */
         }
-        free(e);
+        event_free(t, e);
     }
     raft_status(t->raft, &t->status);
 }
@@ -424,6 +448,6 @@ void turn_peers_fini(struct turn *t)
     for (m = mailbox_take(&t->event_box); m; m = next) {
         next = m->next;
         peer_msg_free(((struct peer_event *)m)->msg);
-        free(m);
+        event_free(t, (struct peer_event *)m);
     }
 }

@@ -326,6 +326,21 @@ int wal_release(struct wal *w, uint64_t index)
     return 0;
 }
 
+uint64_t wal_within(struct wal *w, uint64_t bytes)
+{
+    uint64_t sum = 0, index;
+    size_t i;
+
+    pthread_mutex_lock(&w->mu);
+    i = w->n_segments - 1;
+    sum = w->segments[i]->size;
+    while (i > 0 && sum + w->segments[i - 1]->size <= bytes)
+        sum += w->segments[--i]->size;
+    index = i > 0 ? w->segments[i]->first - 1 : w->state.first_index;
+    pthread_mutex_unlock(&w->mu);
+    return index;
+}
+
 uint64_t wal_bytes(struct wal *w)
 {
     uint64_t bytes = w->next ? w->next_ready : 0;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: of three and of five members each takes writes and linearizable reads, whoever leads; what was acknowledged is
  * there after the leader is killed, cut off or stalls, and nothing happens twice, though messages come twice; all
- * members end with the same state. Reads that come during a round wake nobody. Leadership is handed over on demand, and by a leader whose disk hangs. A lease is
- * renewed and asked of at any member, never runs out early, and not much later than it should however often the leader
- * changes. */
+ * members end with the same state. Reads that come during a round wake nobody. Leadership is handed over on demand, and
+ * by a leader whose disk hangs. A lease is renewed and asked of at any member, by nobody who has been replaced; it never
+ * runs out early, and not much later than it should however often the leader changes. */
 #include "cluster_rig.h"
 #include "err.h"
 

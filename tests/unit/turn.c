@@ -2,10 +2,12 @@
 /* Proves: a sole voter elects itself, commits what is stored and nothing else, batches what waits into one sync,
  * answers every proposal and read exactly once (applied, late, refused, stopped), survives a full disk and dies of
  * a failed sync; a restart finds what was committed; leases run out by a proposal of the term; the log forgets
- * what base holds.
+ * what base holds, but for so many entries and bytes, and never begins with the founding; how a snapshot went is told
+ * without an allocation.
  *
  * Apply is a fake of this file: it answers an entry's proposal when told to. */
 #include "daemon/turn_impl.h"
+#include "daemon/wal_impl.h"
 #include "daemon/limits.h"
 #include "daemon/log.h"
 #include "err.h"
@@ -511,6 +513,81 @@ static void log_forgets_what_base_holds(void)
     rig_free();
 }
 
+/* Followers are kept so many entries, but no more than so many bytes of them. */
+static void large_entries_are_kept_for_nobody(void)
+{
+    enum { N = 40 };
+    static struct call c[N];
+    struct wal_segment *newest;
+    uint64_t keep;
+
+    rig_new();
+    settle();
+    g.turn->o.catchup_entries = g.turn->o.snapshot_count = 100000;
+    turn_flushed(g.turn, 2);
+    settle();
+    CHECK(g.turn->release_to == 1);
+    for (int i = 0; i < N; i++) {
+        call(&c[i], 300 << 10);
+        settle();
+    }
+    REQUIRE(g.wal->n_segments == 2);
+    newest = g.wal->segments[1];
+    keep = newest->first - 1;
+    REQUIRE(keep > 1 && keep < N);
+    turn_flushed(g.turn, N);
+    settle();
+    CHECK(g.turn->release_to == 1); /* the two are small */
+    newest->size = g.wal->segments[0]->size = LIMIT_CATCHUP_BYTES - 1; /* as if they were not */
+    turn_flushed(g.turn, keep - 1);
+    settle();
+    CHECK(g.turn->release_to == keep - 1); /* never what base has not */
+    turn_flushed(g.turn, N);
+    settle();
+    CHECK(g.turn->release_to == keep && g.turn->status.first_index == keep);
+    rig_free();
+}
+
+/* A log that begins at index 0 does not hold the founding configuration: whoever joins is given a snapshot. */
+static void a_log_does_not_begin_with_the_founding(void)
+{
+    static struct call c[3];
+
+    rig_new();
+    settle();
+    for (int i = 0; i < 3; i++)
+        call(&c[i], 10);
+    settle();
+    REQUIRE(g.turn->status.first_index == 0);
+    turn_flushed(g.turn, 3);
+    settle();
+    CHECK(g.turn->status.first_index == 1 && g.turn->release_to == 1);
+    rig_free();
+}
+
+/* That a snapshot was sent, or not, is told without an allocation, for each member there may be. */
+static void how_a_snapshot_went_is_not_lost(void)
+{
+    struct mail *m;
+    int n = 0;
+
+    rig_new();
+    settle();
+    for (int round = 0; round < 3; round++) {
+        for (uint64_t i = 0; i < RAFT_MEMBERS_MAX; i++)
+            turn_snapshot_sent(g.turn, 2 + i, i % 2, 1);
+        for (n = 0, m = atomic_load(&g.turn->event_box.head); m; m = m->next, n++) {
+            struct peer_event *e = (struct peer_event *)m;
+
+            CHECK(e >= g.turn->sent_events && e < g.turn->sent_events + RAFT_MEMBERS_MAX);
+        }
+        CHECK(n == RAFT_MEMBERS_MAX);
+        (void)turn_step(g.turn);
+    }
+    turn_snapshot_sent(g.turn, 2, true, 1); /* and what is not stepped is not freed twice */
+    rig_free();
+}
+
 static void stop_answers_everybody(void)
 {
     struct call waits, stored, later;
@@ -631,6 +708,9 @@ int main(void)
     TEST(restart_finds_what_was_committed);
     TEST(leases_run_out_by_proposal);
     TEST(log_forgets_what_base_holds);
+    TEST(large_entries_are_kept_for_nobody);
+    TEST(a_log_does_not_begin_with_the_founding);
+    TEST(how_a_snapshot_went_is_not_lost);
     TEST(stop_answers_everybody);
     TEST(conf_entries_survive_their_bytes);
     TEST(every_thread_is_answered);
