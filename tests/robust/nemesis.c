@@ -10,7 +10,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, MORE_MS = 20000, DRAWS = 20 };
+enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, MORE_MS = 20000, ROUNDS = 10, DRAWS = 20 };
 
 struct fault {
     enum fault_kind kind;
@@ -241,16 +241,22 @@ static enum fault_class class_of(enum fault_kind k)
     return classes[k]; /* the others are of processes */
 }
 
-/* Of one class only one on a member; kill-most is on all of them. And no program ends before its disk does what it was
- * told. */
+/* Of one class only one on a member; kill-most is on all of them. No program ends before its disk does what it was told,
+ * and one that is paused does not use it. */
 static bool clash(const struct fault *a, const struct fault *b)
 {
     bool same = a->member == b->member || a->kind == FAULT_KILL_MOST || b->kind == FAULT_KILL_MOST;
 
     if (class_of(a->kind) == class_of(b->kind))
         return same || a->kind == FAULT_MOVE;
+    if (class_of(b->kind) == CLASS_PROCESS) {
+        const struct fault *other = a;
+
+        a = b;
+        b = other;
+    }
     return a->member == b->member && ((a->kind == FAULT_STOP && b->kind == FAULT_STALL_DISK) ||
-                                      (b->kind == FAULT_STOP && a->kind == FAULT_STALL_DISK));
+                                      (a->kind == FAULT_PAUSE && class_of(b->kind) == CLASS_SYNC));
 }
 
 static int64_t length_ms(struct nemesis *n, enum fault_kind kind)
@@ -356,7 +362,7 @@ const char *nemesis_lacks(const struct nemesis *n)
 
 void nemesis_run(struct nemesis *n, int64_t until_ns)
 {
-    int leader = cluster_leader(n->cluster, STATUS_MS), next;
+    int leader = cluster_leader(n->cluster, STATUS_MS), next, rounds = 0;
 
     do {
         pause_ms(100 + (int64_t)below(&n->seed, 700));
@@ -364,5 +370,7 @@ void nemesis_run(struct nemesis *n, int64_t until_ns)
         next = cluster_leader(n->cluster, STATUS_MS);
         n->leaders += next && next != leader;
         leader = next ? next : leader;
-    } while (now_ns() < until_ns || (nemesis_lacks(n) && now_ns() < until_ns + MORE_MS * INT64_C(1000000)));
+        rounds++;
+    } while (now_ns() < until_ns ||
+             (nemesis_lacks(n) && (rounds < ROUNDS || now_ns() < until_ns + MORE_MS * INT64_C(1000000))));
 }
