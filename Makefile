@@ -112,7 +112,7 @@ sim: deps
 	@$(if $(SEEDS),O=$O SEEDS=$(SEEDS) SEED=$(SEED) tests/sim/run.sh,VERBOSE=1 SEED=$(or $(SEED),1) $O/tests/unit/sim)
 
 mutants: deps
-	@$(MAKE) --no-print-directory all $(patsubst %,$O/tests/unit/%,sim sim_crash sim_install lease peers base_torn wal)
+	@$(MAKE) --no-print-directory all $(patsubst %,$O/tests/unit/%,sim sim_crash sim_install sim_found lease peers base_torn wal)
 	@tests/sim/mutants.sh
 	@O=$O LIBS="$(DAEMON_LIBS)" tests/sim/member_mutants.sh
 
