@@ -6,7 +6,8 @@
  * Each call by which that changes the disk is recorded (tests/crashfs.h), and after each of them crash states are made
  * and started in again. Proves, for each: the start succeeds, whatever was left; what it finds is a member whole, with
  * the same ids, one configuration, a store that passes its check and a log that fits it; and no entry that was
- * acknowledged is missing, so nothing is made anew once something was promised.
+ * acknowledged is missing, so nothing is made anew once something was promised. Some starts follow a kill that lost
+ * nothing, so that what the process before had not synced is still at risk when this one promises something.
  *
  *     SEED=7 build/tests/unit/sim_found        STATES=100000 for more than the default
  */
@@ -25,7 +26,7 @@ static struct {
     struct crashfs_cuts cuts;
     char root[64], work[96], place[128], log[128];
     bool joins, split;
-    uint64_t dice, states, scripts, fails, want, anew, joined, whole;
+    uint64_t dice, states, scripts, fails, want, anew, joined, whole, kills;
     uint64_t promised[64], next; /* the log's last entry, by promise, and the one under way */
     uint32_t promised_at[64], n_promised;
     uint64_t lo, hi;
@@ -192,12 +193,60 @@ static void expect(uint32_t k)
     g.hi = i < g.n_promised ? g.promised[i] : g.lo;
 }
 
+static void cut_from(struct crashfs *f, uint32_t from, unsigned per_point, uint64_t salt)
+{
+    for (uint32_t k = from; k <= f->n_ops && g.fails == 0; k++) {
+        expect(k);
+        crashfs_cut(&g.cuts, f, k, per_point, g.lo * 100 + g.hi + salt);
+    }
+}
+
+/* The process is killed after k calls, and another one starts and promises something. */
+static void kill_at(struct crashfs *f, uint32_t k)
+{
+    struct crashfs *second = calloc(1, sizeof *second);
+    struct crashfs_tree *t = crashfs_after(f, k, NULL);
+    uint64_t lo, hi;
+    struct bootstrap b;
+    struct config c;
+
+    REQUIRE(second);
+    expect(k);
+    lo = g.lo;
+    hi = g.hi;
+    crashfs_branch(second, f, k);
+    crashfs_place(second, t, true);
+    g.kills++;
+    crashfs_recording = second;
+    if (start(&b, &c) == 0) {
+        g.n_promised = 0;
+        promise(second, lo);
+        g.promised_at[0] = 0;
+        if (hi != b.wal_state.last_index && lo != b.wal_state.last_index && b.wal_state.last_index > 1)
+            wrong("an entry that was acknowledged is gone after a kill", b.wal_state.last_index, lo);
+        if (b.wal_state.last_index != lo && b.wal_state.last_index > 1) { /* what was under way is promised now */
+            promise(second, b.wal_state.last_index);
+            g.promised_at[1] = second->n_ops;
+        }
+        append(&b, second);
+        crashfs_recording = NULL;
+        stop(&b, &c);
+        cut_from(second, k, 6, k * 7919);
+    }
+    crashfs_recording = NULL;
+    crashfs_tree_free(t, CRASHFS_INODES);
+    free(t);
+    crashfs_fini(second);
+    free(second);
+}
+
 static void script(void)
 {
     struct crashfs *f = calloc(1, sizeof *f);
     struct bootstrap b;
     struct config c;
-    uint64_t entries;
+    uint64_t entries, promised[64];
+    uint32_t promised_at[64], n_promised;
 
     REQUIRE(f);
     g.joins = dice(2);
@@ -217,9 +266,17 @@ static void script(void)
     crashfs_recording = NULL;
     stop(&b, &c);
     crashfs_cuts_forget(&g.cuts);
+    cut_from(f, 0, PER_POINT, 0);
+    memcpy(promised, g.promised, sizeof promised);
+    memcpy(promised_at, g.promised_at, sizeof promised_at);
+    n_promised = g.n_promised;
     for (uint32_t k = 0; k <= f->n_ops && g.fails == 0; k++) {
-        expect(k);
-        crashfs_cut(&g.cuts, f, k, PER_POINT, g.lo * 100 + g.hi);
+        if (dice(10))
+            continue;
+        memcpy(g.promised, promised, sizeof promised);
+        memcpy(g.promised_at, promised_at, sizeof promised_at);
+        g.n_promised = n_promised;
+        kill_at(f, k);
     }
     crashfs_fini(f);
     free(f);
@@ -231,9 +288,10 @@ static void every_crash_state(void)
         g.dice = seed + g.scripts++;
         script();
     }
-    printf("# %llu crash states of %llu scripts, %llu moments; in %llu nothing was promised yet, %llu have joined\n",
+    printf("# %llu crash states of %llu scripts, %llu moments; in %llu nothing was promised yet, %llu have joined, "
+           "%llu kills\n",
            (unsigned long long)g.states, (unsigned long long)g.scripts, (unsigned long long)g.cuts.moments,
-           (unsigned long long)g.anew, (unsigned long long)g.joined);
+           (unsigned long long)g.anew, (unsigned long long)g.joined, (unsigned long long)g.kills);
     CHECK(g.fails == 0);
     CHECK(g.fails || (g.states >= g.want && g.anew > g.want / 10 && g.whole > g.want / 100));
 }
