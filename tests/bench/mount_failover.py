@@ -24,7 +24,7 @@ PAUSE_MS = int(os.environ.get("PAUSE_MS", "250"))
 O = os.path.abspath(os.environ.get("O", "build"))
 ETCDCTL = "etcdctl"
 MEMBERS = 1, 2, 3
-T = tempfile.mkdtemp(prefix="cairn-mount-failover-", dir="/var/tmp")
+T = tempfile.mkdtemp(prefix="cairn-mount-failover-", dir=os.environ.get("TMPDIR", "/var/tmp"))
 M = T + "/mnt"
 net, member, mounts = {}, {}, []
 os.environ["ETCDCTL_API"] = "3"
@@ -198,7 +198,7 @@ def main():
         if new: new["errors"] = open(M + "/.etcd/errors").read().splitlines()[-3:]
         print(len(rows), " ".join(f"{k} {v:.0f}" if k != "moved" else f"moved {v}" for k, v in row.items()), new or "", flush=True)
         if os.environ.get("KEEP") and max(v for k, v in row.items() if k in done) > int(os.environ["KEEP"]):
-            at = tempfile.mkdtemp(prefix="mount-failover-log-", dir="/var/tmp")
+            at = tempfile.mkdtemp(prefix="mount-failover-log-", dir=os.environ.get("TMPDIR", "/var/tmp"))
             for i in MEMBERS: shutil.copy(f"{T}/m{i}.log", at)
             print("   logs:", at, "lost at", time.strftime("%H:%M:%S", time.gmtime(time.time() - time.monotonic() + row_start)))
         for d in done.values(): del d[:-5]
