@@ -408,22 +408,22 @@ static inline void ask_disarm(struct sim *s, struct sim_member *m)
     (void)write_start(s, m, ENTRY_ALARM, &r, CALL_TIMEOUT_MS);
 }
 
-static inline void ask_grant(struct sim *s, struct sim_member *m)
+static inline void ask_grant(struct sim *s, struct sim_member *m, int64_t id)
 {
     Etcdserverpb__LeaseGrantRequest r = ETCDSERVERPB__LEASE_GRANT_REQUEST__INIT;
 
-    r.id = 1 + (int64_t)world_random(&s->w, SIM_LEASES);
+    r.id = id;
     r.ttl = 1 + (int64_t)world_random(&s->w, 4);
     world_line(&s->w, "grant %" PRId64 " for %" PRId64 " s", r.id, r.ttl);
     (void)write_start(s, m, ENTRY_LEASE_GRANT, &r, CALL_TIMEOUT_MS);
 }
 
-static inline void ask_revoke(struct sim *s, struct sim_member *m)
+static inline void ask_revoke(struct sim *s, struct sim_member *m, int64_t id)
 {
     Etcdserverpb__LeaseRevokeRequest r = ETCDSERVERPB__LEASE_REVOKE_REQUEST__INIT;
     struct call_sim *c;
 
-    r.id = 1 + (int64_t)world_random(&s->w, SIM_LEASES);
+    r.id = id;
     world_line(&s->w, "revoke %" PRId64, r.id);
     c = write_start(s, m, ENTRY_LEASE_REVOKE, &r, CALL_TIMEOUT_MS);
     if (c) {
@@ -555,6 +555,21 @@ static inline void ask_transfer(struct sim *s, struct sim_member *m, bool stops)
     member_poll(m);
 }
 
+/* Leases that are just ending are revoked and granted again: an expiry under way must not end the new ones. */
+static inline void ask_again(struct sim *s, struct sim_member *m)
+{
+    for (int64_t id = 1; id <= SIM_LEASES; id++) {
+        const struct lease_model *l = &s->o.leases[id];
+        uint64_t end_us = l->promised_us + (uint64_t)l->ttl_s * 1000000;
+
+        if (!l->alive || s->w.now_us + 100000 < end_us || s->w.now_us > end_us + 300000)
+            continue;
+        ask_revoke(s, m, id);
+        ask_grant(s, m, id);
+        s->w.did.grants_again++;
+    }
+}
+
 static inline void ask_something(struct sim *s, struct sim_member *m)
 {
     if (world_chance(&s->w, s->conf_pct)) {
@@ -574,11 +589,12 @@ static inline void ask_something(struct sim *s, struct sim_member *m)
             ask_compact(s, m);
         break;
     case 4:
-        ask_grant(s, m);
+        ask_grant(s, m, 1 + (int64_t)world_random(&s->w, SIM_LEASES));
         break;
     case 5:
         if (world_chance(&s->w, 40))
-            ask_revoke(s, m);
+            ask_revoke(s, m, 1 + (int64_t)world_random(&s->w, SIM_LEASES));
+        ask_again(s, m);
         break;
     case 6:
     case 7:

@@ -32,7 +32,7 @@ enum {
 /* What is rare, and must have happened somewhere in a long run. */
 #define SIM_COUNTERS(X) \
     X(steps) X(commits) X(elections) X(acked_writes) X(failed_calls) X(lin_reads) X(serial_reads) X(old_reads) X(compacted_reads) \
-    X(grants) X(renewals) X(expiries) X(compactions) X(txns) X(deletes) \
+    X(grants) X(grants_again) X(renewals) X(expiries) X(compactions) X(txns) X(deletes) \
     X(crashes) X(power_cuts) X(cuts_in_write) X(cuts_in_flush) X(lost_writes) X(torn_tails) X(restarts) X(pauses) \
     X(stalls) X(disks_full) X(eio_stops) X(packets) X(dropped) X(doubled) X(partitions) X(one_way) X(slanders) X(late_leaders) \
     X(forwarded) X(log_cuts) X(flushes) X(rots) \
