@@ -52,7 +52,7 @@ void member_damaged(void *ctx, const char *what)
         for (;;)
             (void)pause(); /* another thread is about to end this image */
     err = datadir_mark(&m->boot.dir, m->boot.fence_term, true);
-    log_error("the store is damaged; this member starts anew, to be rebuilt from the others", LOG_STR("found", what),
+    log_error("the store or the log is damaged; this member starts anew, to be rebuilt from the others", LOG_STR("found", what),
               LOG_STR("marked", err ? strerror(-err) : "yes"));
     if (err == 0)
         member_start_anew();

@@ -236,7 +236,9 @@ int member_peers_new(struct member_process *m)
                               .cache = m->cache,
                               .wal = m->boot.wal,
                               .snapshot = &snap_method,
-                              .snapshot_ctx = m->snap};
+                              .snapshot_ctx = m->snap,
+                              .damaged = member_damaged,
+                              .damaged_ctx = m};
     int rc = peers_new(&o, &m->peers, &bad);
 
     m->svc.connected_ms = connected_ms;

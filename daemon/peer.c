@@ -126,7 +126,7 @@ static int entry_find(uint64_t index, struct entry_cache *cache, struct wal *wal
     if (wal == NULL)
         return -EAGAIN;
     err = wal_read(wal, index, ret_entry);
-    return err == -ENOMEM ? -ENOMEM : err ? -ENOENT : 0; /* a damaged one is as good as gone: another will send it */
+    return err == -ENOMEM || err == -EUCLEAN ? err : err ? -ENOENT : 0;
 }
 
 int peer_msg_fill(struct peer_msg *m, struct entry_cache *cache, struct wal *wal, size_t max_bytes)

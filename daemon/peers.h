@@ -39,6 +39,9 @@ struct peers_options {
     /* cairn.Peer/Snapshot: a raw BIDI method, whose start calls peers_admit first. NULL: none. */
     const struct rpc_method *snapshot;
     void *snapshot_ctx;            /* peers_snapshot_ctx(call_service(c)) */
+    /* A record of the log, wanted by another member, is damaged. Any thread; may not return. NULL: nobody to tell. */
+    void (*damaged)(void *ctx, const char *what);
+    void *damaged_ctx;
 };
 
 /* What comes out of it; none may wait, all are called on the peers' thread, which holds no lock then. */

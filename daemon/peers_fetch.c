@@ -6,6 +6,7 @@
  *
  * Owner: the fetch thread, from fetch_ask until link_fetched.
  */
+#include <errno.h>
 #include "peers_impl.h"
 
 static void fetched(struct task *t)
@@ -36,6 +37,8 @@ static void *fetch_main(void *arg)
 
             next = m->next; /* first: f is the peers' thread's again once it is posted */
             f->err = peer_msg_fill(f->msg, p->options.cache, p->options.wal, LIMIT_PEER_BATCH_BYTES);
+            if (f->err == -EUCLEAN && p->options.damaged)
+                p->options.damaged(p->options.damaged_ctx, "a record of the log, wanted by another member");
             io_post(p, &f->task);
         }
     }
