@@ -3,7 +3,7 @@
 # etcd 3.4.23's own end-to-end tests (Debian's golang-etcd-server-dev) against cairnd as "etcd": what passes, of how many. Not a
 # part of make test: it needs Go, and many of its tests ask for what cairnd does not have yet.
 #
-#   tests/etcd-e2e.sh [regexp]      default: the tests without TLS, auth, v2 and the JSON gateway
+#   tests/etcd-e2e.sh [regexp]      default: the tests without auth, v2 and the JSON gateway
 #   SIZE=1 tests/etcd-e2e.sh        clusters of one member instead of three
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -17,9 +17,8 @@ ln -s "$(command -v etcdctl)" "$work/bin/etcdctl"
 gocode=$(dpkg -L golang-etcd-server-dev | grep -m1 '/gocode$')
 export GO111MODULE=off GOPATH=$gocode GOCACHE=$work/cache GOFLAGS=
 src=$gocode/src/go.etcd.io/etcd
-# Their clusters have three members that speak TLS to each other by default, which ours do not do yet. The overlay that says so
-# is made from the package at run time.
-sed -e "s/clusterSize: \( *\)3,/clusterSize: \1${SIZE:-3},/" -e 's/\(isPeerTLS\|isPeerAutoTLS\): *true/\1: false/' "$src/tests/e2e/cluster_test.go" >"$work/cluster_test.go"
+# Their clusters have three members that speak TLS to each other by default; SIZE is an overlay made from the package at run time.
+sed -e "s/clusterSize: \( *\)3,/clusterSize: \1${SIZE:-3},/" "$src/tests/e2e/cluster_test.go" >"$work/cluster_test.go"
 printf '{"Replace": {"%s": "%s"}}\n' "$src/tests/e2e/cluster_test.go" "$work/cluster_test.go" >"$work/overlay.json"
 go test -overlay "$work/overlay.json" -c -o "$work/e2e.test" go.etcd.io/etcd/tests/e2e || exit 1
 cp -r "$src/tests/e2e" "$work/e2e" && cd "$work/e2e" || exit 1
