@@ -4,8 +4,9 @@
 # once, and it is rebuilt from the others without an operator and hashes like them. Met by a client's read on the leader, by a
 # watch, by the sending of a snapshot, by LMDB itself, which crashes on it (the member is suspect, starts anew under the same
 # process id, and a child process that reads all of the store finds the damage). No answer is ever another than the right one.
-# A crash inside LMDB on a sound store costs a scrub, and a second one is not followed by another start of its own.
-# Alone: a suspect store that is damaged is refused with a sentence that says why.
+# A record of the leader's log that a follower wants is such damage too. A damaged member that finds nobody waits for the others.
+# Alone: a crash inside LMDB on a sound store costs a scrub, and a second one is not followed by another start of its own; a suspect
+# store that is damaged is refused with a sentence that says why.
 . "$(dirname "$0")/cluster_lib.sh"
 command -v etcdctl >/dev/null && command -v python3 >/dev/null || exit 77
 BASE=$((22364 + $$ % 3 * 20))
@@ -104,6 +105,35 @@ for kind in branch:log leaf:index; do
 done
 check "nothing was lost" test "$(ctl 1 get --prefix key --keys-only | grep -c "^key[0-9]")" = 30
 
+# ---- a record of the log, wanted by a follower ----
+F=$(name_of "$(another "$(name_of "$(leader_n 1 2 3)")")")
+mapfile -t UP < <(for m in a b c; do [ "$m" != "$F" ] && echo "$m"; done)
+member_stop "$F" TERM
+lead_of_two() { leader_n "${N[${UP[0]}]}" "${N[${UP[1]}]}"; }
+check "two go on" await 20 lead_of_two
+for i in $(seq 20); do ctl "${N[${UP[0]}]}" put "log$i" "record-$i-in-the-log" >/dev/null; done
+both_flushed() { in_store "${UP[0]}" record-20-in-the-log && in_store "${UP[1]}" record-20-in-the-log; }
+check "all is in their stores" await 30 both_flushed
+for m in "${UP[@]}"; do member_stop "$m" TERM; done
+for m in "${UP[@]}"; do start "$m"; done # nothing of it is in memory now
+check "they start again" await 30 all_ready "${UP[@]}"
+check "one leads" await 20 lead_of_two
+L=$(name_of "$(lead_of_two)")
+for w in "$T/$L"/wal-*/*.wal; do grep -qa record-10-in-the-log "$w" && check "a record is spoilt" spoil "$w" record-10-in-the-log; done
+start "$F"
+back "$L"
+check "$F: is ready" await 30 ready "$F"
+check "nobody lacks the record" test "$(for m in 1 2 3; do ctl $m get log10 --print-value-only --consistency=s; done | sort -u)" = record-10-in-the-log
+
+# ---- who is damaged starts before the others ----
+for m in a b c; do member_stop $m TERM; done
+head -c 8192 /dev/urandom | dd of="$(base a)" conv=notrunc 2>/dev/null
+start a
+check "a: waits for the others" await 20 grep -q 'waiting for the other members' "$T/a.log"
+start b
+start c
+back a
+
 for m in a b c; do member_stop $m TERM; done
 
 # ---- alone ----
@@ -114,6 +144,22 @@ check "a sole member" await 20 ready s
 check "puts" timeout 100 "$O/tests/bench/load" fill $((BASE + 7)) 2 20 3000 3000 200
 ctl 7 put last the-very-last-value >/dev/null
 check "all is in its store" await 30 in_store s the-very-last-value
+# SIGBUS is taken for LMDB's: nothing else maps a file.
+kill -BUS "${PID[s]}"
+check "a crash on a sound store: it is read whole" await 20 grep -q '"the store is sound"' "$T/s.log"
+serves() { [ "$(ctl 7 get last --print-value-only 2>/dev/null)" = the-very-last-value ]; }
+check "and used again" await 20 serves
+check "it stays marked a while" test -s "$T/s/SUSPECT"
+kill -BUS "${PID[s]}"
+member_wait s
+same "a second crash ends it" $((128 + 7)) "$status"
+same "it is counted" 2 "$(stat -c %s "$T/s/SUSPECT")"
+start s
+check "started once more it serves what is sound" await 20 serves
+member_stop s TERM
+check "an orderly stop removes the mark" test ! -e "$T/s/SUSPECT"
+start s
+check "a sole member again" await 20 ready s
 check "a page goes astray" python3 "$rot" "$(base s)" branch:log astray
 timeout 20 etcdctl --endpoints "$(client 7)" get --prefix '' >/dev/null 2>&1
 member_wait s
