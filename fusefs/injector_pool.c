@@ -29,7 +29,8 @@ struct slot {
     pid_t pid; /* 0: none */
     struct change_event *current;
     uint64_t order_id;
-    bool requested; /* the spawner was asked for one */
+    unsigned starved; /* how often the deadline passed while it waited for a processor */
+    bool requested;   /* the spawner was asked for one */
     struct queue queue;
 };
 
@@ -173,6 +174,7 @@ static void slot_next(struct slot *s)
         size_t len;
 
         s->current = queue_pop(&s->queue);
+        s->starved = 0;
         s->order_id = ++s->pool->next_order;
         len = order_pack(s, s->current, buf);
         if (len && send(s->source.fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)len)
@@ -227,11 +229,30 @@ static void slot_abandon(struct slot *s)
         injector_pool_advance(p);
 }
 
+/* It is not blocked in the kernel, but has not come to run: to kill it would lose what it was told to do. */
+static bool is_runnable(pid_t pid)
+{
+    char path[64], line[256];
+    const char *state;
+    bool runnable = false;
+    FILE *f;
+
+    (void)snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    f = fopen(path, "re");
+    if (f && fgets(line, sizeof line, f) && (state = strrchr(line, ')')) && state[1] == ' ')
+        runnable = state[2] == 'R';
+    if (f)
+        (void)fclose(f);
+    return runnable;
+}
+
 static void deadline_fire(struct timer *t)
 {
     struct slot *s = (struct slot *)((char *)t - offsetof(struct slot, deadline));
 
-    if (s->pid)
+    if (s->pid && s->starved++ < INJECT_STARVED_MAX && is_runnable(s->pid))
+        session_timer_set(s->pool->cfg.session, &s->deadline, INJECT_TIMEOUT_MS);
+    else if (s->pid)
         slot_abandon(s);
 }
 

@@ -52,7 +52,8 @@
 
 /* ---- injections and invalidations ------------------------------------------- */
 #define INJECTORS 4                         /* processes; directories are spread over them */
-#define INJECT_TIMEOUT_MS 2000              /* then its injector is killed and replaced */
+#define INJECT_TIMEOUT_MS 2000              /* then its injector is killed and replaced ... */
+#define INJECT_STARVED_MAX 5                /* ... unless it waits for a processor, so many times */
 #define INJECT_QUEUE_MAX 32768              /* injections that wait, in all; beyond it they are dropped and counted */
 #define INJECT_COALESCE 256                 /* above so many waiting in a shard, a MODIFY merges with a waiting one */
 #define INJECT_BLIND_PER_S 200              /* so many a second without looking whether anybody watches */

@@ -17,7 +17,8 @@ watch_stop() { kill "$WATCH" 2>/dev/null; await 5 not_running "$WATCH"; }
 seen() { sed "s|$M/||" "$T/seen" | grep -vE '^(OPEN|ACCESS|CLOSE_NOWRITE)' | tr '\n' ';'; }
 # expect_seen LINE;LINE;...: waits until exactly these have come, in this order; then, that a sentinel's are the next.
 expect_seen() {
-    await 8 eval '[ "$(seen)" = "$1" ]' _ || true
+    local want=$1
+    await 8 eval '[ "$(seen)" = "$want" ]' || true
     ctl put in/sentinel 1 >/dev/null
     await 8 grep -q sentinel "$T/seen"
     same "$(sed "s|$M/||" "$T/seen" | sed '/sentinel/,$d' | grep -vE '^(OPEN|ACCESS|CLOSE_NOWRITE)' | tr '\n' ';')" "$1"
