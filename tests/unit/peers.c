@@ -3,12 +3,14 @@
  * that only notes: what is sent arrives, in order within its lane; a member that is killed and comes back is found again,
  * and while its port refuses it is suspected, once; a stream of another cluster, for another member, of another version or
  * of a removed member is refused; of heartbeats that wait only the newest leaves; a heartbeat overtakes 64 MB of entries;
- * a member that reads nothing costs bounded memory; entries that are only in the log are fetched; Members answers.
+ * a member that reads nothing costs bounded memory; entries that are only in the log are fetched; Members answers. What
+ * does not speak by hand is proved over TLS too.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -57,6 +59,7 @@ struct member {
 };
 
 static struct member members[3];
+static struct tls_ctx *tls; /* of all members; NULL: a plain transport */
 static unsigned ports[3];
 
 static void receive(void *ctx, struct peer_msg *m)
@@ -117,13 +120,14 @@ static void member_start_as(struct member *m, uint64_t id, uint64_t cluster, str
     memset(m, 0, sizeof *m);
     m->id = id;
     m->port = ports[i];
-    (void)snprintf(m->url, sizeof m->url, "http://127.0.0.1:%u", m->port);
+    (void)snprintf(m->url, sizeof m->url, "%s://127.0.0.1:%u", tls ? "https" : "http", m->port);
     arena_init(&m->arena, 1 << 20, NULL, 0);
     REQUIRE(config_parse_urls(&m->arena, m->url, &m->listen) == NULL);
     m->cache = entry_cache_new(LIMIT_ENTRY_CACHE_BYTES);
     REQUIRE(peers_new(&(struct peers_options){.clock = clock_real(),
                                               .rng = rng_real(),
                                               .listen = &m->listen,
+                                              .tls = tls,
                                               .cluster_id = cluster,
                                               .member_id = id,
                                               .cache = m->cache,
@@ -153,7 +157,7 @@ static void introduce_as(struct member *m, const uint64_t *ids, size_t n, uint64
     const char *list[3];
 
     for (size_t i = 0; i < n; i++) {
-        (void)snprintf(urls[i], sizeof urls[i], "http://127.0.0.1:%u", ports[i]);
+        (void)snprintf(urls[i], sizeof urls[i], "%s://127.0.0.1:%u", tls ? "https" : "http", ports[i]);
         list[i] = urls[i];
         rows[i] = (struct peers_member){.id = ids[i], .name = "m", .urls = &list[i], .n_urls = 1};
     }
@@ -637,7 +641,7 @@ static void members_are_told(void)
     do {
         if (r)
             cairn__members_response__free_unpacked(r, NULL);
-        REQUIRE(peers_ask_members(&members[1].listen.urls[0], NULL, PATIENCE_MS, &r, why) == 0);
+        REQUIRE(peers_ask_members(&members[1].listen.urls[0], tls, PATIENCE_MS, &r, why) == 0);
     } while (r->n_removed == 0);
     CHECK(r->cluster_id == CLUSTER && r->member_id == 2 && r->n_members == 2 && r->removed[0] == 77);
     CHECK(r->members[0]->id == 1 && strcmp(r->members[0]->peer_urls[0], members[0].url) == 0);
@@ -647,6 +651,31 @@ static void members_are_told(void)
     CHECK(rpc_ask_end(a, PATIENCE_MS, text, sizeof text) == STATUS_UNIMPLEMENTED);
     CHECK(strcmp(text, "unknown method Nothing for service cairn.Peer") == 0);
     pair_stop();
+}
+
+/* One certificate that all have and trust. */
+static char tls_dir[] = "/tmp/cairn-peers-XXXXXX";
+
+static void tls_begin(void)
+{
+    const char *hosts[] = {"127.0.0.1"};
+    char cert[64], key[64], text[TLS_TEXT_BYTES];
+
+    REQUIRE(mkdtemp(tls_dir) && tls_make_self(tls_dir, hosts, 1, 1, text) == 0);
+    (void)snprintf(cert, sizeof cert, "%s/cert.pem", tls_dir);
+    (void)snprintf(key, sizeof key, "%s/key.pem", tls_dir);
+    REQUIRE(tls_ctx_new(&(struct tls_options){.cert = cert, .key = key, .trusted_ca = cert, .check_remote = true}, &tls,
+                        text) == 0);
+    (void)signal(SIGPIPE, SIG_IGN);
+}
+
+static void tls_end(void)
+{
+    char command[64];
+
+    tls_ctx_free(tls);
+    (void)snprintf(command, sizeof command, "rm -rf %s", tls_dir);
+    CHECK(system(command) == 0);
 }
 
 int main(void)
@@ -664,5 +693,16 @@ int main(void)
     TEST(heartbeats_overtake_entries);
     TEST(mute_member);
     TEST(members_are_told);
+    printf("# over TLS\n");
+    tls_begin();
+    TEST(delivery_in_order);
+    TEST(appends_in_pieces);
+    TEST(entries_from_the_log);
+    TEST(killed_and_back);
+    TEST(strangers_are_refused);
+    TEST(removed_while_connected);
+    TEST(heartbeats_overtake_entries);
+    TEST(members_are_told);
+    tls_end();
     return tap_done();
 }
