@@ -47,7 +47,8 @@ static const char *check_urls(struct config *c)
         const struct url *u = &c->listen_client.urls[i];
 
         if ((u->scheme == URL_HTTPS || u->scheme == URL_UNIXS) && is_empty(&c->client_tls) && !c->client_auto_tls)
-            return say(c, "TLS key/cert (--cert-file, --key-file) must be provided for client url %s with HTTPS scheme", u->text);
+            return say(c, "TLS key/cert (--cert-file, --key-file) must be provided for client url %s with HTTPS scheme",
+                       u->text);
     }
     for (size_t i = 0; i < c->listen_peer.n; i++) {
         const struct url *u = &c->listen_peer.urls[i];

@@ -340,8 +340,12 @@ static int make_io(struct peers *p)
 int peers_new(const struct peers_options *o, struct peers **ret_peers, const struct url **ret_bad)
 {
     struct peers *p = calloc(1, sizeof *p);
-    struct pump_options pump = {.streams_max = LIMIT_PEER_STREAMS, .grpc = give_grpc, .http = give_stream, .stream = give_tls_stream,
-                                .ctx = p, .tls = o->tls};
+    struct pump_options pump = {.streams_max = LIMIT_PEER_STREAMS,
+                                .grpc = give_grpc,
+                                .http = give_stream,
+                                .stream = give_tls_stream,
+                                .ctx = p,
+                                .tls = o->tls};
     int err;
 
     *ret_bad = NULL;

@@ -3,7 +3,8 @@
  *
  *     peers.c        made, started, stopped; who is a member
  *     peers_io.c     the thread: epoll, what others ask of it
- *     peers_link.c   one connection to a member: dialed, lost, dialed again; its lane
+ *     peers_link.c   one connection to a member: its lane, its end
+ *     peers_dial.c   how it comes to be: dialed, shaken hands, again
  *     peers_in.c     connections of others: who is let in, what they say
  *     peers_rpc.c    the service cairn.Peer, by gRPC on the same port
  *     peers_fetch.c  entries that are only on the disk
@@ -199,8 +200,6 @@ void io_wake(struct peers *p); /* any thread: there is something to see to */
 
 /* ---- peers_link.c ---- */
 int link_init(struct link *l, struct peer *peer, enum lane lane);
-void link_dial(struct link *l, uint32_t delay_ms);
-void link_hurry(struct link *l); /* the member is there: what waits before the next attempt does not */
 void link_send(struct link *l, struct peer_msg *m); /* any thread */
 void link_events(struct link *l, uint32_t events);
 void link_flush(struct link *l); /* the peers' thread: all that can leave now */
@@ -210,6 +209,18 @@ void link_fini(struct link *l);  /* nothing runs any more */
 void peer_tell_lost(struct peer *peer);
 /* What goes to one member, by kind. */
 enum lane msg_lane(const struct peer_msg *m);
+
+void link_open(struct link *l, int fd, struct tls *tls); /* connected; tls: NULL, or its connection. Both are given away */
+void link_close(struct link *l); /* nothing is connected any more; what waits is lost */
+bool link_stops(const struct link *l);
+uint32_t link_backoff(struct link *l); /* how long until the next attempt, longer each time */
+void peer_say_unreachable(struct peer *peer, struct slice text);
+
+/* ---- peers_dial.c ---- */
+enum { LINK_TLS_AGAIN_MS = 1000 }; /* after TLS was refused: files do not change in milliseconds, and handshakes cost CPU */
+void link_dial(struct link *l, uint32_t delay_ms);
+void link_dialed(void *ctx, int fd, int err, size_t url); /* the dialer's thread says so of the link ctx */
+void link_hurry(struct link *l); /* the member is there: what waits before the next attempt does not */
 
 /* ---- peers_in.c ---- */
 /* tls: NULL, or its connection, given away. */

@@ -15,7 +15,7 @@
  * core's to wake, and a window update back; here it costs 12, and the reply leaves on the thread that it came on.
  *
  * Owner:    the peers' thread, but for what peers_impl.h says.
- * Not here: connecting (dial.c).
+ * Not here: connecting (peers_dial.c, dial.c).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -28,7 +28,6 @@
 enum {
     BACKOFF_MIN_MS = 20,
     BACKOFF_MAX_MS = 200,
-    TLS_AGAIN_MS = 1000,      /* after TLS was refused: files do not change in milliseconds, and handshakes cost CPU */
     DIRECT_ENTRIES = 64,      /* waiting in a lane: more than that is the peers' thread's to send */
     SMALL_BYTES = 16 << 10,   /* a batch that needs no memory of its own */
 };
@@ -404,7 +403,7 @@ static void say_refused(struct peer *peer, struct slice text)
     peer->said = SAID_REFUSED;
 }
 
-static void say_unreachable(struct peer *peer, struct slice text)
+void peer_say_unreachable(struct peer *peer, struct slice text)
 {
     if (peer->said != SAID_UNREACHABLE && peer->said != SAID_REFUSED)
         log_warn("peers: a member cannot be reached", LOG_HEX("member", peer->id), LOG_STR("url", peer->url),
@@ -414,7 +413,7 @@ static void say_unreachable(struct peer *peer, struct slice text)
 
 /* ---- the stream ------------------------------------------------------------------------------------------ */
 
-static uint32_t backoff(struct link *l)
+uint32_t link_backoff(struct link *l)
 {
     struct rng *rng = l->peer->peers->options.rng;
     uint32_t ms = l->backoff_ms;
@@ -425,13 +424,13 @@ static uint32_t backoff(struct link *l)
     return ms ? ms / 2 + (uint32_t)(rng->next(rng) % (ms / 2 + 1)) : 0;
 }
 
-static bool stops(const struct link *l)
+bool link_stops(const struct link *l)
 {
     return l->peer->gone || atomic_load(&l->peer->peers->stopping);
 }
 
 /* Nothing is connected any more; what waits is lost. */
-static void link_close(struct link *l)
+void link_close(struct link *l)
 {
     struct peer_msg *m;
 
@@ -485,12 +484,12 @@ static void link_broken(struct link *l, enum status status, struct slice text)
     else if (was_up)
         say_lost(peer, text);
     else if (l->lane == LANE_URGENT)
-        say_unreachable(peer, text); /* something else listens there, or it goes as we come */
+        peer_say_unreachable(peer, text); /* something else listens there, or it goes as we come */
     link_close(l); /* text may lie in l->answer: it stays */
     if (status == STATUS_PERMISSION_DENIED && p->sink.removed)
         p->sink.removed(p->sink.ctx);
     atomic_store(&peer->lost, true); /* what was on its way */
-    link_dial(l, tls_failed ? TLS_AGAIN_MS : was_up && !status ? 0 : backoff(l));
+    link_dial(l, tls_failed ? LINK_TLS_AGAIN_MS : was_up && !status ? 0 : link_backoff(l));
 }
 
 /* The answer to our head: one, at the begin; a refusal may come at any time before the end. */
@@ -574,8 +573,7 @@ static void put_head(const struct link *l, uint8_t head[STREAM_HEAD_BYTES])
     put_u64le(head + 24, l->peer->id);
 }
 
-/* tls: NULL, or its connection, given away with fd. */
-static void link_open(struct link *l, int fd, struct tls *tls)
+void link_open(struct link *l, int fd, struct tls *tls)
 {
     struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &l->end};
     uint8_t head[STREAM_HEAD_BYTES];
@@ -597,109 +595,11 @@ static void link_open(struct link *l, int fd, struct tls *tls)
     link_flush(l);
 }
 
-/* ---- dialing ---------------------------------------------------------------------------------------------- */
-
-/* No more of its process than a port that refuses: said once for each connection that it had. */
-static void suspect(struct link *l)
-{
-    struct peer *peer = l->peer;
-    const struct peers_sink *s = &peer->peers->sink;
-
-    if (!peer->links[LANE_URGENT].was_up && !peer->links[LANE_BULK].was_up)
-        return;
-    peer->links[LANE_URGENT].was_up = peer->links[LANE_BULK].was_up = false;
-    s->suspect(s->ctx, peer->id);
-}
-
-static void dial_failed(struct link *l, uint32_t again_ms, const char *why)
-{
-    if (l->lane == LANE_URGENT)
-        say_unreachable(l->peer, slice_str(why));
-    link_close(l);
-    link_dial(l, again_ms);
-}
-
-static void shook(struct task *t)
-{
-    struct link *l = (struct link *)((char *)t - offsetof(struct link, shook));
-    struct handshake *h = &l->shake;
-
-    l->dialing = false;
-    if (h->err == 0 && !stops(l)) {
-        link_open(l, h->fd, h->tls);
-        return;
-    }
-    tls_free(h->tls);
-    (void)close(h->fd); /* nothing was sent */
-    if (!stops(l))
-        dial_failed(l, h->err == -EPROTO ? TLS_AGAIN_MS : backoff(l), h->text);
-}
-
-/* A thread of the handshakes'. */
-static void shake_done(struct handshake *h)
-{
-    struct link *l = (struct link *)((char *)h - offsetof(struct link, shake));
-
-    l->shook.fn = shook;
-    io_post(l->peer->peers, &l->shook);
-}
-
-static void dialed(struct task *t)
-{
-    struct link *l = (struct link *)((char *)t - offsetof(struct link, dialed));
-    struct peers *p = l->peer->peers;
-    int result = l->dialed_fd;
-
-    if (result >= 0 && !stops(l) && l->dialed_url->scheme == URL_HTTPS) {
-        l->shake = (struct handshake){
-            .ctx = p->options.tls, .side = TLS_CLIENT, .fd = result, .host = l->dialed_url->host, .done = shake_done};
-        handshakes_begin(p->handshakes, &l->shake);
-        return;
-    }
-    l->dialing = false;
-    if (stops(l)) {
-        if (result >= 0)
-            (void)close(result); /* nothing was sent */
-        return;
-    }
-    if (result >= 0) {
-        link_open(l, result, NULL);
-        return;
-    }
-    if (result == -ECONNREFUSED)
-        suspect(l);
-    dial_failed(l, backoff(l), strerror(-result));
-}
-
-/* The dialer's thread. */
-static void dial_done(void *ctx, int fd, int err, size_t url)
-{
-    struct link *l = ctx;
-
-    l->dialed_fd = err ? err : fd;
-    l->dialed_url = err ? NULL : &l->peer->urls.urls[url];
-    l->dialed.fn = dialed;
-    io_post(l->peer->peers, &l->dialed);
-}
-
-void link_dial(struct link *l, uint32_t delay_ms)
-{
-    if (stops(l) || l->dial == NULL)
-        return;
-    assert(!l->dialing);
-    l->dialing = true;
-    dial_ask(l->dial, delay_ms);
-}
-
-void link_hurry(struct link *l)
-{
-    if (l->dialing && l->dial)
-        dial_hurry(l->dial);
-}
+/* ---- made, and gone -------------------------------------------------------------------------------------- */
 
 int link_init(struct link *l, struct peer *peer, enum lane lane)
 {
-    struct dial_options o = {.urls = peer->urls.urls, .n_urls = peer->urls.n, .done = dial_done, .ctx = l};
+    struct dial_options o = {.urls = peer->urls.urls, .n_urls = peer->urls.n, .done = link_dialed, .ctx = l};
 
     *l = (struct link){.end.kind = END_LINK, .peer = peer, .lane = lane, .fd = -1};
     mailbox_init(&l->box, -1);

@@ -5,8 +5,9 @@
  * TLS 1.2 and 1.3, AEAD only unless suites are named; no tickets, no session cache, no renegotiation: who is let in is
  * asked anew each time.
  *
- * A struct tls is one connection over a non-blocking socket, which stays its maker's. It has no thread and keeps no bytes
- * but those of one record that nobody has asked for yet. Handshakes cost a millisecond of CPU: handshake.h does them.
+ * A struct tls is one connection over a non-blocking socket, which stays its maker's. It has no thread and keeps no bytes but
+ * those of one record that nobody has asked for yet. OpenSSL writes to the socket with write(2): the process ignores SIGPIPE.
+ * Handshakes cost a millisecond of CPU: handshake.h does them.
  *
  * Source: etcd v3.7.1's client/pkg/transport, for what is verified and in which order.
  */

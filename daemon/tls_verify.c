@@ -183,7 +183,8 @@ int tls_verify(X509_STORE_CTX *x, void *unused)
     if (X509_verify_cert(x) != 1)
         return refuse(t, x, X509_STORE_CTX_get_error(x), X509_verify_cert_error_string(X509_STORE_CTX_get_error(x)));
     if (!names_allowed(o, cert))
-        return refuse(t, x, X509_V_ERR_CERT_REJECTED, "client certificate authentication failed: its name is not an allowed one");
+        return refuse(t, x, X509_V_ERR_CERT_REJECTED,
+                      "client certificate authentication failed: its name is not an allowed one");
     if (t->side == TLS_CLIENT)
         return 1;
     if (o->check_remote && !remote_fits(t, cert))
