@@ -61,12 +61,17 @@ version() { # asked of one after the other: some may be down, or cut off
     return 1
 }
 
-# The mount uses member N: a new mount with N's endpoint first.
+# The mount uses member N: a new mount with N's endpoint first. A machine that is slow enough makes it take another all the same:
+# the first is given a moment to connect, no more.
 use() {
-    [ "$(in_use)" = "$1" ] && return
-    umount "$M" || umount -l "$M"
-    mount_at "$M" "grace=$GRACE" "$(endpoints "$1" "$(other_than "$1")" "$(other_than "$1" "$(other_than "$1")")")" &&
-        { await 10 is_in_use "$1" || { cat "$M/.etcd/status"; return 1; }; } && cat "$M/c/read" >/dev/null
+    local i
+    for i in 1 2 3 4 5; do
+        [ "$(in_use)" = "$1" ] && { await 10 is_in_use "$1"; cat "$M/c/read" >/dev/null; return; }
+        umount "$M" || umount -l "$M"
+        mount_at "$M" "grace=$GRACE" "$(endpoints "$1" "$(other_than "$1")" "$(other_than "$1" "$(other_than "$1")")")" || return 1
+    done
+    cat "$M/.etcd/status"
+    return 1
 }
 work_start() {
     rm -f "$T/stop"

@@ -36,7 +36,7 @@ net_down() { # the links too: their namespaces end later than the processes in t
     for i in "${NET_PID[@]}"; do kill "$i" 2>/dev/null; done
     NET_PID=()
     for net in 77 78; do
-        for i in $MEMBERS; do ip link del "v$net.$i"; done
+        for i in $MEMBERS; do ip link del "v$net.$i" 2>/dev/null; done
         ip link del "br$net"
     done
 }
