@@ -29,10 +29,11 @@ static uint64_t fence_above(const struct bootstrap *b, uint64_t a, uint64_t c)
     return (top > b->fence_term ? top : b->fence_term) + RAFT_FENCE_TERMS;
 }
 
-/* An empty log after (index, term), and CURRENT names it and base. */
+/* An empty log after (index, term), and CURRENT names it and base. In the term after the fence: who leads in the fence's own
+ * must make way, or nothing of a later one would come. */
 static int new_parts(struct bootstrap *b, unsigned base, uint64_t index, uint64_t term)
 {
-    struct wal_state hard = {.term = b->fence_term, .commit = index};
+    struct wal_state hard = {.term = b->fence_term + 1, .commit = index};
     unsigned wal = datadir_new_wal(&b->dir);
     char wal_dir[32];
     struct wal_options o = bootstrap_wal_options(b, wal_dir);

@@ -224,8 +224,9 @@ struct raft_params {
      *
      * How to make one: keep what is sound from the beginning (a base without a log, or nothing at all: every index 0);
      * choose fence_term = the highest term found anywhere (records, rows), + 1 when all of the hard state is known for
-     * certain, + RAFT_FENCE_TERMS when some of it may be lost; store fence_term and, as hard state, term = fence_term,
-     * vote = 0, before the core starts (term < fence_term is refused); give the same fence_term at every start until
+     * certain, + RAFT_FENCE_TERMS when some of it may be lost; store fence_term and, as hard state, term = fence_term + 1,
+     * vote = 0, before the core starts (term < fence_term is refused; with fence_term itself, a leader of just that term would
+     * stay, and nothing of a later one ever come); give the same fence_term at every start until
      * faulty is false. A running member becomes faulty by another raft_init.
      *
      * Why that is enough: no promise of before, a vote or an acknowledgement, is of a term after the fence. Leaders of

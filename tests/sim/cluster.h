@@ -788,7 +788,7 @@ static inline void node_lose(struct cluster *c, struct node *n)
         seen = n->disk.term; /* a write that was under way */
     c->losses++;
     n->fence = seen + 1 + cluster_random(c, 3);
-    n->disk = (struct disk_state){.log = n->disk.log, .term = n->fence};
+    n->disk = (struct disk_state){.log = n->disk.log, .term = n->fence + 1};
 }
 
 /* ---- the cluster ------------------------------------------------------------------------------- */

@@ -461,7 +461,7 @@ static inline void member_note_loss(struct sim_member *m)
     if (m->durable_last > m->lost_last)
         m->lost_last = m->durable_last;
     m->durable_first = m->durable_last = m->bootstrap.applied_index;
-    m->durable_term = m->bootstrap.fence_term;
+    m->durable_term = m->bootstrap.fence_term + 1;
     m->durable_vote = 0;
     m->damaged = false;
     m->faulty = true;
@@ -771,10 +771,10 @@ static inline void member_throw_away(struct sim_member *m)
         ((struct flush_wait *)f)->done((struct flush_wait *)f);
     }
     member_drop_waits(m);
+    hub_free(m->hub); /* it asks the turn for its term */
     turn_free(m->turn);
     snap_free(m->snap);
     apply_free(m->apply);
-    hub_free(m->hub);
     slot_free(m->store, m->slot);
     store_free(m->store);
     lease_table_free(m->leases);
