@@ -95,12 +95,16 @@ def main():
             page[s:s + SECTOR] = bytes(len(page[s:s + SECTOR]))
         elif how == "swap":
             if other is None:
-                other = (at + SECTOR) % (os.path.getsize(path) // SECTOR * SECTOR) if size == SECTOR else sys.exit("only one such page")
+                sectors = os.path.getsize(path) // SECTOR
+                if size != SECTOR or sectors < 2:
+                    sys.exit("only one such page")
+                other = (at + SECTOR) % (sectors * SECTOR)
             f.seek(other)
             page = f.read(size)
         elif how == "cut":
-            f.truncate(at + size // 2)
-            print(f"{how} at {at + size // 2}")
+            end = min(at + size // 2, os.path.getsize(path) // 2) if what.startswith("@") else at + size // 2
+            f.truncate(end)
+            print(f"{how} at {end}")
             return
         elif how == "astray":
             struct.pack_into("<HH", page, 12, 18 if struct.unpack_from("<H", page, 10)[0] & 1 else 65534, 20)

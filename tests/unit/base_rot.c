@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* base_rot.c - a grid of damage to the store's file, each cell many times: what is answered is right or refused, or the check
- * finds the damage; also after more has been written to it.
+/* base_rot.c - a grid of damage to the store's file, each cell many times: what is answered is right or refused, also after
+ * more has been written to it. The one thing that no read can tell is a leaf as an older commit left it; the check does.
  *
  *     page    LMDB's newer and older meta page, branch pages, leaf pages, its list of free pages
  *     how     a bit, a sector of zeros, the page as an older commit left it (a write that was lost), another page in its place (a write
  *             that went astray), a number of entries that cannot be (LMDB runs off or asserts)
  *
- * Each case is a child process: open, ask all, check; write four commits, ask all, check. Whatever is wrong at any point must be seen
- * by the check (what is wrong and unseen is counted, and is none). What a crash inside LMDB leads to: tests/e2e/cluster_damage.sh.
+ * Each case is a child process: open, ask all; write four commits, ask all after each. Of what is wrong the check is asked. What a
+ * crash inside LMDB leads to: tests/e2e/cluster_damage.sh.
  *
  *     ROT=n    n cases a cell (default 6)
  */
@@ -245,7 +245,7 @@ static void grid(void)
                 n[was]++;
                 if (was == WRONG)
                     printf("# page %zu: wrong, and the check passes it\n", page);
-                CHECK(was != WRONG);
+                CHECK(was != WRONG && (was != FOUND || (kind == LEAF && how == STALE)));
             }
             printf("# %-11s %-7s right %zu, of the commit before %zu, refused %zu, crashed %zu, wrong but found %zu, WRONG %zu\n", page_names[kind],
                    how_names[how], n[RIGHT], n[OLDER], n[REFUSED], n[CRASHED], n[FOUND], n[WRONG]);
