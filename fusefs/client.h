@@ -37,6 +37,7 @@ enum client_method {
     CLIENT_STATUS,
     CLIENT_ALARM,
     CLIENT_AUTHENTICATE,
+    CLIENT_TREE_RENAME,      /* Cairn__RenameRequest; cairnd's alone */
     CLIENT_WATCH,            /* the two streams: client_stream_open only */
     CLIENT_LEASE_KEEPALIVE,
     CLIENT_METHODS

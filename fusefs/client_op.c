@@ -26,6 +26,7 @@ const struct method client_methods[CLIENT_METHODS] = {
                       false},
     [CLIENT_AUTHENTICATE] = {"/etcdserverpb.Auth/Authenticate",
                              &etcdserverpb__authenticate_response__descriptor, true, false},
+    [CLIENT_TREE_RENAME] = {"/cairn.Tree/Rename", &cairn__rename_response__descriptor, false, true},
     [CLIENT_WATCH] = {"/etcdserverpb.Watch/Watch", &etcdserverpb__watch_response__descriptor, false, false},
     [CLIENT_LEASE_KEEPALIVE] = {"/etcdserverpb.Lease/LeaseKeepAlive",
                                 &etcdserverpb__lease_keep_alive_response__descriptor, false, false},

@@ -31,6 +31,7 @@
 
 #include "client.h"
 #include "rpc.pb-c.h"
+#include "tree.pb-c.h"
 
 _Static_assert((int)STATUS_UNAUTHENTICATED == (int)GRPC_STATUS_UNAUTHENTICATED, "one numbering");
 

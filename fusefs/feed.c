@@ -6,6 +6,8 @@
  *     WATCHING
  *     PAUSED  until retry_ms
  *
+ * Held (feed_hold), messages with events are kept as they came; too many, and the stream is closed and resumed later.
+ *
  * The stream resumes after the last event seen, never after a revision that a header or a progress notice
  * told: before etcd 3.4.25 and 3.5.8 those can overtake events (etcd#15220).
  *
@@ -41,6 +43,12 @@ struct pending {
     struct inflight *inflight;
 };
 
+/* A message that came while the feed was held. */
+struct kept {
+    struct kept *next;
+    Etcdserverpb__WatchResponse *batch;
+};
+
 struct feed {
     struct tree *tree;
     struct client *client;
@@ -54,6 +62,9 @@ struct feed {
     struct pending *pending, **pending_end;
     struct pending *held, **held_end;
     struct inflight *inflight;
+    bool holding;
+    struct kept *kept, **kept_end;
+    size_t kept_bytes;
     int64_t own[OWN_SLOTS];
     struct feed_stats stats;
 };
@@ -381,14 +392,26 @@ static void tell_key(struct feed *f, const struct key_change *kc)
 }
 
 /* A nested transaction can put a key and delete it again in one revision: then the order counts. */
+static int by_key(const void *a, const void *b)
+{
+    const Mvccpb__KeyValue *x = (*(Mvccpb__Event *const *)a)->kv, *y = (*(Mvccpb__Event *const *)b)->kv;
+
+    return slice_cmp(slice_of(x->key.data, x->key.len), slice_of(y->key.data, y->key.len));
+}
+
 static bool has_twice(Mvccpb__Event *const *events, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = i + 1; k < n; k++)
-            if (slice_eq(slice_of(events[i]->kv->key.data, events[i]->kv->key.len),
-                         slice_of(events[k]->kv->key.data, events[k]->kv->key.len)))
-                return true;
-    return false;
+    Mvccpb__Event **sorted = malloc(n * sizeof *sorted);
+    bool twice = sorted == NULL; /* without memory, the order of the events will do */
+
+    if (sorted) {
+        memcpy(sorted, events, n * sizeof *sorted);
+        qsort(sorted, n, sizeof *sorted, by_key);
+    }
+    for (size_t i = 1; i < n && !twice; i++)
+        twice = by_key(&sorted[i - 1], &sorted[i]) == 0;
+    free(sorted);
+    return twice;
 }
 
 static void apply_where(struct feed *f, Mvccpb__Event *const *events, size_t n, int deletes)
@@ -448,8 +471,22 @@ void feed_apply(struct feed *f, const Etcdserverpb__WatchResponse *batch)
 
 static void ask_revision(struct feed *f);
 
+static void kept_drop(struct feed *f)
+{
+    for (struct kept *k = f->kept, *next; k; k = next) {
+        next = k->next;
+        protobuf_c_message_free_unpacked(&k->batch->base, NULL);
+        free(k);
+    }
+    f->kept = NULL;
+    f->kept_end = &f->kept;
+    f->kept_bytes = 0;
+}
+
+/* What was kept comes again with the next stream. */
 static void pause_feed(struct feed *f, int64_t ms)
 {
+    kept_drop(f);
     f->state = PAUSED;
     f->retry_ms = client_now_ms() + ms;
     f->stats.watching = false;
@@ -540,6 +577,49 @@ static void watch_cancelled(struct feed *f, const Etcdserverpb__WatchResponse *r
     }
 }
 
+/* A copy: the message is the stream's. */
+static bool keep(struct feed *f, const Etcdserverpb__WatchResponse *res)
+{
+    size_t n = etcdserverpb__watch_response__get_packed_size(res);
+    struct kept *k = calloc(1, sizeof *k);
+    uint8_t *packed = f->kept_bytes + n > FEED_KEPT_BYTES ? NULL : malloc(n + 1);
+
+    if (k && packed) {
+        (void)etcdserverpb__watch_response__pack(res, packed);
+        k->batch = etcdserverpb__watch_response__unpack(NULL, n, packed);
+    }
+    free(packed);
+    if (k == NULL || k->batch == NULL) {
+        free(k);
+        return false;
+    }
+    *f->kept_end = k;
+    f->kept_end = &k->next;
+    f->kept_bytes += n;
+    return true;
+}
+
+void feed_hold(struct feed *f)
+{
+    assert(!f->holding);
+    f->holding = true;
+}
+
+void feed_release(struct feed *f)
+{
+    struct kept *k = f->kept;
+
+    f->holding = false;
+    f->kept = NULL;
+    kept_drop(f);
+    for (struct kept *next; k; k = next) {
+        next = k->next;
+        feed_apply(f, k->batch);
+        protobuf_c_message_free_unpacked(&k->batch->base, NULL);
+        free(k);
+    }
+}
+
 static void watch_message(struct client_stream *s, ProtobufCMessage *msg)
 {
     struct feed *f = (struct feed *)((char *)s - offsetof(struct feed, stream));
@@ -551,8 +631,12 @@ static void watch_message(struct client_stream *s, ProtobufCMessage *msg)
         watch_cancelled(f, res);
     else if (res->created)
         watch_created(f);
-    else
+    else if (!f->holding)
         feed_apply(f, res);
+    else if (!keep(f, res)) {
+        client_stream_close(f->client, &f->stream);
+        pause_feed(f, FEED_RETRY_MS);
+    }
 }
 
 static void watch_closed(struct client_stream *s, enum err err, enum status code, const char *text)
@@ -601,6 +685,7 @@ int feed_open(struct tree *t, struct client *c, const struct feed_sink *sink, st
     f->sink = *sink;
     f->pending_end = &f->pending;
     f->held_end = &f->held;
+    f->kept_end = &f->kept;
     f->stream.message = watch_message;
     f->stream.closed = watch_closed;
     t->feed = f;
@@ -638,6 +723,7 @@ void feed_close(struct feed *f)
     f->tree->feed = NULL;
     free_list(f, f->pending);
     free_list(f, f->held);
+    kept_drop(f);
     while (f->inflight) {
         struct inflight *k = f->inflight;
 

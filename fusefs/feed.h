@@ -102,6 +102,12 @@ void feed_own_begin(struct feed *f, struct slice key);
  * nothing, or nobody knows. For a commit of several keys, begin and end each of them with the same rev. */
 void feed_own_end(struct feed *f, struct slice key, int64_t rev);
 
+/* While a rename of a directory is under way, what the watch brings waits: the answer tells whether nodes move, and by
+ * the events alone they would die and others be born. What is opened or looked up goes to the server all the same.
+ * Does not nest. */
+void feed_hold(struct feed *f);
+void feed_release(struct feed *f);
+
 /* ---- numbers -------------------------------------------------------------------- */
 
 struct feed_stats {

@@ -72,6 +72,7 @@ struct handle {
     /* Publishing: */
     uint64_t writes, committing, committed; /* numbers of writes: made, in the commit under way, published */
     bool busy;                              /* a commit is under way, of: */
+    bool deferred;                          /* one is due when its directory has been renamed */
     struct changes sent;
     unsigned retries;
     int64_t deadline_ms;
@@ -142,6 +143,10 @@ void handle_commit_quietly(struct handle *h);
 
 /* The handle of this node whose opener is the caller's process and which is dirty; NULL: none. */
 struct handle *handle_of_writer(const struct node *n, pid_t tid);
+
+/* A directory is being renamed: is a commit below it under way? Afterwards: what was to be committed meanwhile is. */
+bool handles_busy(const struct fs *fs, const struct node *dir);
+void handles_resume(struct fs *fs);
 
 /* The name is gone here: handles of the node publish nothing any more. */
 void handles_orphan(struct node *n);

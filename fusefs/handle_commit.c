@@ -291,6 +291,10 @@ void handle_start_commit(struct handle *h)
         waits_finish(h, h->committed, err);
         return;
     }
+    if (h->fs->moving && node_is_below(h->node, h->fs->moving)) {
+        h->deferred = true; /* it would go to the old key */
+        return;
+    }
     changes_send(h);
     h->retries = 0;
     h->deadline_ms = client_now_ms() + h->fs->opt.timeout_ms;
@@ -315,4 +319,29 @@ void handle_commit(struct handle *h, struct commit_wait *w)
 void handle_commit_quietly(struct handle *h)
 {
     handle_start_commit(h);
+}
+
+/* ---- while a directory is renamed ------------------------------------------------------------------ */
+
+bool handles_busy(const struct fs *fs, const struct node *dir)
+{
+    for (const struct handle *h = fs->handles; h; h = h->next)
+        if (h->busy && h->node && node_is_below(h->node, dir))
+            return true;
+    return false;
+}
+
+void handles_resume(struct fs *fs)
+{
+    struct handle *h = fs->handles;
+
+    while (h) {
+        if (!h->deferred) {
+            h = h->next;
+            continue;
+        }
+        h->deferred = false;
+        handle_start_commit(h); /* it may be the end of the handle, and of others */
+        h = fs->handles;
+    }
 }

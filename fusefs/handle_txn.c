@@ -48,7 +48,7 @@ struct txn {
     int64_t past_rev;           /* its outcome is looked for at this revision; 0: at the newest */
     int64_t new_ttl, new_lease; /* 0: no lease of its own; not granted yet */
     enum keep_mode keep;
-    bool no_memory, told_feed, sent_again;
+    bool no_memory, told_feed, sent_again, teaches_nothing;
     int64_t deadline_ms;
     struct gate gate;
     struct client_call call;
@@ -262,6 +262,11 @@ void txn_new_lease(struct txn *t, int64_t ttl, enum keep_mode mode)
     t->keep = mode;
 }
 
+void txn_teaches_nothing(struct txn *t)
+{
+    t->teaches_nothing = true;
+}
+
 size_t txn_size(const struct txn *t)
 {
     return protobuf_c_message_get_packed_size(&t->req.base);
@@ -302,24 +307,30 @@ static void revoke(struct fs *fs, int64_t lease)
     client_start(fs->client, call, CLIENT_LEASE_REVOKE, &r.base, 0);
 }
 
+/* Before any reply: the kernel may hold the old sizes. */
+static void teach(struct txn *t)
+{
+    for (unsigned i = 0; i < t->n_deletes; i++)
+        tree_learn_delete(t->fs->tree, t->deletes[i], t->rev, true);
+    for (unsigned i = 0; i < t->n_puts; i++) {
+        struct put *p = &t->puts[i];
+        struct node *n;
+
+        if (p->meta.mod_rev == 0)
+            continue; /* the watch will tell */
+        n = tree_learn_put(t->fs->tree, p->key, &p->meta, p->value, true);
+        if (n && t->new_lease && p->lease == t->new_lease)
+            (void)keep_set(t->fs->keeper, n, t->keep); /* too many: it expires */
+        if (n && n->nlookup)
+            notify_attributes(t->fs->notify, n->nodeid);
+    }
+}
+
 static void txn_finish(struct txn *t, int err)
 {
     if (err == 0) {
-        for (unsigned i = 0; i < t->n_deletes; i++)
-            tree_learn_delete(t->fs->tree, t->deletes[i], t->rev, true);
-        for (unsigned i = 0; i < t->n_puts; i++) {
-            struct put *p = &t->puts[i];
-            struct node *n;
-
-            if (p->meta.mod_rev == 0)
-                continue; /* the watch will tell */
-            n = tree_learn_put(t->fs->tree, p->key, &p->meta, p->value, true);
-            if (n && t->new_lease && p->lease == t->new_lease)
-                (void)keep_set(t->fs->keeper, n, t->keep); /* too many: it expires */
-            if (n && n->nlookup)
-                notify_attributes(t->fs->notify,
-                                  n->nodeid); /* before any reply: the kernel may hold the old size */
-        }
+        if (!t->teaches_nothing)
+            teach(t);
         t->fs->nospace = false;
     } else
         t->rev = 0;

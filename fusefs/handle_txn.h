@@ -52,6 +52,9 @@ void txn_read_on_failure(struct txn *t, struct slice key);
 /* When the compares fail, tell which revision this key has now (txn_now_rev); instead of the above. */
 void txn_look_on_failure(struct txn *t, struct slice key);
 
+/* The caller tells the tree what it has done. */
+void txn_teaches_nothing(struct txn *t);
+
 /* Bytes of the request as it stands. */
 size_t txn_size(const struct txn *t);
 /* Frees one that was not run. */

@@ -48,6 +48,7 @@
 #define FEED_OWN_REVS 16384                 /* own commits remembered until the watch brings them */
 #define FEED_RETRY_MS 100                   /* before a broken watch is opened anew */
 #define FEED_STOOD_MS 1000                  /* one that stood for so long is opened anew at once */
+#define FEED_KEPT_BYTES (64u << 20)         /* of events that wait for the end of a rename; then the watch is opened anew */
 #define FEED_WATCH_OPEN_MS 5000             /* a watch that is not created by then is opened anew */
 
 /* ---- injections and invalidations ------------------------------------------- */
@@ -74,6 +75,9 @@
 #define COMMIT_PINNED_TRIES 3               /* a save that others keep overtaking is then made unconditionally */
 #define COMMIT_REREAD_MS 200                /* between two looks whether a commit of unknown outcome arrived */
 #define CODEC_KEY_MAX (1u << 20)              /* of a key that a renamed directory makes */
+#define RENAME_KEYS_MAX 10000               /* of a directory renamed by cairnd's own call, as cairnd has it */
+#define RENAME_LOOK_MS 2                    /* between two looks whether commits below a directory have ended */
+#define RENAME_UNKNOWN_MS 60000             /* a member that does not know the call is not asked for so long */
 #define REQUEST_OVERHEAD_BYTES 512          /* of a save's Txn beside its key (twice) and value */
 #define TXN_OPS_MAX 128                     /* the server's default --max-txn-ops */
 #define SEEN_MAX 4096                       /* conflict=fail: who has read what (handle_seen.c) */

@@ -328,12 +328,16 @@ void notify_attributes(struct notify *n, uint64_t nodeid)
 
 /* ---- the core: whom to tell ---------------------------------------------------------------- */
 
+/* Under the number that it has, or had before a directory above was renamed: the kernel may not have asked again. */
+static bool node_watched(const struct watched *w, const struct node *n)
+{
+    return n && (watched_has(w, n->ino) || (n->old_ino && watched_has(w, n->old_ino)));
+}
+
 static bool event_watched(const struct watched *w, const struct change_event *ev)
 {
-    return watched_has(w, ev->ino) || (ev->dir && watched_has(w, ev->dir->ino)) ||
-           (ev->node && watched_has(w, ev->node->ino)) ||
-           (ev->from_dir && watched_has(w, ev->from_dir->ino)) ||
-           (ev->from_node && watched_has(w, ev->from_node->ino));
+    return watched_has(w, ev->ino) || node_watched(w, ev->dir) || node_watched(w, ev->node) ||
+           node_watched(w, ev->from_dir) || node_watched(w, ev->from_node);
 }
 
 static void scan_start(struct notify *n)

@@ -55,6 +55,9 @@ struct fs {
     struct keeper *keeper;
     struct control *control;
     struct handle *handles; /* all open ones of files */
+    struct node *moving;    /* the directory that is being renamed: commits below it wait. NULL: none is */
+    uint64_t no_rename_member; /* that does not know cairnd's call, as it said at no_rename_ms; 0: none */
+    int64_t no_rename_ms;
     uint64_t n_unborn;      /* handles that are creating their key */
     uint64_t n_handles, n_commits, n_commits_failed, commits_in_flight;
     bool nospace;      /* the last change was refused for the quota, or the server said so */

@@ -6,7 +6,7 @@
  *     key -> editors' name           limbo (overlay.h): nothing is published yet
  *     key -> key                     put there, delete here; compared with the revision read
  *     key <-> key (EXCHANGE)         two puts
- *     directory -> directory         one range delete and a put for each key; EXDEV if too many or too big
+ *     directory -> directory         ops_rename_dir.c
  *
  * The kernel now has the old inode under the new name, but that name's key has a node of its own: so the
  * name is invalidated after the reply. Until then OPEN of the old node answers ESTALE and the kernel looks
@@ -17,58 +17,26 @@
 #include <string.h>
 
 #include "codec.h"
-#include "ops.h"
+#include "ops_rename.h"
 #include "overlay.h"
-#include "rpc.pb-c.h"
 
-#define FLAG_NOREPLACE 1u
-#define FLAG_EXCHANGE  2u
-#define ATTEMPTS_MAX   8
+#define ATTEMPTS_MAX 8
 
-/* One rename on its way; op->node is what is renamed, op->node2 the directory it goes to, op->name2 the new
- * name. */
-struct renaming {
-    struct op *op;
-    unsigned flags, attempts;
-    struct node *from_dir;    /* ref'd; of a key */
-    uint64_t ofile_id;        /* the overlay's file; 0: a key */
-    struct value *value;      /* of the source */
-    struct value *other;      /* EXCHANGE: of the target */
-    int64_t expected_rev;     /* conflict=fail: of the target, as the caller read it; 0: it did not */
-    bool guessed_present;     /* the target was thought to exist */
-    bool onto_dir;            /* a directory, whose inode dies with it */
-    struct client_call range; /* a directory's keys */
-    Etcdserverpb__RangeResponse *keys;
-};
-
-static void renaming_end(struct renaming *r, int err)
+void renaming_end(struct renaming *r, int err)
 {
     struct op *op = r->op;
+    bool unheard = op->req == NULL; /* interrupted: the kernel believes that nothing has happened */
 
     op_err(op, err);
-    if (err == 0) {
+    if (err == 0 && (!r->follows || unheard))
         notify_name(op->fs->notify, op->node2, op->name2);
-        if (r->flags & FLAG_EXCHANGE && r->from_dir)
-            notify_name(op->fs->notify, r->from_dir, op->name);
-    }
+    if (err == 0 && (r->flags & FLAG_EXCHANGE || unheard))
+        notify_name(op->fs->notify, r->from_dir, op->name);
     node_unref(op->fs->tree, r->from_dir);
     value_unref(r->value);
     value_unref(r->other);
-    if (r->keys)
-        protobuf_c_message_free_unpacked(&r->keys->base, NULL);
     op_free(op);
     free(r);
-}
-
-/* The key and node the new name has. */
-static int target_key(const struct op *op, bool dir, uint8_t **ret_key, size_t *ret_len)
-{
-    return -node_child_key(op->fs->tree, op->node2, slice_str(op->name2), dir, ret_key, ret_len);
-}
-
-static struct node *target(const struct op *op)
-{
-    return tree_child(op->fs->tree, op->node2, slice_str(op->name2));
 }
 
 /* What the overlay has under the new name gives way. */
@@ -97,7 +65,7 @@ static void publish_done(struct txn *t, void *arg, int err)
         return;
     }
     if (err == 0) {
-        n = target(r->op);
+        n = renaming_target(r->op);
         if (f && n)
             handles_publish(fs, f, n, r->value);
         if (f) {
@@ -116,7 +84,7 @@ static void publish_start(struct renaming *r, bool guess)
     uint8_t *key = NULL;
     size_t len = 0;
 
-    if (t == NULL || target_key(r->op, false, &key, &len) != 0) {
+    if (t == NULL || renaming_target_key(r->op, false, &key, &len) != 0) {
         txn_cancel(t);
         renaming_end(r, ENOMEM);
         return;
@@ -135,7 +103,7 @@ static void publish_start(struct renaming *r, bool guess)
 static void rename_ofile(struct renaming *r, struct ofile *f)
 {
     struct op *op = r->op;
-    struct node *there = target(op);
+    struct node *there = renaming_target(op);
     int err = fs_check_name(op->fs, op->node2, op->name2, false);
 
     if (err == 0 && there && there->kind == NODE_DIR)
@@ -171,7 +139,7 @@ static void move_done(struct txn *t, void *arg, int err)
         value_unref(r->value);
         value_unref(r->other);
         r->value = r->other = NULL;
-        if (r->flags & FLAG_NOREPLACE && target(op)) {
+        if (r->flags & FLAG_NOREPLACE && renaming_target(op)) {
             renaming_end(r, EEXIST);
             return;
         }
@@ -181,7 +149,7 @@ static void move_done(struct txn *t, void *arg, int err)
     }
     if (err == 0) {
         target_ofile_gone(op);
-        n = target(op);
+        n = renaming_target(op);
         if (n && !(r->flags & FLAG_EXCHANGE))
             handles_move(op->node, n);
         if (n && !(r->flags & FLAG_EXCHANGE))
@@ -215,10 +183,10 @@ static void move_start(struct renaming *r)
         r->other ? value_new(slice_of(r->other->bytes, r->other->meta.size), &(struct key_meta){0}) : NULL;
     uint8_t *from = NULL, *to = NULL;
     size_t from_len = 0, to_len = 0;
-    struct node *there = target(op);
+    struct node *there = renaming_target(op);
 
     if (t == NULL || copy == NULL || (r->other && back == NULL) ||
-        node_key(op->fs->tree, op->node, &from, &from_len) != 0 || target_key(op, false, &to, &to_len) != 0) {
+        node_key(op->fs->tree, op->node, &from, &from_len) != 0 || renaming_target_key(op, false, &to, &to_len) != 0) {
         txn_cancel(t);
         t = NULL;
     } else {
@@ -266,7 +234,7 @@ static void move_read(struct wait *w, int err)
 {
     struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
     struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
-    struct node *there = target(op);
+    struct node *there = renaming_target(op);
 
     if (err == 0) {
         r->value = w->value;
@@ -300,130 +268,6 @@ static void move_resume(struct op *op)
     }
     op->wait = (struct wait){.done = move_read};
     tree_open_read(op->fs->tree, op->node, &op->wait);
-}
-
-/* ---- directories ------------------------------------------------------------------------------------ */
-
-static void dir_moved(struct txn *t, void *arg, int err)
-{
-    struct renaming *r = arg;
-    struct node *n;
-
-    if (err == 0) {
-        tree_rmdir(r->op->fs->tree, r->op->node, txn_rev(t));
-        r->op->node->dir->moved = true;
-        n = r->onto_dir ? target(r->op) : NULL;
-        if (n && n->kind == NODE_DIR)
-            tree_dir_renew(r->op->fs->tree, n);
-    }
-    /* Somebody works in it, or it is more than the server takes at once: mv copies instead. */
-    renaming_end(r, err == -1 || err == EFBIG ? EXDEV : err);
-}
-
-static void dir_build(struct renaming *r, struct txn *t, struct slice from, struct slice to)
-{
-    const Etcdserverpb__RangeResponse *keys = r->keys;
-    uint8_t *end = malloc(from.len + to.len + 2), *name = malloc(CODEC_KEY_MAX);
-    size_t end_len;
-    int err = ENOMEM;
-
-    if (end == NULL || name == NULL)
-        goto out;
-    end_len = codec_prefix_end(from, end);
-    txn_compare(t, from, slice_of(end, end_len), TXN_MOD_REV, TXN_LESS, keys->header->revision + 1);
-    txn_delete_range(t, from, slice_of(end, end_len));
-    end_len = codec_prefix_end(to, end);
-    memcpy(name, to.ptr, to.len);
-    name[to.len] = 0;
-    /* Nothing below the new name but perhaps its marker, which is put anew. */
-    txn_compare(t, slice_of(name, to.len + 1), slice_of(end, end_len), TXN_CREATE_REV, TXN_EQUAL, 0);
-    for (size_t i = 0; i < keys->n_kvs; i++) {
-        const Mvccpb__KeyValue *kv = keys->kvs[i];
-        struct value *v = value_new(slice_of(kv->value.data, kv->value.len), &(struct key_meta){0});
-
-        if (v == NULL || to.len + kv->key.len - from.len > CODEC_KEY_MAX) {
-            value_unref(v);
-            goto out;
-        }
-        txn_compare(t, slice_of(kv->key.data, kv->key.len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL,
-                    kv->mod_revision);
-        txn_note_delete(t, slice_of(kv->key.data, kv->key.len));
-        memcpy(name + to.len, kv->key.data + from.len, kv->key.len - from.len);
-        txn_put_new(t, slice_of(name, to.len + kv->key.len - from.len), v, kv->lease);
-        value_unref(v);
-    }
-    err = txn_size(t) + REQUEST_OVERHEAD_BYTES > r->op->fs->opt.max_request_bytes ? EXDEV : 0;
-out:
-    free(end);
-    free(name);
-    if (err == 0) {
-        txn_run(t);
-        return;
-    }
-    txn_cancel(t);
-    renaming_end(r, err);
-}
-
-static void dir_read(struct client_call *call)
-{
-    struct renaming *r = (struct renaming *)((char *)call - offsetof(struct renaming, range));
-    struct op *op = r->op;
-    uint8_t *from = NULL, *to = NULL;
-    size_t from_len = 0, to_len = 0;
-    struct txn *t;
-
-    if (call->outcome != CLIENT_OK) {
-        renaming_end(r, client_errno(call, CLIENT_USE_WRITE));
-        return;
-    }
-    r->keys = (Etcdserverpb__RangeResponse *)client_take_reply(call);
-    if (r->keys->more || r->keys->n_kvs > TXN_OPS_MAX - 2) {
-        renaming_end(r, EXDEV);
-        return;
-    }
-    t = txn_new(op->fs, dir_moved, r);
-    if (t == NULL || node_key(op->fs->tree, op->node, &from, &from_len) != 0 ||
-        target_key(op, true, &to, &to_len) != 0) {
-        txn_cancel(t);
-        renaming_end(r, ENOMEM);
-    } else
-        dir_build(r, t, slice_of(from, from_len), slice_of(to, to_len));
-    free(from);
-    free(to);
-}
-
-static void rename_dir(struct renaming *r)
-{
-    struct op *op = r->op;
-    struct node *there = target(op);
-    uint8_t *key = NULL, *end = NULL;
-    size_t len = 0;
-    Etcdserverpb__RangeRequest req = ETCDSERVERPB__RANGE_REQUEST__INIT;
-    int err = r->flags & FLAG_EXCHANGE ? EINVAL : fs_check_name(op->fs, op->node2, op->name2, true);
-
-    if (err == 0 && there && there->kind != NODE_DIR)
-        err = ENOTDIR;
-    if (err == 0 && there && r->flags & FLAG_NOREPLACE)
-        err = EEXIST;
-    if (err == 0 && there && there->dir->n_present)
-        err = ENOTEMPTY;
-    if (err == 0 && (overlay_in_dir(op->fs->overlay, op->node) || op->fs->n_unborn))
-        err = EXDEV; /* files that are only here cannot move in a transaction; rare, and mv copies */
-    if (err == 0 && (node_key(op->fs->tree, op->node, &key, &len) != 0 || (end = malloc(len + 1)) == NULL))
-        err = ENOMEM;
-    if (err) {
-        free(key);
-        renaming_end(r, err);
-        return;
-    }
-    req.key = (ProtobufCBinaryData){len, key};
-    req.range_end = (ProtobufCBinaryData){codec_prefix_end(slice_of(key, len), end), end};
-    req.limit = TXN_OPS_MAX;
-    r->onto_dir = there != NULL;
-    r->range = (struct client_call){.done = dir_read};
-    client_start(op->fs->client, &r->range, CLIENT_RANGE, &req.base, 0);
-    free(key);
-    free(end);
 }
 
 /* ---- the choice ---------------------------------------------------------------------------------------- */
@@ -486,8 +330,8 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
     else if (n->kind == NODE_DIR)
         rename_dir(r);
     else {
-        if (there == NULL && target(r->op))
-            overlay_limbo_end(target(r->op)); /* what was hidden there is replaced */
+        if (there == NULL && renaming_target(r->op))
+            overlay_limbo_end(renaming_target(r->op)); /* what was hidden there is replaced */
         op_after_release(r->op, n, move_resume);
     }
 }

@@ -98,6 +98,52 @@ struct node *node_find(struct tree *t, const struct node *dir, struct slice name
 
 /* ---- life ---------------------------------------------------------------------------- */
 
+static bool is_dead(const struct tree *t, const struct node *n)
+{
+    return !n->present && n->nlookup == 0 && n->refs == 0 && n != t->root;
+}
+
+static void bury_later(struct tree *t, struct node *n)
+{
+    if (n->buried || !is_dead(t, n))
+        return;
+    n->buried = true;
+    n->grave_next = t->graves;
+    t->graves = n;
+}
+
+static uint64_t node_ino(const struct node *dir, struct slice name, enum node_kind kind)
+{
+    uint64_t ino = dir ? hash_mix(hash_bytes(dir->ino ^ ((uint64_t)kind + 1), name)) : TREE_ROOT_ID;
+
+    return dir && ino <= TREE_ROOT_ID ? ino + 2 : ino;
+}
+
+static void node_link(struct node *n, struct node *dir)
+{
+    n->parent = dir;
+    n->prev = NULL;
+    n->next = dir->dir->children;
+    if (n->next)
+        n->next->prev = n;
+    dir->dir->children = n;
+    dir->refs++;
+}
+
+static void node_unlink(struct tree *t, struct node *n)
+{
+    struct node *dir = n->parent;
+
+    if (n->prev)
+        n->prev->next = n->next;
+    else
+        dir->dir->children = n->next;
+    if (n->next)
+        n->next->prev = n->prev;
+    dir->refs--;
+    bury_later(t, dir);
+}
+
 static struct node *node_new(struct tree *t, struct node *dir, struct slice name, enum node_kind kind)
 {
     struct node *n = calloc(1, sizeof *n + name.len + 1);
@@ -116,64 +162,64 @@ static struct node *node_new(struct tree *t, struct node *dir, struct slice name
     n->nodeid = t->next_id++;
     n->generation = 1;
     n->kind = kind;
-    n->parent = dir;
+    n->name = n->first_name;
     n->name_len = (uint32_t)name.len;
     if (name.len)
         memcpy(n->name, name.ptr, name.len);
-    n->ino = dir ? hash_mix(hash_bytes(dir->ino ^ ((uint64_t)kind + 1), name)) : TREE_ROOT_ID;
-    if (dir && n->ino <= TREE_ROOT_ID)
-        n->ino += 2;
-    if (dir) {
-        n->next = dir->dir->children;
-        if (n->next)
-            n->next->prev = n;
-        dir->dir->children = n;
-        dir->refs++;
-    }
+    n->ino = node_ino(dir, name, kind);
+    if (dir)
+        node_link(n, dir);
     table_insert(t, n);
     t->n_nodes++;
     table_grow(t);
     return n;
 }
 
-static bool is_dead(const struct tree *t, const struct node *n)
-{
-    return !n->present && n->nlookup == 0 && n->refs == 0 && n != t->root;
-}
-
-static void bury_later(struct tree *t, struct node *n)
-{
-    if (n->buried || !is_dead(t, n))
-        return;
-    n->buried = true;
-    n->grave_next = t->graves;
-    t->graves = n;
-}
-
 static void node_free(struct tree *t, struct node *n)
 {
-    struct node *dir = n->parent;
-
     assert(n->ext == NULL);
     assert(n->unsent == NULL);
     node_set_value(t, n, NULL);
     table_remove(t, n);
     t->n_nodes--;
-    if (dir) {
-        if (n->prev)
-            n->prev->next = n->next;
-        else
-            dir->dir->children = n->next;
-        if (n->next)
-            n->next->prev = n->prev;
-        dir->refs--;
-        bury_later(t, dir);
-    }
+    if (n->parent)
+        node_unlink(t, n);
     if (n->dir) {
         assert(n->dir->load == NULL);
         free(n->dir);
     }
+    if (n->name != n->first_name)
+        free(n->name);
     free(n);
+}
+
+/* Inode numbers follow the keys: what is made under the old names must not have those of what was moved. */
+static void ino_renew(struct node *n)
+{
+    n->old_ino = n->ino;
+    n->ino = node_ino(n->parent, node_name(n), n->kind);
+    for (struct node *c = n->dir ? n->dir->children : NULL; c; c = c->next)
+        ino_renew(c);
+}
+
+int node_move(struct tree *t, struct node *n, struct node *dir, struct slice name)
+{
+    char *copy = malloc(name.len + 1);
+
+    if (copy == NULL)
+        return -ENOMEM;
+    memcpy(copy, name.ptr, name.len);
+    copy[name.len] = 0;
+    table_remove(t, n);
+    node_unlink(t, n);
+    if (n->name != n->first_name)
+        free(n->name);
+    n->name = copy;
+    n->name_len = (uint32_t)name.len;
+    node_link(n, dir);
+    table_insert(t, n);
+    ino_renew(n);
+    return 0;
 }
 
 /* Frees what died and did not come back to life since. */
@@ -423,6 +469,8 @@ void tree_close(struct tree *t)
             next = n->hash_id;
             value_unref(n->value);
             free(n->dir);
+            if (n->name != n->first_name)
+                free(n->name);
             free(n);
         }
     free(t->by_id);

@@ -22,6 +22,7 @@
  * tree_value.c values, times
  * tree_apply.c what a change of one key does to the tree (used by the feed, by loads and by own commits)
  * tree_unload.c forgetting listings
+ * tree_move.c  a directory renamed by this mount keeps its nodes
  * tree_load.c  listing a directory from the server
  * tree_read.c  LOOKUP, OPEN: the questions that go to the server (tree_read.h)
  *
@@ -93,6 +94,7 @@ struct node {
     struct node *next, *prev;           /* siblings */
     struct node *hash_id, *hash_name;   /* chains of the tree's two tables */
     uint64_t ino;            /* st_ino: stable hash of kind and key, never 0 */
+    uint64_t old_ino;        /* before it was moved: the kernel's until it asks again; 0: never moved */
     struct timespec mtime, btime;       /* files: of meta.mod_rev and meta.create_rev */
     struct key_meta meta;    /* files; of a ghost, mod_rev is the revision at which it was absent */
     struct value *value;     /* the value of meta.mod_rev, when in memory; may be NULL */
@@ -106,7 +108,8 @@ struct node {
     int64_t read_ms, read_rev; /* when an open last took a value, and which (0: never) */
     void *ext;               /* free for ops.c (its handles of this node); must be NULL when the node dies */
     uint32_t name_len;
-    char name[];             /* encoded, terminated; "" for the root */
+    char *name;              /* encoded, terminated; "" for the root; at first: */
+    char first_name[];
 };
 
 struct tree_config {
@@ -212,6 +215,20 @@ void tree_learn_delete(struct tree *t, struct slice key, int64_t rev, bool own);
 struct node *tree_mkdir_local(struct tree *t, struct node *dir, struct slice name);
 /* rmdir done (the range compare held): the directory is gone as of rev, unless made again since. */
 void tree_rmdir(struct tree *t, struct node *dir, int64_t rev);
+
+/* ---- a directory renamed by this mount (tree_move.c) ---------------------------------------- */
+
+/* n is dir, or below it. */
+bool node_is_below(const struct node *n, const struct node *dir);
+/* All keys below n's have been moved, at rev: n and what is in it are there now, with their nodeids. What was there
+ * under the name, a directory without keys, is a ghost. To be followed by the next two. 0; or -EBUSY, -ENOMEM: the
+ * nodes cannot be moved, and nothing has changed. */
+int tree_move_dir(struct tree *t, struct node *n, struct node *to_dir, struct slice to_name, int64_t rev);
+/* Of each key that was moved: its part behind the directory's, and its revision before. serial: tree_serial(). */
+void tree_moved_key(struct tree *t, struct node *dir, struct slice rest, int64_t old_rev, int64_t rev, uint64_t serial);
+/* There were no others. */
+void tree_moved_all(struct tree *t, struct node *dir, int64_t rev, uint64_t serial);
+uint64_t tree_serial(struct tree *t);
 
 /* ---- numbers for .etcd/status ------------------------------------------------------- */
 

@@ -165,7 +165,7 @@ static struct node *leaf_delete(struct tree *t, struct node *dir, struct slice n
 /* ---- directories --------------------------------------------------------------------- */
 
 /* What a key was is now shown under another node: the file becomes .value of the directory, or back. */
-static void move_leaf(struct tree *t, struct node *from, struct node *to, int64_t rev)
+void move_leaf(struct tree *t, struct node *from, struct node *to, int64_t rev)
 {
     struct value *v = value_ref(from->value);
 
@@ -497,16 +497,21 @@ struct node *tree_mkdir_local(struct tree *t, struct node *dir, struct slice nam
     return n;
 }
 
-void tree_dir_renew(struct tree *t, struct node *n)
+void dir_forsake(struct tree *t, struct node *n)
 {
-    const struct key_meta marker = n->dir->marker;
-    struct node *value = node_find(t, n, VALUE_NAME, NODE_VALUE), *made, *made_value;
-
     if (n->dir->load)
         load_cancel(t, n->dir->load);
     vanish_children(t, n, 0, FROM_LOAD, false);
     node_vanish(t, n, 0);
     dir_reset(n->dir);
+}
+
+void tree_dir_renew(struct tree *t, struct node *n)
+{
+    const struct key_meta marker = n->dir->marker;
+    struct node *value = node_find(t, n, VALUE_NAME, NODE_VALUE), *made, *made_value;
+
+    dir_forsake(t, n);
     tree_retire(n);
     made = node_get(t, n->parent, slice_of(n->name, n->name_len), NODE_DIR);
     if (made == NULL)

@@ -415,6 +415,28 @@ void load_start(struct tree *t, struct node *dir, enum load_kind kind, int64_t a
     pump(t);
 }
 
+void load_moved(struct tree *t, struct dir_load *l)
+{
+    uint8_t *base, *end;
+    size_t len;
+
+    if (node_key(t, l->dir, &base, &len) < 0 || (end = malloc(len + 1)) == NULL)
+        abort(); /* it cannot go on under the old key */
+    free(l->base);
+    free(l->end);
+    l->base = base;
+    l->base_len = len;
+    l->end = end;
+    l->end_len = codec_prefix_end(slice_of(base, len), end);
+    free_backlog(l);
+    l->at_rev = 0;
+    l->retries = 0;
+    if (load_running(l))
+        l->restart = true;
+    else
+        rewind_load(l);
+}
+
 bool load_is_count(const struct dir_load *l)
 {
     return l->kind == LOAD_COUNT;

@@ -82,6 +82,8 @@ static inline struct slice node_name(const struct node *n)
 struct node *node_find(struct tree *t, const struct node *dir, struct slice name, enum node_kind kind);
 struct node *node_get(struct tree *t, struct node *dir, struct slice name,
                       enum node_kind kind); /* or makes a ghost */
+/* Another parent and name; what else follows from that is tree_move.c's. -ENOMEM: nothing has changed. */
+int node_move(struct tree *t, struct node *n, struct node *dir, struct slice name);
 void node_appear(struct tree *t, struct node *n);
 void node_vanish(struct tree *t, struct node *n, int64_t rev);
 void dir_touch(struct tree *t, struct node *dir);
@@ -117,6 +119,10 @@ struct node *tree_apply(struct tree *t, const struct key_change *kc, enum origin
  * deeper key only the subdirectory is made to exist, and returned. */
 struct node *tree_apply_in(struct tree *t, struct node *dir, struct slice rest, const struct key_change *kc,
                            enum origin origin);
+/* What a key was is now shown under another node. */
+void move_leaf(struct tree *t, struct node *from, struct node *to, int64_t rev);
+/* It becomes a ghost, with all that is in it but its .value, and nobody is told. */
+void dir_forsake(struct tree *t, struct node *n);
 void dir_vanish(struct tree *t, struct node *n, int64_t rev, enum origin origin);
 void dir_check_empty(struct tree *t, struct node *n, int64_t rev, enum origin origin);
 void node_delete(struct tree *t, struct node *n, int64_t rev, enum origin origin);
@@ -126,6 +132,7 @@ enum load_kind { LOAD_FIRST, LOAD_AGAIN, LOAD_COUNT };
 void load_start(struct tree *t, struct node *dir, enum load_kind kind, int64_t at_rev);
 void load_backlog(struct tree *t, struct dir_load *l, const struct key_change *kc);
 void load_cancel(struct tree *t, struct dir_load *l);
+void load_moved(struct tree *t, struct dir_load *l); /* its directory was renamed here: begins anew */
 void tree_reload(struct tree *t, int64_t at_rev); /* after a gap: every loaded directory */
 struct wait **load_waits(struct dir_load *l);
 void load_tick(struct tree *t);
@@ -140,4 +147,5 @@ void tree_unload(struct tree *t, size_t n_nodes);
 void wait_add(struct tree *t, struct wait *w, struct wait **queue, int64_t default_ms);
 void wait_finish(struct wait *w, int err);
 void reads_close(struct tree *t);
+void reads_moved(struct tree *t, const struct node *dir); /* asks anew what is asked below dir */
 void meta_of(const Mvccpb__KeyValue *kv, struct key_meta *ret_meta);

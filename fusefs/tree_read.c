@@ -18,6 +18,7 @@ struct read {
     struct tree *tree;
     struct node *node;   /* ref'd */
     struct value *known; /* what min_mod_revision was based on; NULL: the value was asked for */
+    bool again;          /* its key has changed since it was sent */
     struct wait *waits;
     struct client_call call;
 };
@@ -29,6 +30,7 @@ struct lookup {
     struct wait *wait; /* NULL: nobody any more */
     uint8_t *key;
     size_t key_len;
+    bool again; /* as of a read */
     struct client_call call;
     uint32_t name_len;
     char name[];
@@ -233,6 +235,23 @@ static void lookup_learn(struct tree *t, struct lookup *q, const Etcdserverpb__T
     }
 }
 
+/* Its directory was renamed meanwhile. */
+static bool lookup_again(struct tree *t, struct lookup *q)
+{
+    uint8_t *key;
+    size_t len;
+
+    if (!q->again || q->wait == NULL ||
+        node_child_key(t, q->dir, slice_of(q->name, q->name_len), false, &key, &len) < 0)
+        return false;
+    free(q->key);
+    q->key = key;
+    q->key_len = len;
+    q->again = false;
+    lookup_send(t, q);
+    return true;
+}
+
 static void lookup_answered(struct client_call *call)
 {
     struct lookup *q = (struct lookup *)((char *)call - offsetof(struct lookup, call));
@@ -241,7 +260,9 @@ static void lookup_answered(struct client_call *call)
     struct node *n;
     int err = ENOENT;
 
-    if (call->outcome == CLIENT_OK)
+    if (lookup_again(t, q))
+        return;
+    if (call->outcome == CLIENT_OK && !q->again)
         lookup_learn(t, q, (const Etcdserverpb__TxnResponse *)call->reply);
     n = tree_child(t, q->dir, slice_of(q->name, q->name_len));
     if (w) {
@@ -422,6 +443,8 @@ static void read_succeeded(struct tree *t, struct read *r, const Etcdserverpb__R
     value_unref(v);
 }
 
+static bool read_post(struct tree *t, struct read *r);
+
 static void read_answered(struct client_call *call)
 {
     struct read *r = (struct read *)((char *)call - offsetof(struct read, call));
@@ -429,6 +452,13 @@ static void read_answered(struct client_call *call)
     int err = client_errno(call, CLIENT_USE_READ);
 
     t->n_reads--;
+    if (r->again && read_post(t, r))
+        return;
+    if (r->again) { /* nobody waits, or no memory */
+        read_finish(t, r, NULL, ENOMEM, false, false);
+        read_free(t, r);
+        return;
+    }
     if (call->outcome == CLIENT_OK)
         read_succeeded(t, r, (const Etcdserverpb__RangeResponse *)call->reply);
     else if (r->node->value && t->mode != READ_STRICT && err == ETIMEDOUT)
@@ -438,30 +468,48 @@ static void read_answered(struct client_call *call)
     read_free(t, r);
 }
 
-static void read_send(struct tree *t, struct read *r)
+/* False: nobody waits for it, or no memory. */
+static bool read_post(struct tree *t, struct read *r)
 {
     Etcdserverpb__RangeRequest req = ETCDSERVERPB__RANGE_REQUEST__INIT;
     uint8_t *key;
     size_t len;
 
+    if (r->waits == NULL || node_key(t, r->node, &key, &len) < 0)
+        return false;
+    value_unref(r->known);
+    r->known = value_ref(r->node->present ? r->node->value : NULL);
+    r->again = false;
+    req.key = (ProtobufCBinaryData){len, key};
+    req.min_mod_revision = r->known ? r->known->meta.mod_rev + 1 : 0;
+    t->n_reads++;
+    r->call.done = read_answered;
+    client_start(t->client, &r->call, CLIENT_RANGE, &req.base, 0);
+    free(key);
+    return true;
+}
+
+static void read_send(struct tree *t, struct read *r)
+{
     r->node->unsent = NULL;
-    if (r->waits == NULL || node_key(t, r->node, &key, &len) < 0) {
+    if (!read_post(t, r)) {
         read_finish(t, r, NULL, ENOMEM, false, false);
         read_free(t, r);
         return;
     }
-    r->known = value_ref(r->node->present ? r->node->value : NULL);
-    req.key = (ProtobufCBinaryData){len, key};
-    req.min_mod_revision = r->known ? r->known->meta.mod_rev + 1 : 0;
-    t->n_reads++;
     r->next = t->sent;
     if (r->next)
         r->next->prev = &r->next;
     r->prev = &t->sent;
     t->sent = r;
-    r->call.done = read_answered;
-    client_start(t->client, &r->call, CLIENT_RANGE, &req.base, 0);
-    free(key);
+}
+
+void reads_moved(struct tree *t, const struct node *dir)
+{
+    for (struct read *r = t->sent; r; r = r->next)
+        r->again |= node_is_below(r->node, dir);
+    for (struct lookup *q = t->lookups; q; q = q->next)
+        q->again |= node_is_below(q->dir, dir);
 }
 
 void tree_open_read(struct tree *t, struct node *n, struct wait *w)
