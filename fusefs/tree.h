@@ -72,6 +72,7 @@ struct dir {
     int64_t n_keys;          /* UNLOADED: how many keys lie below, -1 unknown */
     /* learned ahead of the watch, from an answer of this revision: CREATE is still to be told */
     int64_t announce_rev;
+    int64_t placed_rev;      /* renamed to here at this revision: older listings do not know it */
     struct key_meta marker;  /* of key "dir/"; mod_rev 0: no marker */
     struct node *children;   /* all nodes in it, ghosts too; linked by node->next */
     uint32_t n_present;      /* of them present, .value aside */

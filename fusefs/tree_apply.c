@@ -183,7 +183,7 @@ static void dir_reset(struct dir *d)
 {
     d->state = DIR_UNLOADED;
     d->n_keys = -1;
-    d->rev = d->announce_rev = 0;
+    d->rev = d->announce_rev = d->placed_rev = 0;
     d->lingers = false;
     d->marker = (struct key_meta){0};
 }
@@ -450,8 +450,11 @@ struct node *tree_apply(struct tree *t, const struct key_change *kc, enum origin
                 check_after(t, dir, kc, origin);
             return n;
         }
-        if (n == NULL)
+        if (n == NULL) { /* what was below it has gone already: moved elsewhere by this mount, perhaps */
+            if (kc->is_delete && origin == FROM_WATCH)
+                check_after(t, dir, kc, origin);
             return NULL;
+        }
         dir = n;
         rest = slice_of(slash + 1, rest.len - (size_t)(slash + 1 - rest.ptr));
         /* An own mkdir: nothing but the marker can be in it, as of its revision. */

@@ -242,7 +242,8 @@ static void sweep(struct tree *t, struct dir_load *l, enum origin origin)
         value = node_find(t, n, S(CODEC_VALUE_NAME), NODE_VALUE);
         if (value && is_swept(l, value) && value->meta.mod_rev <= l->rev)
             node_delete(t, value, l->rev, origin);
-        if (is_swept(l, n) && !n->dir->lingers && n->dir->announce_rev <= l->rev)
+        if (is_swept(l, n) && !n->dir->lingers && n->dir->announce_rev <= l->rev &&
+            n->dir->placed_rev <= l->rev)
             dir_vanish(t, n, l->rev, origin);
     }
 }

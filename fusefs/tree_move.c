@@ -10,6 +10,8 @@
  *     known older, or as absent              left as it is; the watch brings it, as it brings what is not known
  *     not moved                              it had been deleted before
  *
+ * Where the directory was there may be no key left: the watch tells, when it brings the deletions (tree_apply).
+ *
  * The directory's own key (a, shown as a/.value) does not begin with "a/": it stays, and is the file a again.
  *
  * Questions on their way were asked under the old keys: they are asked anew.
@@ -54,7 +56,7 @@ static void count_names(struct tree *t, struct node *n, bool here)
     dir_touch(t, n->parent);
 }
 
-/* What is counted or asked under the old keys. */
+/* What is counted, asked or known to be absent under the old keys. */
 static void unsettle(struct tree *t, struct node *dir)
 {
     struct dir *d = dir->dir;
@@ -64,9 +66,12 @@ static void unsettle(struct tree *t, struct node *dir)
         d->n_keys = -1;
     if (d->load)
         load_moved(t, d->load);
-    for (struct node *c = d->children; c; c = c->next)
+    for (struct node *c = d->children; c; c = c->next) {
+        if (!c->present)
+            c->meta.mod_rev = 0;
         if (c->dir)
             unsettle(t, c);
+    }
 }
 
 /* The key of a directory's .value, when the directory is shown there no more, and the other way round. */
@@ -120,6 +125,7 @@ int tree_move_dir(struct tree *t, struct node *n, struct node *to_dir, struct sl
     if (n->dir->marker.mod_rev == 0)
         n->dir->marker = marker;
     unsettle(t, n);
+    n->dir->placed_rev = rev;
     reads_moved(t, n);
     old = node_get(t, from_dir, from_name, NODE_DIR);
     if (old) { /* older news must not bring it back */
@@ -142,13 +148,11 @@ static void meta_moved(struct key_meta *m, int64_t rev)
 
 static void leaf_moved(struct node *leaf, int64_t old_rev, int64_t rev)
 {
-    if (!leaf->present) {
-        leaf->meta.mod_rev = 0; /* that its old key is absent is no news of the new one */
-    } else if (leaf->meta.mod_rev == old_rev) {
-        meta_moved(&leaf->meta, rev);
-        if (leaf->value && leaf->value->meta.mod_rev == old_rev) /* the same bytes, for whoever holds them */
-            meta_moved(&leaf->value->meta, rev);
-    }
+    if (!leaf->present || leaf->meta.mod_rev != old_rev)
+        return; /* the watch brings it */
+    meta_moved(&leaf->meta, rev);
+    if (leaf->value && leaf->value->meta.mod_rev == old_rev) /* the same bytes, for whoever holds them */
+        meta_moved(&leaf->value->meta, rev);
 }
 
 void tree_moved_key(struct tree *t, struct node *dir, struct slice rest, int64_t old_rev, int64_t rev, uint64_t serial)
@@ -198,8 +202,6 @@ static void sweep(struct tree *t, struct node *dir, int64_t rev, uint64_t serial
                 dir_vanish(t, c, rev, FROM_GAP);
         } else if (c->dir == NULL && is_stale(c, rev, serial) && !(top && c->kind == NODE_VALUE)) {
             node_delete(t, c, rev, FROM_GAP);
-        } else if (!c->present && c->meta.mod_rev > rev) {
-            c->meta.mod_rev = rev; /* known to be absent, but under the old name */
         }
     }
 }

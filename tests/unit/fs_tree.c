@@ -774,7 +774,115 @@ static void use(void)
     }
 }
 
+/* ---- a directory renamed by this mount --------------------------------------------------------------- */
+
+static struct {
+    struct node *node, *to_dir; /* NULL: none is on its way */
+    char name[8], from[KEY_MAX], to[KEY_MAX];
+    size_t from_len, to_len, n;
+    struct put keys[200]; /* as read */
+    int64_t rev;
+} moving;
+static unsigned n_moved, n_not_moved;
+
+static struct node *random_dir(bool loaded)
+{
+    struct node *found = NULL;
+    unsigned n = 0;
+
+    for (size_t i = 0; i < t->size; i++)
+        for (struct node *c = t->by_id[i]; c; c = c->hash_id)
+            if (c->kind == NODE_DIR && c->present && (!loaded || c->dir->state == DIR_LOADED) && dice(++n) == 0)
+                found = c;
+    return found;
+}
+
+/* The server has done it; the answer is still on its way. */
+static void rename_begin(struct slice prefix)
+{
+    static const struct put *found[HISTORY_MAX];
+    static const char *const names[] = {"a", "b", "c", "new"};
+    struct node *n = random_dir(false), *to_dir = random_dir(true), *there;
+    uint8_t *key, *to, end[2 * KEY_MAX];
+    size_t len, to_len, end_len, n_keys;
+
+    (void)prefix;
+    if (n == NULL || to_dir == NULL || n == t->root || node_is_below(to_dir, n))
+        return;
+    strcpy(moving.name, names[dice(4)]);
+    there = tree_child(t, to_dir, slice_str(moving.name));
+    if (there == n || (there && (there->kind != NODE_DIR || there->dir->n_present)))
+        return;
+    REQUIRE(node_key(t, n, &key, &len) == 0);
+    REQUIRE(node_child_key(t, to_dir, slice_str(moving.name), true, &to, &to_len) == 0);
+    if (len >= KEY_MAX || to_len >= KEY_MAX)
+        goto out;
+    end_len = codec_prefix_end(slice_of(to, to_len), end);
+    n_keys = store_range(slice_of(to, to_len), slice_of(end, end_len), store_rev, found);
+    if (n_keys > 1 || (n_keys == 1 && found[0]->key_len != to_len))
+        goto out;
+    end_len = codec_prefix_end(slice_of(key, len), end);
+    n_keys = store_range(slice_of(key, len), slice_of(end, end_len), store_rev, found);
+    if (n_keys == 0 || n_keys > 200)
+        goto out;
+    for (size_t i = 0; i < n_keys; i++) {
+        moving.keys[i] = *found[i];
+        if (found[i]->key_len - len + to_len >= KEY_MAX)
+            goto out;
+    }
+    store_rev++;
+    for (size_t i = 0; i < n_keys; i++)
+        store_change(put_key(&moving.keys[i]), true, 0, 0, 0);
+    for (size_t i = 0; i < n_keys; i++) {
+        const struct put *p = &moving.keys[i];
+        char moved[KEY_MAX];
+
+        memcpy(moved, to, to_len);
+        memcpy(moved + to_len, p->key + len, p->key_len - len);
+        store_change(slice_of(moved, to_len + p->key_len - len), false, p->size, p->fill, p->lease);
+    }
+    memcpy(moving.from, key, len);
+    moving.from_len = len;
+    moving.n = n_keys;
+    moving.rev = store_rev;
+    moving.node = node_ref(n);
+    moving.to_dir = node_ref(to_dir);
+    feed_hold(feed);
+out:
+    free(key);
+    free(to);
+}
+
+static void rename_end(void)
+{
+    struct node *n = moving.node, *there = tree_child(t, moving.to_dir, slice_str(moving.name));
+    uint64_t serial = tree_serial(t), id = n->nodeid;
+
+    feed_own_end(feed, slice_of(moving.from, moving.from_len), moving.rev);
+    if (tree_move_dir(t, n, moving.to_dir, slice_str(moving.name), moving.rev) == 0) {
+        n_moved++;
+        CHECK(n->present && n->nodeid == id && n->parent == moving.to_dir && strcmp(n->name, moving.name) == 0);
+        CHECK(tree_child(t, moving.to_dir, slice_str(moving.name)) == n);
+        for (size_t i = 0; i < moving.n; i++)
+            tree_moved_key(t, n,
+                           slice_of(moving.keys[i].key + moving.from_len, moving.keys[i].key_len - moving.from_len),
+                           moving.keys[i].rev, moving.rev, serial);
+        tree_moved_all(t, n, moving.rev, serial);
+        feed_release(feed);
+    } else {
+        n_not_moved++;
+        tree_rmdir(t, n, moving.rev);
+        if (there && there->kind == NODE_DIR)
+            tree_dir_renew(t, there);
+        feed_release(feed);
+    }
+    node_unref(t, n);
+    node_unref(t, moving.to_dir);
+    moving.node = NULL;
+}
+
 static bool unloading; /* listings are forgotten, too */
+static bool renaming;
 
 /* Reads of all kinds race with the watch, with compaction and with streams that break. */
 static void run(struct slice prefix, int rounds, bool gaps)
@@ -782,10 +890,16 @@ static void run(struct slice prefix, int rounds, bool gaps)
     start(prefix, false);
     for (int round = 0; round < rounds && !tap_bad; round++) {
         for (unsigned i = dice(40); i; i--) {
-            switch (dice(8)) {
+            switch (dice(renaming ? 9 : 8)) {
             case 0:
             case 1:
             case 2: mutate(prefix); break;
+            case 8:
+                if (moving.node)
+                    rename_end();
+                else
+                    rename_begin(prefix);
+                break;
             case 3: answer_some(); break;
             case 4: watch_some(1 + (int)dice(4)); break;
             case 5: use(); break;
@@ -811,6 +925,8 @@ static void run(struct slice prefix, int rounds, bool gaps)
                 feed_tick(feed, now_ms);
             }
         }
+        if (moving.node)
+            rename_end();
         settle();
         enter_all();
         if (!compare(prefix, false)) {
@@ -844,6 +960,16 @@ static void tree_follows_what_it_has_forgotten(void)
     CHECK(t_unloads > 100);
     run(S("p/"), 100, true);
     unloading = false;
+}
+
+static void tree_moves_what_it_renames(void)
+{
+    renaming = true;
+    run(S(""), 300, false);
+    run(S("p/"), 200, true);
+    renaming = false;
+    printf("# %u moved, %u made anew\n", n_moved, n_not_moved);
+    CHECK(n_moved > 200 && n_moved > 10 * n_not_moved);
 }
 
 /* The consumer knows every directory, as inotifywait -r does: it looks up and lists each new one. */
@@ -918,6 +1044,7 @@ int main(void)
     TEST(tree_follows_below_a_prefix);
     TEST(tree_survives_gaps);
     TEST(tree_follows_what_it_has_forgotten);
+    TEST(tree_moves_what_it_renames);
     TEST(changes_tell_everything);
     TEST(changes_after_gaps);
     return tap_done();
