@@ -86,9 +86,12 @@ struct client_stream {
 };
 
 struct client_config {
-    /* "host:port", "http://host:port", "unix:path" ("unix:///path") */
+    /* "host:port", "http://host:port", "https://host:port", "unix:path" ("unix:///path") */
     const char *endpoints[CLIENT_ENDPOINTS_MAX];
     unsigned n_endpoints;
+    /* TLS, as PEM: who is trusted (NULL: what the system trusts); our certificate and its key (NULL: none). With any of
+     * them "host:port" means https:// too, as for etcdctl. */
+    const char *ca_pem, *cert_pem, *key_pem;
     int64_t timeout_ms; /* of a call started with timeout_ms 0; 0: CLIENT_CALL_TIMEOUT_MS */
     int64_t grace_ms;   /* how long a change that was refused for want of a leader is offered again */
 };

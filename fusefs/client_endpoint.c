@@ -36,8 +36,8 @@ static void state_changed(struct client *c, struct tag *t)
 /* ---- opening and closing ------------------------------------------------------------------ */
 
 /* "host:2379" -> "dns:///host:2379", digits -> "ipv4:...", "[::1]:2379" -> "ipv6:...", "unix:path" as it
- * is. */
-static int endpoint_target(const char *name, char **ret_target)
+ * is. *tls: whether a name without a scheme means it; then, whether this one does. */
+static int endpoint_target(const char *name, char **ret_target, bool *tls)
 {
     const char *host = name, *colon;
     const char *scheme = "dns:///";
@@ -48,13 +48,18 @@ static int endpoint_target(const char *name, char **ret_target)
 
         if (strncmp(path, "//", 2) == 0)
             path += 2;
+        *tls = false;
         n = *path ? asprintf(ret_target, "unix:%s", path) : -2;
         return n == -2 ? -EINVAL : n < 0 ? -ENOMEM : 0;
     }
     if (strncmp(name, "http://", 7) == 0)
         host = name + 7;
+    else if (strncmp(name, "https://", 8) == 0)
+        host = name + 8;
     else if (strstr(name, "://"))
         return -EINVAL;
+    if (host != name)
+        *tls = name[4] == 's';
     colon = strrchr(host, ':');
     if (colon == NULL || colon == host || colon[1] == 0 ||
         strspn(colon + 1, "0123456789") != strlen(colon + 1))
@@ -66,7 +71,16 @@ static int endpoint_target(const char *name, char **ret_target)
     return asprintf(ret_target, "%s%s", scheme, host) < 0 ? -ENOMEM : 0;
 }
 
-static int endpoint_open(struct client *c, struct endpoint *e, const char *name)
+static grpc_channel_credentials *credentials(const struct client_config *cfg, bool tls)
+{
+    grpc_ssl_pem_key_cert_pair own = {.private_key = cfg->key_pem, .cert_chain = cfg->cert_pem};
+
+    if (!tls)
+        return grpc_insecure_credentials_create();
+    return grpc_ssl_credentials_create(cfg->ca_pem, cfg->cert_pem ? &own : NULL, NULL, NULL);
+}
+
+static int endpoint_open(struct client *c, struct endpoint *e, const char *name, const struct client_config *cfg)
 {
     grpc_arg args[] = {
         {GRPC_ARG_INTEGER, (char *)GRPC_ARG_ENABLE_HTTP_PROXY, {.integer = 0}},
@@ -83,15 +97,18 @@ static int endpoint_open(struct client *c, struct endpoint *e, const char *name)
     };
     const grpc_channel_args channel_args = {sizeof args / sizeof *args, args};
     grpc_channel_credentials *creds;
+    bool tls = cfg->ca_pem || cfg->cert_pem;
     int r;
 
-    r = endpoint_target(name, &e->target);
+    r = endpoint_target(name, &e->target, &tls);
     if (r < 0)
         return r;
     e->name = strdup(name);
     if (e->name == NULL)
         return -ENOMEM;
-    creds = grpc_insecure_credentials_create();
+    creds = credentials(cfg, tls);
+    if (creds == NULL)
+        return -EINVAL; /* core has said that the certificate is none */
     e->channel = grpc_channel_create(e->target, creds, &channel_args);
     grpc_channel_credentials_release(creds);
     if (e->channel == NULL)
@@ -115,7 +132,7 @@ int client_endpoints_open(struct client *c, const struct client_config *cfg)
         return -EINVAL;
     while (c->n_endpoints < cfg->n_endpoints) {
         unsigned i = c->n_endpoints++;
-        int r = endpoint_open(c, &c->endpoints[i], cfg->endpoints[i]);
+        int r = endpoint_open(c, &c->endpoints[i], cfg->endpoints[i], cfg);
 
         if (r < 0)
             return r;

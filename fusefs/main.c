@@ -157,7 +157,12 @@ static void on_signal(struct session *s)
 static int open_store(struct fs *fs)
 {
     struct client_config cc = {
-        .n_endpoints = fs->opt.n_endpoints, .timeout_ms = fs->opt.timeout_ms, .grace_ms = fs->opt.grace_ms};
+        .n_endpoints = fs->opt.n_endpoints,
+        .ca_pem = fs->opt.ca_pem,
+        .cert_pem = fs->opt.cert_pem,
+        .key_pem = fs->opt.key_pem,
+        .timeout_ms = fs->opt.timeout_ms,
+        .grace_ms = fs->opt.grace_ms};
     struct tree_config tc = {.prefix = fs->opt.prefix,
                              .file_mode = 0666 & ~fs->opt.umask,
                              .dir_mode = 0777 & ~fs->opt.umask,

@@ -13,6 +13,7 @@
 #define VERSION           "0.1.0"
 #define MAX_REQUEST_BYTES 1572864 /* etcd's default */
 #define GRACE_MS          5000
+#define PEM_MAX_BYTES     (1 << 20)
 
 static const char usage[] =
     "usage: cairnfs [options] ENDPOINT[,ENDPOINT...][:PREFIX] MOUNTPOINT\n"
@@ -41,7 +42,10 @@ static const char usage[] =
     "  uid=N gid=N umask=O  owner and permissions shown\n"
     "  grace=SECONDS        how long changes wait for a lost quorum before EROFS (5)\n"
     "  timeout=SECONDS      how long any one question or change may take (10)\n"
-    "  max-request-bytes=N  the server's --max-request-bytes (1572864)\n";
+    "  max-request-bytes=N  the server's --max-request-bytes (1572864)\n"
+    "  cacert=FILE          TLS: who signs the servers' certificates (PEM); also --cacert FILE\n"
+    "  cert=FILE key=FILE   TLS: our certificate and its key; also --cert FILE, --key FILE. With any of these, or\n"
+    "                       https:// before it, an ENDPOINT is spoken to over TLS\n";
 
 static int hex(char c)
 {
@@ -123,7 +127,7 @@ const char *options_parse_source(struct options *o, const char *source)
 
 /* ---- -o ------------------------------------------------------------------------- */
 
-enum word_kind { WORD_TRUE, WORD_FALSE, WORD_UID, WORD_GID, WORD_UMASK, WORD_SECONDS, WORD_BYTES, WORD_DROP };
+enum word_kind { WORD_TRUE, WORD_FALSE, WORD_UID, WORD_GID, WORD_UMASK, WORD_SECONDS, WORD_BYTES, WORD_PEM, WORD_DROP };
 
 #define AT(field) offsetof(struct options, field)
 static const struct word {
@@ -155,6 +159,9 @@ static const struct word {
     {"grace=", WORD_SECONDS, AT(grace_ms)},
     {"timeout=", WORD_SECONDS, AT(timeout_ms)},
     {"max-request-bytes=", WORD_BYTES, AT(max_request_bytes)},
+    {"cacert=", WORD_PEM, AT(ca_pem)},
+    {"cert=", WORD_PEM, AT(cert_pem)},
+    {"key=", WORD_PEM, AT(key_pem)},
     /* What fstab lines carry for mount(8) and systemd, not for us. */
     {"defaults", WORD_DROP, 0},
     {"auto", WORD_DROP, 0},
@@ -189,6 +196,27 @@ static int set_number(struct options *o, const struct word *w, const char *text)
     return 0;
 }
 
+/* The file's bytes into *at. */
+static int read_pem(char **at, const char *path)
+{
+    FILE *f = fopen(path, "re");
+    char *text = f ? malloc(PEM_MAX_BYTES) : NULL;
+    size_t n = text ? fread(text, 1, PEM_MAX_BYTES, f) : 0;
+    int rc = f == NULL ? -errno : text == NULL ? -ENOMEM : ferror(f) ? -EIO : n == PEM_MAX_BYTES ? -EFBIG : 0;
+
+    if (f)
+        (void)fclose(f); /* only read */
+    if (rc) {
+        fprintf(stderr, "cairnfs: %s: %s\n", path, strerror(-rc));
+        free(text);
+        return rc;
+    }
+    text[n] = '\0';
+    free(*at);
+    *at = text;
+    return 0;
+}
+
 static int pass_to_fuse(struct options *o, const char *text)
 {
     char *joined = NULL;
@@ -212,6 +240,8 @@ static int parse_word(struct options *o, const char *text)
             continue;
         if (w->kind == WORD_TRUE || w->kind == WORD_FALSE)
             *(bool *)((char *)o + w->at) = w->kind == WORD_TRUE;
+        else if (w->kind == WORD_PEM)
+            return read_pem((char **)(void *)((char *)o + w->at), text + len);
         else if (w->kind != WORD_DROP)
             return set_number(o, w, text + len);
         return 0;
@@ -258,6 +288,10 @@ static enum options_result parse_positional(struct options *o, int argc, char **
             argc);
         return OPTIONS_BAD;
     }
+    if ((o->cert_pem == NULL) != (o->key_pem == NULL)) {
+        fprintf(stderr, "cairnfs: cert and key go together: give both\n");
+        return OPTIONS_BAD;
+    }
     wrong = options_parse_source(o, argv[0]);
     if (wrong) {
         fprintf(stderr, "cairnfs: %s: %s\n", argv[0], wrong);
@@ -271,7 +305,8 @@ static enum options_result parse_positional(struct options *o, int argc, char **
 enum options_result options_parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
+        {"help", no_argument, NULL, 'h'},        {"version", no_argument, NULL, 'V'}, {"cacert", required_argument, NULL, 'a'},
+        {"cert", required_argument, NULL, 'c'}, {"key", required_argument, NULL, 'k'}, {0}};
     int c;
 
     *o = (struct options){.dirmarkers = true,
@@ -294,6 +329,12 @@ enum options_result options_parse(struct options *o, int argc, char **argv)
             if (parse_list(o, optarg) != 0)
                 return OPTIONS_BAD;
             break;
+        case 'a':
+        case 'c':
+        case 'k':
+            if (read_pem(c == 'a' ? &o->ca_pem : c == 'c' ? &o->cert_pem : &o->key_pem, optarg) != 0)
+                return OPTIONS_BAD;
+            break;
         case 'h':
             fputs(usage, stdout);
             return OPTIONS_DONE;
@@ -312,6 +353,9 @@ void options_free(struct options *o)
     for (unsigned i = 0; i < o->n_endpoints; i++)
         free(o->endpoints[i]);
     free((void *)o->prefix.ptr);
+    free(o->ca_pem);
+    free(o->cert_pem);
+    free(o->key_pem);
     free(o->source);
     free(o->mountpoint);
     free(o->fuse_options);

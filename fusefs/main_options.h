@@ -17,6 +17,7 @@ struct options {
     char *endpoints[CLIENT_ENDPOINTS_MAX];
     unsigned n_endpoints;
     struct slice prefix; /* decoded; owned */
+    char *ca_pem, *cert_pem, *key_pem; /* what the files of cacert=, cert=, key= hold; NULL: not given */
     char *source;        /* as given: what mount(8) shows */
     char *mountpoint;    /* absolute, resolved */
     char *fuse_options;  /* of -o, what is the kernel's or libfuse's; "" or begins with ',' */
