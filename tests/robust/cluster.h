@@ -44,6 +44,9 @@ struct cluster {
 
 /* 0, or -errno with a word on what this machine lacks in ret_what. Before any thread starts. */
 int cluster_make(struct cluster *c, const char *program, const char *dir, const char **ret_what);
+/* Has all that clients have sent arrived? A call that was given up may still be on its way: after a link was down the
+ * kernel sends again as late as the link was down for, also of a connection that is closed. */
+bool clients_are_quiet(void);
 bool member_start(struct cluster *c, struct member *m); /* false: no process; says why on stderr */
 bool member_kill(struct member *m, int sig);            /* and waits; false: SIGTERM was not enough within 20 s */
 bool member_ended(struct member *m);                    /* did it end by itself? then it is noted as not running */

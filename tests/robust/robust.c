@@ -122,6 +122,12 @@ static bool writes_everywhere(struct run *r)
     return true;
 }
 
+static bool is_quiet(struct run *r)
+{
+    (void)r;
+    return clients_are_quiet();
+}
+
 static bool leases_are_gone(struct run *r)
 {
     Etcdserverpb__LeaseLeasesRequest req = ETCDSERVERPB__LEASE_LEASES_REQUEST__INIT;
@@ -217,6 +223,9 @@ static void settle(struct run *r)
     r->healed_ms = (now_ns() - since) / 1000000;
     phase(r, "all members serve");
     load_stop_clients(&r->load);
+    if (!await(r, is_quiet, HEAL_MS))
+        fault(r, "what clients have sent is still on its way %d s after the last fault", HEAL_MS / 1000);
+    phase(r, "clients are quiet");
     if (!await(r, leases_are_gone, LEASES_MS))
         fault(r, "there are leases %d s after the last renewal", LEASES_MS / 1000);
     if (!await(r, is_at_rest, REST_MS))

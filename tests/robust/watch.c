@@ -185,18 +185,26 @@ static bool has_all(const struct watcher *w, int64_t rev)
     return true;
 }
 
+/* etcd tells no progress on a stream of which it has canceled a watch, or with one that waits for the future. */
+static bool is_lame(const struct watcher *w, int64_t rev)
+{
+    for (int i = 0; i < w->n; i++)
+        if (w->watches[i].over || w->watches[i].start > rev)
+            return true;
+    return false;
+}
+
 /* Everything rests: what is still watched must be told of all of it. */
 static void finish(struct watcher *w)
 {
     int64_t rev = atomic_load(&w->load->rev_final), asked = 0, until = w->load->final_ns;
     bool open = true, lame = false;
 
-    for (int i = 0; i < w->n; i++)
-        lame |= w->watches[i].over || w->watches[i].start > rev;
-    /* etcd tells no progress on a stream of which it has canceled a watch, or with one that waits for the future. */
-    if (lame)
-        until = fair_ns() + LAME_MS * INT64_C(1000000);
     while (open && !has_all(w, rev) && fair_ns() < until) {
+        if (!lame && is_lame(w, rev)) {
+            lame = true;
+            until = fair_ns() + LAME_MS * INT64_C(1000000);
+        }
         if (now_ns() - asked > PROGRESS_MS * INT64_C(1000000)) {
             open = ask_progress(w);
             asked = now_ns();
