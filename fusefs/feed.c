@@ -272,11 +272,16 @@ static void settled(void *ctx)
 
 /* ---- moves ----------------------------------------------------------------------------------- */
 
+/* A put of a file, not yet the end of a move. */
+static bool is_made(const struct pending *p)
+{
+    return p->ev && !p->reshaped && !(p->ev->flags & (CHANGE_DIR | CHANGE_GAP)) &&
+           (p->ev->kind == CHANGE_CREATE || p->ev->kind == CHANGE_MODIFY);
+}
+
 static bool is_pair(const struct pending *gone, const struct pending *made)
 {
-    return made->ev && !made->reshaped && made->ev->rev == gone->ev->rev &&
-           made->ev->node != gone->ev->node && !(made->ev->flags & (CHANGE_DIR | CHANGE_GAP)) &&
-           (made->ev->kind == CHANGE_CREATE || made->ev->kind == CHANGE_MODIFY) &&
+    return is_made(made) && made->ev->rev == gone->ev->rev && made->ev->node != gone->ev->node &&
            made->meta.size == gone->meta.size && made->meta.hash == gone->meta.hash &&
            made->meta.lease == gone->meta.lease;
 }
@@ -298,14 +303,18 @@ static void make_move(struct pending *gone, struct pending *made)
 }
 
 /* Among the changes of one revision (from *first on): a deleted file and a put of the same bytes are one
- * move. */
+ * move. A renamed directory has both in the same order: then the first put left is the one. */
 static void pair_moves(struct pending *first)
 {
+    struct pending *left = first;
+
     for (struct pending *gone = first; gone; gone = gone->next) {
         if (gone->ev == NULL || gone->reshaped || gone->ev->kind != CHANGE_DELETE ||
             gone->ev->flags & (CHANGE_DIR | CHANGE_GAP))
             continue;
-        for (struct pending *made = first; made; made = made->next)
+        while (left && !is_made(left))
+            left = left->next;
+        for (struct pending *made = left; made; made = made->next)
             if (is_pair(gone, made)) {
                 make_move(gone, made);
                 break;
