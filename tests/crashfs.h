@@ -451,7 +451,8 @@ static inline void crashfs_put(struct crashfs_tree *t, uint32_t inode, uint64_t 
 {
     if (at + n > t->i[inode].n)
         crashfs_resize(t, inode, at + n);
-    memcpy(t->i[inode].bytes + at, data, n);
+    if (n)
+        memcpy(t->i[inode].bytes + at, data, n);
 }
 
 /* Whatever lies at path goes; no error if there is nothing. */
