@@ -125,6 +125,26 @@ back "$L"
 check "$F: is ready" await 30 ready "$F"
 check "nobody lacks the record" test "$(for m in 1 2 3; do ctl $m get log10 --print-value-only --consistency=s; done | sort -u)" = record-10-in-the-log
 
+# ---- a snapshot's sender ----
+for m in a b c; do member_stop $m TERM; done
+for m in a b c; do start $m --snapshot-count 50 --snapshot-catchup-entries 20; done
+check "they start, and keep little of the log" await 30 all_ready a b c
+await 20 leader_n 1 2 3 >/dev/null
+F=$(name_of "$(another "$(name_of "$(leader_n 1 2 3)")")")
+mapfile -t UP < <(for m in a b c; do [ "$m" != "$F" ] && echo "$m"; done)
+member_stop "$F" KILL
+check "puts" timeout 100 "$O/tests/bench/load" put $((BASE + ${N[${UP[0]}]})) 2 20 1000 3000 200
+ctl "${N[${UP[0]}]}" put log20 after-all-the-puts >/dev/null
+both_have() { in_store "${UP[0]}" after-all-the-puts && in_store "${UP[1]}" after-all-the-puts; }
+check "all is in their stores" await 30 both_have
+L=$(name_of "$(lead_of_two)")
+check "a value is spoilt at the leader" spoil "$(base "$L")" value-of-11-like-no-other
+start "$F" --snapshot-count 50 --snapshot-catchup-entries 20
+check "$L: its sending meets it" await 30 grep -q 'read for a snapshot' "$T/$L.log"
+back "$L"
+check "$F: is ready" await 60 ready "$F"
+check "nobody lacks the value" test "$(for m in 1 2 3; do ctl $m get key11 --print-value-only --consistency=s; done | sort -u)" = value-of-11-like-no-other
+
 # ---- who is damaged starts before the others ----
 for m in a b c; do member_stop $m TERM; done
 head -c 8192 /dev/urandom | dd of="$(base a)" conv=notrunc 2>/dev/null
