@@ -111,8 +111,7 @@ void client_call_arrived(struct client *c, struct tag *t)
         code = STATUS_INTERNAL; /* bytes that are no answer: whatever was asked may have been done */
         outcome = CLIENT_UNKNOWN;
     }
-    op->endpoint->n_calls--;
-    c->n_proving -= client_op_proves(op);
+    client_note_back(c, op);
     if (is_answer(err, code))
         client_heard(op->endpoint);
     client_note_header(c, op->reply);

@@ -14,8 +14,8 @@
  *
  * So an endpoint that pauses for less than CLIENT_SILENCE_MS is not left, and neither is one that waits out
  * an election with all others: it has CLIENT_LEAD_MS to prove a quorum when the first of them does. A slow
- * line is no silent endpoint: when moving has not helped, as the next one falls silent as soon, more patience
- * is called for. And time in which this process itself did not run is nobody's silence.
+ * line is no silent endpoint: while a large request is on its way, and when moving has not helped, as the next
+ * one is as slow, more patience is called for. And time in which this process itself did not run is nobody's silence.
  *
  * The current endpoint, and one that has said that it knows no leader, is asked for its Status (a beat) when
  * nothing came from it for CLIENT_BEAT_MS; any one is whose next word is overdue. An endpoint is usable when
@@ -84,6 +84,18 @@ static void sooner(int64_t *due_ms, int64_t now, int64_t at_ms)
         *due_ms = at_ms;
 }
 
+/* How long it may say nothing, as things are. */
+static int64_t patience_ms(const struct endpoint *e)
+{
+    return e->client->silence_ms + (int64_t)(e->n_bytes / CLIENT_LINE_BYTES_PER_MS);
+}
+
+/* When it will have said nothing for too long. It owes us a word. */
+static int64_t silent_at_ms(const struct endpoint *e)
+{
+    return e->owing_ms + patience_ms(e);
+}
+
 /* The beat that is to be sent to it, or the silence that is to be noticed. */
 static void endpoint_due(const struct client *c, const struct endpoint *e, int64_t now, int64_t *due_ms)
 {
@@ -99,8 +111,8 @@ static void endpoint_due(const struct client *c, const struct endpoint *e, int64
         sooner(due_ms, now, e->owing_ms + CLIENT_ASK_MS);
     else if (e->beat.op == NULL && (is_current || e->no_leader))
         sooner(due_ms, now, e->heard_ms + CLIENT_BEAT_MS);
-    if (is_current && e->owing_ms && now < e->owing_ms + c->silence_ms)
-        sooner(due_ms, now, e->owing_ms + c->silence_ms);
+    if (is_current && e->owing_ms && now < silent_at_ms(e))
+        sooner(due_ms, now, silent_at_ms(e));
 }
 
 /* When there is something to do next; 0: nothing to wait for. */
@@ -212,11 +224,21 @@ void client_suspect(struct client *c)
     client_note_doubt(c);
 }
 
-void client_note_asked(struct client *c, struct endpoint *e, bool proves)
+void client_note_back(struct client *c, const struct client_op *op)
 {
+    op->endpoint->n_calls--;
+    op->endpoint->n_bytes -= op->n_bytes;
+    c->n_proving -= client_op_proves(op);
+}
+
+void client_note_asked(struct client *c, const struct client_op *op)
+{
+    struct endpoint *e = op->endpoint;
     int64_t now = client_now_ms();
+    bool proves = client_op_proves(op);
 
     e->n_calls++;
+    e->n_bytes += op->n_bytes;
     c->n_proving += proves;
     if (c->n_endpoints == 1)
         return;
@@ -237,7 +259,7 @@ void client_heard(struct endpoint *e)
 
 static bool is_silent(const struct endpoint *e)
 {
-    return e->owing_ms && client_now_ms() - e->owing_ms >= e->client->silence_ms;
+    return e->owing_ms && client_now_ms() >= silent_at_ms(e);
 }
 
 static bool is_sound(const struct endpoint *e)
@@ -259,11 +281,11 @@ static void switch_to(struct client *c, struct endpoint *e)
 
     if (e == old)
         return;
-    if (is_silent(old)) {
+    if (endpoint_usable(old)) { /* for what it did not say, or not soon enough */
         int64_t now = client_now_ms(), before_ms = c->left_silent_ms;
 
         c->left_silent_ms = now;
-        if (before_ms && now - before_ms < 2 * c->silence_ms + CLIENT_SILENCE_MS &&
+        if (before_ms && now - before_ms < 2 * patience_ms(old) + CLIENT_SILENCE_MS &&
             c->silence_ms < CLIENT_SILENCE_MAX_MS)
             c->silence_ms *= 2;
     }
@@ -309,11 +331,13 @@ static void decide(struct client *c)
 {
     const struct endpoint *current = client_current(c);
     int64_t now = client_now_ms();
-    int64_t lead_ms = is_silent(current) || !endpoint_usable(current) ? 0 : CLIENT_LEAD_MS;
+    bool gone = is_silent(current) || !endpoint_usable(current);
+    bool talks = current->heard_ms > c->check_since_ms;
+    int64_t lead_ms = gone ? 0 : CLIENT_LEAD_MS + patience_ms(current) - CLIENT_SILENCE_MS;
 
     if (c->check_since_ms == 0)
         return;
-    for (unsigned i = 1; i < c->n_endpoints; i++) {
+    for (unsigned i = 1; i < c->n_endpoints && (gone || talks); i++) {
         struct endpoint *e = &c->endpoints[(c->current + i) % c->n_endpoints];
 
         if (endpoint_usable(e) && !is_silent(e) && e->proved_ms >= c->check_since_ms &&

@@ -98,6 +98,7 @@ struct client_op *client_op_new(struct client *c, enum client_method m, const Pr
     op->client = c;
     op->method = m;
     op->out = client_message_pack(msg);
+    op->n_bytes = grpc_byte_buffer_length(op->out->bytes);
     op->out_end = &op->out->next;
     op->first_ms = client_now_ms();
     op->deadline_ms = op->first_ms + (timeout_ms ? timeout_ms : c->timeout_ms);
@@ -227,7 +228,7 @@ void client_op_start(struct client *c, struct client_op *op)
     op->endpoint = e;
     op->moved = false;
     if (!op->is_stream)
-        client_note_asked(c, e, client_op_proves(op));
+        client_note_asked(c, op);
     op->started_ms = now_ms;
     op->tries++;
     if (!op->is_stream)

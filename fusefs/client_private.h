@@ -61,6 +61,7 @@ struct endpoint {
     int64_t heard_ms;            /* when it last said anything */
     int64_t owing_ms;            /* since when it owes us a word; 0: nothing was asked since it last said one */
     uint32_t n_calls;            /* under way at it */
+    size_t n_bytes;              /* of their requests: they may still be on a slow line */
     int64_t proved_ms;           /* when it proved a quorum to a probe, for the first time in this check */
     struct client_call beat, probe;
 };
@@ -80,6 +81,7 @@ struct client_op {
     struct endpoint *only;          /* it asks this one, wherever calls go; NULL: the current one */
     bool is_stream, closing;
     bool serializable;              /* the call's word */
+    size_t n_bytes;                 /* of a call's request */
     struct message *out, **out_end; /* to be sent; of a call the one request, kept for a retry */
     int64_t deadline_ms, not_before_ms;
     int64_t first_ms, started_ms; /* made; last sent, 0: never */
@@ -195,8 +197,9 @@ void client_note_quorum(struct client *c);
 void client_note_doubt(struct client *c);
 /* A call failed in a way that speaks against its endpoint. */
 void client_question(struct client *c, struct endpoint *e);
-/* A call goes to it; proves: an answer proves a quorum. */
-void client_note_asked(struct client *c, struct endpoint *e, bool proves);
+/* A call goes to its endpoint; it has come back from there. */
+void client_note_asked(struct client *c, const struct client_op *op);
+void client_note_back(struct client *c, const struct client_op *op);
 void client_timer_by(struct client *c, int64_t at_ms); /* client_tick() then, or sooner */
 void client_tick(struct client *c);
 

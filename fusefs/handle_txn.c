@@ -546,10 +546,11 @@ static void find_pin(struct txn *t)
 static void txn_post(struct txn *t)
 {
     int64_t left = t->deadline_ms - client_now_ms();
+    int64_t attempt_ms = COMMIT_ATTEMPT_MS + (int64_t)(txn_size(t) / COMMIT_BYTES_PER_MS);
 
     t->call = (struct client_call){.done = txn_answered, .impatient = t->pin_key.ptr != NULL};
     client_start(t->fs->client, &t->call, CLIENT_TXN, &t->req.base,
-                 t->pin_key.ptr && left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
+                 t->pin_key.ptr && left > attempt_ms ? attempt_ms : left);
 }
 
 static void txn_granted(struct client_call *call)

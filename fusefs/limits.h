@@ -14,6 +14,7 @@
 #define CLIENT_BEAT_MS 300                  /* quiet for so long, the current one is asked */
 #define CLIENT_ASK_MS 200                   /* what was asked is unanswered for so long: ask the others as well */
 #define CLIENT_SILENCE_MS 400               /* not a word for so long: another one that answers is used */
+#define CLIENT_LINE_BYTES_PER_MS 1000       /* a line may be as slow: it is no silence while a request takes so long */
 #define CLIENT_SILENCE_MAX_MS 3200          /* doubled up to here each time that moving did not help ... */
 #define CLIENT_SILENCE_CALM_MS 5000         /* ... until nobody was left for so long */
 #define CLIENT_LEAD_MS 250                  /* another one proved a quorum so much sooner than one that still talks */
@@ -71,7 +72,8 @@
 #define UNBORN_LOOK_MS 3
 #define HANDLE_EXTENTS_MAX 1024             /* pieces written in place that are kept apart; then they are joined */
 #define COMMIT_RETRIES 64                   /* rebasing on a value that others keep changing */
-#define COMMIT_ATTEMPT_MS 2000              /* then the outcome of one that can be sent again is looked at */
+#define COMMIT_ATTEMPT_MS 2000              /* then the outcome of one that can be sent again is looked at ... */
+#define COMMIT_BYTES_PER_MS 128             /* ... later if it is so large that a slow line takes longer */
 #define COMMIT_PINNED_TRIES 3               /* a save that others keep overtaking is then made unconditionally */
 #define COMMIT_REREAD_MS 200                /* between two looks whether a commit of unknown outcome arrived */
 #define CODEC_KEY_MAX (1u << 20)              /* of a key that a renamed directory makes */
