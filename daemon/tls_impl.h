@@ -64,5 +64,5 @@ void tls_keys_unref(struct tls_keys *k); /* takes NULL */
 /* ---- tls_verify.c ---- */
 /* OpenSSL's callback: the chain, then the rest. */
 int tls_verify(X509_STORE_CTX *x, void *unused);
-/* Calls fn for each item of a comma list until it says true. */
+/* Calls fn for each item of a comma list, borrowed for the call, until it says true. */
 bool tls_any_of(const char *list, bool (*fn)(void *ctx, const char *item), void *ctx);

@@ -40,7 +40,7 @@ static int version_of(const char *text, int *ret_version)
 struct suites {
     char *list;
     size_t n, size;
-    const char *bad;
+    char bad[96]; /* the first that is none; "" */
 };
 
 /* Those of TLS 1.3 are all on, as in Go: naming them is allowed and changes nothing. */
@@ -56,7 +56,7 @@ static bool add_suite(void *ctx, const char *item)
     (void)snprintf(name, sizeof name, "%s%s", item, n > 9 && strcmp(item + n - 9, "_POLY1305") == 0 ? "_SHA256" : "");
     ours = OPENSSL_cipher_name(name);
     if (strcmp(ours, "(NONE)") == 0) {
-        s->bad = item;
+        (void)snprintf(s->bad, sizeof s->bad, "%.90s", item);
         return true;
     }
     s->n += (size_t)snprintf(s->list + s->n, s->size - s->n, "%s%s", s->n ? ":" : "", ours);
@@ -76,8 +76,8 @@ static int set_suites(SSL_CTX *x, const char *names, char text[TLS_TEXT_BYTES])
         return -EINVAL;
     }
     (void)tls_any_of(names, add_suite, &s);
-    if (s.bad) {
-        (void)snprintf(text, TLS_TEXT_BYTES, "unexpected TLS cipher suite \"%.100s\"", s.bad);
+    if (*s.bad) {
+        (void)snprintf(text, TLS_TEXT_BYTES, "unexpected TLS cipher suite \"%s\"", s.bad);
         return -EINVAL;
     }
     if (s.n && SSL_CTX_set_cipher_list(x, list) != 1) {
