@@ -22,7 +22,7 @@ sed -e "s/clusterSize: \( *\)3,/clusterSize: \1${SIZE:-3},/" "$src/tests/e2e/clu
 printf '{"Replace": {"%s": "%s"}}\n' "$src/tests/e2e/cluster_test.go" "$work/cluster_test.go" >"$work/overlay.json"
 go test -overlay "$work/overlay.json" -c -o "$work/e2e.test" go.etcd.io/etcd/tests/e2e || exit 1
 cp -r "$src/tests/e2e" "$work/e2e" && cd "$work/e2e" || exit 1
-pattern=${1:-'NoTLS$|^TestCtlV3(Lock|Elect|Compact|CompactPhysical|Defrag|Version|DialWithHTTPScheme|PutTimeout|GetTimeout|DelTimeout|WatchTimeout|WatchInteractive|PutIgnoreValue|PutIgnoreLease|GetFormat|GetRev|GetKeysOnly|GetQuorum|EndpointHealth|EndpointStatus|EndpointHashKV|Alarm|TxnInteractiveFail|MakeMirror.*|MemberAddForLearner|MoveLeaderScenarios)$|^Test(V3MetricsInsecure|EtcdMultiPeer|EtcdUnixPeers)$'}
+pattern=${1:-'NoTLS$|^TestCtlV3(Put|Get|Del|Watch|Lease|Member|TxnInteractive).*(ClientTLS|PeerTLS|AutoTLS|FlagByEnv)$|^TestCtlV3(Put|Get|Del|Watch|MemberList|GetRevokedCRL)$|^Test(EtcdPeerCNAuth|EtcdPeerNameAuth|V3MetricsSecure)$|^TestCtlV3(Lock|Elect|Compact|CompactPhysical|Defrag|Version|DialWithHTTPScheme|PutTimeout|GetTimeout|DelTimeout|WatchTimeout|WatchInteractive|PutIgnoreValue|PutIgnoreLease|GetFormat|GetRev|GetKeysOnly|GetQuorum|EndpointHealth|EndpointStatus|EndpointHashKV|Alarm|TxnInteractiveFail|MakeMirror.*|MemberAddForLearner|MoveLeaderScenarios)$|^Test(V3MetricsInsecure|EtcdMultiPeer|EtcdUnixPeers)$'}
 timeout 3000 "$work/e2e.test" -test.v -test.timeout 50m -test.run "$pattern" -bin-dir "$work/bin" \
     -cert-dir "$src/integration/fixtures" >"$work/out" 2>&1
 grep -E '^--- ' "$work/out" | sort
