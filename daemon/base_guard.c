@@ -4,8 +4,7 @@
  * LMDB believes what its pages say: a damaged one makes it read where nothing is (SIGSEGV, SIGBUS behind the file's end),
  * divide or run astray, or fail an assertion of its own (SIGABRT). No call into it is bracketed for this: that would be
  * paid by every read. Instead the signal handler looks at where the thread was. SIGBUS: on a page that the file does not
- * have, and nothing else that this process maps is ever cut or written. SIGSEGV: LMDB, or
- * our reading of what it handed out of a damaged page; the stack does not always show it. The others: the program counter, or a word on
+ * have, and nothing else that this process maps is ever cut or written. The others: the program counter, or a word on
  * the stack from its pointer upwards, lies in LMDB's code; the word is the return address of a call that LMDB made, to
  * memcpy or abort, say. A stale word that happens to look like one costs a scrub, no more. (The stack is read by a system
  * call, which fails where a load would crash anew.)
@@ -84,7 +83,7 @@ bool base_guard_struck(int sig, const void *ucontext)
 {
     uintptr_t words[STACK_PIECE_BYTES / sizeof(uintptr_t)], pc, sp;
 
-    if (sig == SIGBUS || sig == SIGSEGV || text.to == 0 || !registers(ucontext, &pc, &sp) || in_text(pc))
+    if (sig == SIGBUS || text.to == 0 || !registers(ucontext, &pc, &sp) || in_text(pc))
         return true;
     sp &= ~(uintptr_t)(sizeof sp - 1);
     for (size_t piece = 0; piece < STACK_PIECES; piece++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: a fatal signal inside LMDB, or in what LMDB has called, is told from an assertion of our own; and a base is read whole by a
+/* Proves: a fatal signal inside LMDB, or in what LMDB has called, is told from one in our own code; and a base is read whole by a
  * child process, which says sound, says what is damaged, or crashes on it, which counts as damage. */
 #include <errno.h>
 #include <fcntl.h>
@@ -77,6 +77,11 @@ static void crash_below_lmdb(void)
     (void)mdb_put(txn, dbi, &b, &b, 0);
 }
 
+static void crash_of_ours(void)
+{
+    *(volatile int *)nowhere = 1;
+}
+
 static void assertion_of_ours(void)
 {
     abort();
@@ -88,6 +93,7 @@ static void where(void)
     REQUIRE(mkdtemp(dir) != NULL);
     CHECK(verdict(crash_in_lmdb) == INSIDE);
     CHECK(verdict(crash_below_lmdb) == INSIDE);
+    CHECK(verdict(crash_of_ours) == OUTSIDE);
     CHECK(verdict(assertion_of_ours) == OUTSIDE);
 }
 
