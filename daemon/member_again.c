@@ -10,6 +10,7 @@
  * Owner: any thread. */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <unistd.h>
 #include "log.h"
 #include "member_impl.h"
@@ -23,11 +24,17 @@ void member_start_anew(void)
     int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
     size_t n_args = 0;
+    sigset_t mask;
 
     if (fd >= 0)
         (void)close(fd); /* only read */
     for (ssize_t at = 0; at < n && n_args < ARGS_MAX; at += (ssize_t)strlen(text + at) + 1)
         args[n_args++] = text + at;
+    /* A new image inherits the mask of the thread that made it: the one that main.c has. */
+    (void)sigemptyset(&mask);
+    (void)sigaddset(&mask, SIGTERM);
+    (void)sigaddset(&mask, SIGINT);
+    (void)pthread_sigmask(SIG_SETMASK, &mask, NULL);
     if (n_args)
         (void)execv("/proc/self/exe", args);
 }
