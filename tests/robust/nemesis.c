@@ -300,6 +300,14 @@ static void look_after(struct nemesis *n, const struct fault *faults, int n_faul
     }
 }
 
+/* Where most members are dead hardly anything is sent or synced, so most faults cannot be seen. */
+static enum fault_kind other_kind(struct nemesis *n)
+{
+    if (n->main == FAULT_KILL_MOST && below(&n->seed, 2))
+        return below(&n->seed, 2) ? FAULT_LINK_DOWN : FAULT_FULL_DISK;
+    return (enum fault_kind)below(&n->seed, FAULT_KINDS);
+}
+
 /* More of them, if the seed wants. Returns how many there are. */
 static int choose_others(struct nemesis *n, struct fault *faults, int leader)
 {
@@ -309,7 +317,7 @@ static int choose_others(struct nemesis *n, struct fault *faults, int leader)
         bool clashes = true;
 
         for (int i = 0; i < DRAWS && clashes; i++) {
-            choose(n, &faults[n_faults], (enum fault_kind)below(&n->seed, FAULT_KINDS), leader);
+            choose(n, &faults[n_faults], other_kind(n), leader);
             clashes = false;
             for (int k = 0; k < n_faults; k++)
                 clashes |= clash(&faults[k], &faults[n_faults]);
