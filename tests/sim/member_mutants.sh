@@ -76,7 +76,7 @@ mutant '15 directory not synced'                   sim_crash daemon/wal_segment.
 mutant '15a a base adopted, its name not synced'   sim_install daemon/datadir.c 's/return renameat(d->fd, "incoming", d->fd, name) < 0 || fsync(d->fd) < 0/return renameat(d->fd, "incoming", d->fd, name) < 0/'
 mutant '15b CURRENT renamed before it is synced'   sim_install daemon/datadir.c 's/    if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)/    if (write(fd, text, (size_t)n) != n)/'
 mutant '15c CURRENT renamed, its directory not synced' sim_install daemon/datadir.c 's/    if (rc == 0 \&\& fsync(d->fd) < 0)/    if (0)/'
-mutant '15d a received base not synced'            sim_install daemon/base.c 's/err = base_error(mdb_env_sync(b->env, 1));/err = 0;/; s/return err ? err : sync_dir(path);/return err;/'
+mutant '15d a received base not synced'            sim_install daemon/base_copy.c 's/err = base_error(mdb_env_sync(b->env, 1));/err = 0;/; s/return err ? err : base_sync_dir(path);/return err;/'
 mutant '15e a received base without its directory synced' sim_install daemon/base.c 's/"data.mdb", "."}/"data.mdb", "data.mdb"}/'
 mutant '15f a new log without its directory synced' sim_install daemon/wal.c 's/err = o->disk->fsync_dir(o->disk, o->dir);/err = 0;/'
 mutant '15g a new log without its own name synced' sim_install daemon/wal.c 's/err = o->disk->fsync_dir(o->disk, parent);/err = 0;/'

@@ -15,11 +15,13 @@ mutant() { # name file sed-script
     sed -i "$3" "$tmp/core/$2"
     if cmp -s "raftcore/$2" "$tmp/core/$2"; then echo "not ok - $1: the mutation does not apply"; missed=1; return; fi
     $cc -o "$tmp/sim" tests/unit/raft_sim.c "$tmp"/core/*.c || { missed=1; return; }
-    if RUNS=$runs SEED=1 timeout 600 "$tmp/sim" >"$tmp/out" 2>&1; then
+    RUNS=$runs SEED=1 timeout 600 "$tmp/sim" >"$tmp/out" 2>&1
+    rc=$?
+    if [ $rc = 0 ] || [ $rc = 124 ]; then # nothing, or nothing in time
         # A story that takes many steps, told in a trace: a property must break there, a mere difference does not count.
         $cc -o "$tmp/trace" tests/unit/raft_trace.c "$tmp"/core/*.c && timeout 60 "$tmp/trace" >"$tmp/out" 2>&1
         if grep -q '^BROKEN' "$tmp/out"; then echo "ok - $1: $(grep -m1 '^BROKEN' "$tmp/out"), in a trace"; return; fi
-        echo "not ok - $1: $runs runs found nothing"; missed=1
+        echo "not ok - $1: $runs runs$([ $rc = 124 ] && echo ', as far as they came,') found nothing"; missed=1
     else
         echo "ok - $1: $(grep -m1 -oE 'SEED=[0-9]+: .*|[A-Za-z]+ broken.*|Assertion.*' "$tmp/out" | tail -1)"
     fi
@@ -43,7 +45,7 @@ mutant 'two votes in one term'                 election.c 's/bool free_to = r->v
 mutant 'a shorter log wins votes'              election.c 's/    bool up_to_date = .*/    bool up_to_date = true;/'
 mutant 'a faulty member votes'                 election.c 's/ || r->fence) {/) {/'
 mutant 'a faulty member stands'                election.c 's/ && r->fence == 0 && / \&\& /'
-mutant 'repaired by what is older than the fence' raft.c  's/termlog_term(&r->log, r->apply_to) > r->fence)/r->apply_to)/'
+# 'repaired by what is older than the fence' is member_mutants.sh's: whole members find it in some dozens of seeds.
 mutant '8a lease read without a look at the clock' read.c 's/return r->lease_reads && !r->lease_over && r->now < r->lease_until;/return r->lease_reads \&\& r->lease_until;/'
 mutant '8b the lease begins when it is confirmed' read.c  's/    r->lease_until = r->lease_at + /    r->lease_until = r->now + /'
 mutant '8c votes in spite of a promise'        election.c 's/    return r->lease_reads && r->now < r->deny_until.*/    return false;/'
