@@ -172,7 +172,11 @@ check "and used again" await 20 serves
 check "it stays marked a while" test -s "$T/s/SUSPECT"
 kill -BUS "${PID[s]}"
 member_wait s
-same "a second crash ends it" $((128 + 7)) "$status"
+if [ -n "${TSAN:-}" ]; then # which has a say of its own in signals
+    check "a second crash ends it" test "$status" != 0
+else
+    same "a second crash ends it" $((128 + 7)) "$status"
+fi
 same "it is counted" 2 "$(stat -c %s "$T/s/SUSPECT")"
 start s
 check "started once more it serves what is sound" await 20 serves

@@ -59,7 +59,7 @@ here="--listen-client-urls $url --advertise-client-urls $url"
 
 refused "an unknown flag" 2 "flag provided but not defined: -foo" --foo
 refused "a bad value" 2 'invalid value "x" for flag -max-txn-ops: parse error' --max-txn-ops x
-refused "a setting that is not there yet" 1 "--cert-file=x: this version of cairnd does not have this setting" --cert-file x
+refused "a setting that is not there yet" 1 "--metrics=extensive: this version of cairnd does not have this setting" --metrics extensive
 # shellcheck disable=SC2086
 refused "a name that is not in the cluster" 1 "couldn't find local name" $here --data-dir "$work/none" --name c \
     --initial-cluster a=http://localhost:2380,b=http://localhost:2381
