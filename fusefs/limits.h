@@ -60,8 +60,10 @@
 #define INJECT_COALESCE 256                 /* above so many waiting in a shard, a MODIFY merges with a waiting one */
 #define INJECT_BLIND_PER_S 200              /* so many a second without looking whether anybody watches */
 #define WATCHERS_SCAN_GAP_MS 10             /* between two looks at who watches what */
-#define WATCHERS_RETURN_MS 300              /* after a read, so long a change waits for its watcher to come back */
-#define WATCHERS_RETURN_LOOK_MS 20          /* and is looked for so often */
+#define WATCHERS_RETURN_MS 2000             /* after a read, so long a change waits for its watcher to come back */
+#define WATCHERS_RETURN_LOOK_MS 20          /* and is looked for so often; */
+#define WATCHERS_RETURN_SOON_MS 300         /* after so long, rarely: on a busy machine a shell takes its time */
+#define WATCHERS_RETURN_RARE_MS 100
 #define NOTIFY_THREADS 4                    /* directories are spread over them */
 
 /* ---- handles and commits ------------------------------------------------------ */

@@ -81,6 +81,7 @@ struct notify {
     struct change_event *looking;               /* wait for the look under way */
     struct change_event *parked;                /* for watchers that may come back, one for a node */
     struct timer parked_timer;
+    bool parked_soon;                           /* it fires soon, for one of them was read a moment ago */
     bool scan_running;
     uint64_t scan_started_ms;
     struct timer scan_timer;
@@ -388,9 +389,12 @@ static bool may_return(const struct change_event *ev)
 static void park(struct notify *n, struct change_event *ev)
 {
     bool freed = inject_order_leave(ev); /* nothing waits for it */
+    bool soon = client_now_ms() - ev->node->read_ms < WATCHERS_RETURN_SOON_MS;
 
-    if (n->parked == NULL)
-        session_timer_set(n->cfg.session, &n->parked_timer, WATCHERS_RETURN_LOOK_MS);
+    if (n->parked == NULL || (soon && !n->parked_soon)) {
+        session_timer_set(n->cfg.session, &n->parked_timer, soon ? WATCHERS_RETURN_LOOK_MS : WATCHERS_RETURN_RARE_MS);
+        n->parked_soon = soon;
+    }
     ev->next = n->parked;
     n->parked = ev;
     if (freed)
