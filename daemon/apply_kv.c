@@ -50,24 +50,36 @@ static int begin(struct apply *a, struct applying *x)
     return 0;
 }
 
+/* The alarms allow it, its request is read, and its run begins. grows: it may add to the store. */
+static int start(struct apply *a, struct applying *x, bool grows, const ProtobufCMessageDescriptor *d, void *ret_req)
+{
+    int err = alarm_check(a, grows);
+
+    if (!err)
+        err = apply_decode(a, x, d, ret_req);
+    return err ? err : begin(a, x);
+}
+
+/* It is done: what has changed is taken over, and the caller is told. */
+static void ran(struct apply *a, struct applying *x, void *resp)
+{
+    apply_ran(a);
+    x->response = resp;
+    x->err = a->run.out_err;
+}
+
 /* A single put reads what it replaces and then inserts: nothing fails in between, so it needs no scratch. */
 int apply_put(struct apply *a, struct applying *x)
 {
     Etcdserverpb__PutRequest *req;
     Etcdserverpb__PutResponse *resp;
-    int err = alarm_check(a, true);
+    int err = start(a, x, true, &etcdserverpb__put_request__descriptor, &req);
 
-    if (!err)
-        err = apply_decode(a, x, &etcdserverpb__put_request__descriptor, &req);
-    if (!err)
-        err = begin(a, x);
     if (!err)
         err = txn_put(&a->run, req, &resp);
     if (err)
         return err;
-    apply_ran(a);
-    x->response = resp;
-    x->err = a->run.out_err;
+    ran(a, x, resp);
     quota_check(a, x, txn_cost_put(req));
     return 0;
 }
@@ -76,19 +88,13 @@ int apply_delete_range(struct apply *a, struct applying *x)
 {
     Etcdserverpb__DeleteRangeRequest *req;
     Etcdserverpb__DeleteRangeResponse *resp;
-    int err = alarm_check(a, false);
+    int err = start(a, x, false, &etcdserverpb__delete_range_request__descriptor, &req);
 
-    if (!err)
-        err = apply_decode(a, x, &etcdserverpb__delete_range_request__descriptor, &req);
-    if (!err)
-        err = begin(a, x);
     if (!err)
         err = txn_delete(&a->run, req, &resp);
     if (err)
         return err;
-    apply_ran(a);
-    x->response = resp;
-    x->err = a->run.out_err;
+    ran(a, x, resp);
     return 0;
 }
 
@@ -133,10 +139,8 @@ int apply_txn(struct apply *a, struct applying *x)
     delta_reset(a->scratch);
     if (err)
         return err;
-    apply_ran(a);
+    ran(a, x, resp);
     atomic_fetch_add_explicit(&a->txns, 1, memory_order_relaxed);
-    x->response = resp;
-    x->err = a->run.out_err;
     quota_check(a, x, cost);
     return 0;
 }
@@ -146,20 +150,14 @@ int apply_rename(struct apply *a, struct applying *x)
 {
     Cairn__RenameRequest *req;
     Cairn__RenameResponse *resp;
-    int err = alarm_check(a, true);
+    int err = start(a, x, true, &cairn__rename_request__descriptor, &req);
 
-    if (!err)
-        err = apply_decode(a, x, &cairn__rename_request__descriptor, &req);
-    if (!err)
-        err = begin(a, x);
     if (!err)
         err = txn_rename(&a->run, req, &resp);
     if (err)
         return err;
-    apply_ran(a);
+    ran(a, x, resp);
     atomic_fetch_add_explicit(&a->txns, 1, memory_order_relaxed);
-    x->response = resp;
-    x->err = a->run.out_err;
     (void)apply_quota_admits(a, a->run.put_bytes);
     return 0;
 }

@@ -110,8 +110,6 @@ static const struct flag flags[] = {
     LATER_SWITCH("enable-grpc-gateway", "true"),
     LATER_SWITCH("socket-reuse-port", "false"), LATER_SWITCH("socket-reuse-address", "false"),
     LATER_SWITCH("memory-mlock", "false"), LATER_SWITCH("enable-pprof", "false"),
-   
-   
     LATER_SWITCH("enable-log-rotation", "false"),
     LATER_SWITCH("enable-distributed-tracing", "false"), LATER_SWITCH("discovery-insecure-transport", "true"),
     LATER_SWITCH("discovery-insecure-skip-tls-verify", "false"),
@@ -121,12 +119,6 @@ static const struct flag flags[] = {
     LATER_FLAG("max-snapshots", "5"), LATER_FLAG("max-wals", "5"), LATER_FLAG("backend-bbolt-freelist-type", "map"),
     LATER_FLAG("backend-batch-interval", "0s"), LATER_FLAG("backend-batch-limit", "0"),
     LATER_FLAG("raft-read-timeout", "5s"), LATER_FLAG("raft-write-timeout", "5s"),
-   
-   
-   
-   
-   
-   
     LATER_FLAG("cors", "*"), LATER_FLAG("host-whitelist", "*"),
     LATER_FLAG("logger", "zap"), LATER_FLAG("log-outputs", "default"), LATER_FLAG("log-format", "json"),
     LATER_FLAG("log-rotation-config-json", ""), LATER_FLAG("warning-unary-request-duration", "300ms"),
@@ -493,7 +485,7 @@ static int check_listen_urls(struct reading *r, const struct url_list *l)
         const struct url *u = &l->urls[i];
         bool ip = strspn(u->host, "0123456789.") == strlen(u->host) || strchr(u->host, ':');
 
-        if (u->scheme <= URL_HTTPS && strcmp(u->host, "localhost") != 0 && (!ip || *u->host == '\0'))
+        if (!url_is_unix(u) && strcmp(u->host, "localhost") != 0 && (!ip || *u->host == '\0'))
             return fail(r, CONFIG_BAD, "expected IP in URL for binding (%s)", u->text);
     }
     return 0;
@@ -558,7 +550,7 @@ static int finish(struct reading *r)
     if (is_set(r, AT(listen_client)) && !is_set(r, AT(advertise_client)))
         return fail(r, CONFIG_BAD, "--advertise-client-urls is required when --listen-client-urls is set explicitly");
     for (size_t i = 0; i < c->advertise_client.n; i++)
-        if (c->advertise_client.urls[i].scheme <= URL_HTTPS && *c->advertise_client.urls[i].host == '\0')
+        if (!url_is_unix(&c->advertise_client.urls[i]) && *c->advertise_client.urls[i].host == '\0')
             return fail(r, CONFIG_BAD,
                         "--advertise-client-urls \"%s\" must be in the format \"host:port\", \"unix:/path/to/socket\" or "
                         "\"unixs:/path/to/socket\" (unexpected empty host (%s))",

@@ -20,6 +20,16 @@ struct url {
     const char *path;  /* of a unix socket */
 };
 
+static inline bool url_is_unix(const struct url *u)
+{
+    return u->scheme == URL_UNIX || u->scheme == URL_UNIXS;
+}
+
+static inline bool url_is_tls(const struct url *u)
+{
+    return u->scheme == URL_HTTPS || u->scheme == URL_UNIXS;
+}
+
 struct url_list {
     struct url *urls; /* sorted by text, no duplicates */
     size_t n;
@@ -67,6 +77,9 @@ void config_fini(struct config *c);
  * the flag's name, or NULL with the field that has no flag, or with NULL: no such key. */
 const char *config_tls_check(struct config *c);
 const char *config_tls_key(struct config *c, const char *key, const char ***ret_field);
+
+/* A sentence, in the arena. */
+const char *config_say(struct arena *a, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The pieces, for their tests and fuzzers. Each returns NULL, or what is wrong, in words, in the arena. */
 const char *config_parse_urls(struct arena *a, const char *text, struct url_list *ret_urls);

@@ -10,8 +10,7 @@
 
 enum { URLS_MAX = 64, ERROR_BYTES = 512 };
 
-static const char *say(struct arena *a, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static const char *say(struct arena *a, const char *format, ...)
+const char *config_say(struct arena *a, const char *format, ...)
 {
     char *text = arena_alloc(a, ERROR_BYTES);
     va_list ap;
@@ -51,9 +50,9 @@ static const char *parse_host_port(struct arena *a, const char *rest, struct url
     const char *path = strpbrk(rest, "/?#");
 
     if (path != NULL)
-        return say(a, "URL must not contain a path: %s", u->text);
+        return config_say(a, "URL must not contain a path: %s", u->text);
     if (colon == NULL || !is_port(colon + 1))
-        return say(a, "URL address does not have the form \"host:port\": %s", u->text);
+        return config_say(a, "URL address does not have the form \"host:port\": %s", u->text);
     if (*rest == '[' && colon > rest && colon[-1] == ']')
         u->host = copy(a, rest + 1, (size_t)(colon - rest - 2));
     else
@@ -79,12 +78,12 @@ static const char *parse_url(struct arena *a, const char *text, size_t len, stru
         if (strncmp(u->text, schemes[i].prefix, n) != 0)
             continue;
         u->scheme = schemes[i].scheme;
-        if (u->scheme == URL_HTTP || u->scheme == URL_HTTPS)
+        if (!url_is_unix(u))
             return parse_host_port(a, u->text + n, u);
         u->path = u->text + n;
-        return *u->path ? NULL : say(a, "URL has no socket path: %s", u->text);
+        return *u->path ? NULL : config_say(a, "URL has no socket path: %s", u->text);
     }
-    return say(a, "URL scheme must be http, https, unix, or unixs: %s", u->text);
+    return config_say(a, "URL scheme must be http, https, unix, or unixs: %s", u->text);
 }
 
 static int by_text(const void *a, const void *b)
@@ -108,7 +107,7 @@ const char *config_parse_urls(struct arena *a, const char *text, struct url_list
         while (len && start[len - 1] == ' ')
             len--;
         if (l.n == URLS_MAX)
-            return say(a, "too many URLs, at most %d", URLS_MAX);
+            return config_say(a, "too many URLs, at most %d", URLS_MAX);
         const char *bad = parse_url(a, start, len, &l.urls[l.n++]);
         if (bad)
             return bad;

@@ -137,11 +137,6 @@ static int lookup(const char *host, const char *port, bool numeric, struct addre
     return 0;
 }
 
-static bool is_unix(const struct url *u)
-{
-    return u->scheme == URL_UNIX || u->scheme == URL_UNIXS;
-}
-
 static int unix_address(const struct url *u, struct address *a)
 {
     size_t n = strlen(u->path);
@@ -155,7 +150,7 @@ static int unix_address(const struct url *u, struct address *a)
 
 void dial_authority(const struct url *u, char *dst, size_t size)
 {
-    if (is_unix(u))
+    if (url_is_unix(u))
         (void)snprintf(dst, size, "localhost");
     else
         (void)snprintf(dst, size, strchr(u->host, ':') ? "[%s]:%s" : "%s:%s", u->host, u->port);
@@ -165,7 +160,7 @@ int dial_blocking(const struct url *u, uint32_t timeout_ms)
 {
     struct address addresses[ADDRESSES_MAX];
     unsigned n = 1;
-    int err = is_unix(u) ? unix_address(u, addresses) : lookup(u->host, u->port, false, addresses, &n);
+    int err = url_is_unix(u) ? unix_address(u, addresses) : lookup(u->host, u->port, false, addresses, &n);
 
     for (unsigned i = 0; i < n && (err == 0 || i > 0); i++) {
         bool done;
@@ -243,7 +238,7 @@ static void target_prepare(struct dialer *d, struct target *t, uint64_t now)
 {
     if (t->fixed || t->wanted || t->asking || (t->asked_ms && now - t->asked_ms < NAMES_AGAIN_MS))
         return;
-    if (is_unix(&t->url)) {
+    if (url_is_unix(&t->url)) {
         t->fixed = true;
         t->n_addresses = unix_address(&t->url, t->addresses) == 0;
     } else if (lookup(t->url.host, t->url.port, true, t->addresses, &t->n_addresses) == 0) {

@@ -121,9 +121,9 @@ int listener_open(const struct url *u, struct listener *ret_listener)
     struct listener l = {.fd = -1, .url = u};
     int err;
 
-    l.tls = u->scheme == URL_HTTPS || u->scheme == URL_UNIXS;
+    l.tls = url_is_tls(u);
     l.plain = !l.tls;
-    err = u->scheme == URL_UNIX || u->scheme == URL_UNIXS ? open_unix(u, &l) : open_tcp(u, &l);
+    err = url_is_unix(u) ? open_unix(u, &l) : open_tcp(u, &l);
     if (err) {
         listener_close(&l);
         return err;
@@ -140,7 +140,7 @@ static bool same(const char *a, const char *b)
 /* Port 0 is another one each time. */
 static bool same_address(const struct url *a, const struct url *b)
 {
-    return (a->scheme >= URL_UNIX) == (b->scheme >= URL_UNIX) && same(a->host, b->host) && same(a->port, b->port) &&
+    return url_is_unix(a) == url_is_unix(b) && same(a->host, b->host) && same(a->port, b->port) &&
            same(a->path, b->path) && !same(a->port, "0");
 }
 
@@ -158,8 +158,8 @@ int listeners_open(const struct url_list *urls, struct listener **ret_listeners,
             k++;
         at[i] = k < i ? at[k] : n;
         if (k < i) {
-            list[at[i]].tls |= u->scheme == URL_HTTPS || u->scheme == URL_UNIXS;
-            list[at[i]].plain |= u->scheme == URL_HTTP || u->scheme == URL_UNIX;
+            list[at[i]].tls |= url_is_tls(u);
+            list[at[i]].plain |= !url_is_tls(u);
             continue;
         }
         err = listener_open(u, &list[n]);

@@ -355,7 +355,7 @@ static void log_serving(const struct config *c)
     log_info("enabled capabilities for version", LOG_STR("cluster-version", "3.7"));
     log_info("ready to serve client requests");
     for (size_t i = 0; i < c->listen_client.n; i++)
-        log_info(c->listen_client.urls[i].scheme == URL_HTTPS || c->listen_client.urls[i].scheme == URL_UNIXS
+        log_info(url_is_tls(&c->listen_client.urls[i])
                      ? "serving client traffic securely"
                      : "serving client traffic insecurely; this is strongly discouraged!",
                  LOG_STR("traffic", "grpc+http"), LOG_STR("address", c->listen_client.urls[i].text));

@@ -23,7 +23,7 @@ static void warn_plain(const struct side *s)
     for (size_t i = 0; i < s->urls->n; i++) {
         const struct url *u = &s->urls->urls[i];
 
-        if (u->scheme != URL_HTTP && u->scheme != URL_UNIX)
+        if (url_is_tls(u))
             continue;
         if (*s->given->cert)
             log_warn("scheme is http or unix while key and cert files are present; ignoring key and cert files",

@@ -134,7 +134,7 @@ static void keep_our_urls(struct peer *peer)
     for (size_t i = 0; i < peer->urls.n; i++) {
         const struct url *u = &peer->urls.urls[i];
 
-        if (u->scheme == URL_HTTP || u->scheme == URL_UNIX || (u->scheme == URL_HTTPS && peer->peers->options.tls))
+        if (!url_is_tls(u) || (u->scheme == URL_HTTPS && peer->peers->options.tls))
             peer->urls.urls[n++] = *u;
         else
             log_error("peers: a member's URL cannot be used", LOG_HEX("member", peer->id), LOG_STR("url", u->text),

@@ -200,7 +200,7 @@ static bool resolved(const struct url *u, char ret[ADDRESS_BYTES])
     char host[256];
     int err;
 
-    if (u->scheme >= URL_UNIX || strcmp(u->host, "localhost") == 0) {
+    if (url_is_unix(u) || strcmp(u->host, "localhost") == 0) {
         (void)snprintf(ret, ADDRESS_BYTES, "%s", u->text);
         return true;
     }

@@ -12,6 +12,7 @@
 #include "daemon/base.h"
 #include "daemon/base_db.h"
 #include "err.h"
+#include "splitmix.h"
 #include "tap.h"
 
 /* ---- dice: splitmix64, the seed from SEED or the clock ---- */
@@ -19,11 +20,7 @@ static uint64_t dice_state;
 
 static uint64_t dice(void)
 {
-    uint64_t z = dice_state += 0x9e3779b97f4a7c15;
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
+    return splitmix64(&dice_state);
 }
 
 static size_t below(size_t n)

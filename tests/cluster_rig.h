@@ -14,6 +14,7 @@
 #include "daemon/raftconf.h"
 #include "daemon/turn_impl.h"
 #include "fakedisk.h"
+#include "splitmix.h"
 #include "tap.h"
 
 enum { CR_MEMBERS = 5, CR_HEARTBEAT_MS = 100, CR_ELECTION_MS = 1000 };
@@ -87,11 +88,7 @@ static int64_t cr_wall_ms(struct clock *c)
 
 static uint64_t cr_dice(struct rng *r)
 {
-    uint64_t z = ((struct cr_rng *)r)->state += 0x9e3779b97f4a7c15u; /* splitmix64 */
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return splitmix64(&((struct cr_rng *)r)->state);
 }
 
 static inline void cr_fatal(void *ctx, int err, const char *what)

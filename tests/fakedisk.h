@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include "daemon/seam.h"
+#include "splitmix.h"
 
 #define FAKE_UNUSED __attribute__((unused)) static
 enum { FAKE_SECTOR = 512, FAKE_NAMES = 256 };
@@ -59,11 +60,7 @@ struct fakedisk {
 
 FAKE_UNUSED uint64_t fake_random(struct fakedisk *d)
 {
-    uint64_t z = d->seed += 0x9e3779b97f4a7c15u; /* splitmix64 */
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return splitmix64(&d->seed);
 }
 
 static int fake_fails(struct fakedisk *d)

@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include "daemon/hub_impl.h"
 #include "err.h"
+#include "splitmix.h"
 #include "tap.h"
 
 enum { RIG_KEYS = 24, RIG_LOG_MAX = 1 << 18, CLIENT_WATCHERS = 32 };
@@ -52,11 +53,7 @@ static struct rig {
 
 static uint64_t rig_random(uint64_t *s)
 {
-    uint64_t z = *s += 0x9e3779b97f4a7c15u; /* splitmix64 */
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return splitmix64(s);
 }
 
 static void (*rig_on_random)(void); /* called once, where the hub takes a random number */

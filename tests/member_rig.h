@@ -13,6 +13,22 @@
 
 static uint64_t seed;
 
+/* SEED and STATES, from the environment, and an own directory, in memory where there is such a place:
+ * no sync means anything here. Returns how many states are wanted. */
+static inline uint64_t member_begin(uint64_t states, char *root, size_t cap)
+{
+    const char *text = getenv("SEED"), *want = getenv("STATES");
+
+    seed = text ? strtoull(text, NULL, 0) : (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    printf("# SEED=%llu\n", (unsigned long long)seed);
+    fflush(stdout);
+    arena_init(&ar, 64 << 20, NULL, 0);
+    log_set_level(LOG_LEVEL_FATAL);
+    snprintf(root, cap, "%s/cairn-cut-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    REQUIRE(mkdtemp(root) != NULL);
+    return want ? strtoull(want, NULL, 0) : states;
+}
+
 /* ---- the sender -------------------------------------------------------------------------------------------- */
 
 /* The state after an entry. */

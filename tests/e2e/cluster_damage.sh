@@ -14,17 +14,9 @@ CLUSTER=$(cluster_of a:1 b:2 c:3)
 declare -A N=([a]=1 [b]=2 [c]=3)
 rot="$(dirname "$0")/rot.py"
 
-all_ready() { for m; do ready "$m" || return 1; done; }
-revision() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"revision":[0-9]*'; }
-level() {
-    local one
-    one=$(revision "$1")
-    [ -n "$one" ] && [ "$one" = "$(revision "$2")" ]
-}
-hash() { ctl "$1" endpoint hashkv -w json | grep -o '"hash":[0-9]*'; }
 name_of() { for m in a b c; do [ "${N[$m]}" = "$1" ] && echo "$m"; done; }
 another() { for m in a b c; do [ "$m" != "$1" ] && echo "${N[$m]}" && return; done; }
-base() { echo "$T/$1/base-$(sed -n "s/^base \([0-9]*\).*/\1/p" "$T/$1/CURRENT")/data.mdb"; }
+base() { echo "$(current "$1" base)/data.mdb"; }
 # Changed where it stands: the member reads the file through a map of it, so it sees this at once.
 spoil() { # file text
     python3 - "$1" "$2" <<'P'

@@ -72,6 +72,17 @@ member_start() { # name n flags...
     PID[$name]=$!
 }
 ready() { grep -q 'ready to serve client requests' "$T/$1.log"; }
+all_ready() { for m; do ready "$m" || return 1; done; }
+revision() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"revision":[0-9]*'; }
+level() { # n n: the same revision
+    local one
+    one=$(revision "$1")
+    [ -n "$one" ] && [ "$one" = "$(revision "$2")" ]
+}
+hash() { ctl "$1" endpoint hashkv -w json | grep -o '"hash":[0-9]*'; }
+current() { # name base|wal: its directory
+    echo "$T/$1/$2-$(sed -n "s/^$2 \([0-9]*\).*/\1/p" "$T/$1/CURRENT")"
+}
 gone() { ! kill -0 "${PID[$1]}" 2>/dev/null; }
 member_stop() { # name signal
     local from

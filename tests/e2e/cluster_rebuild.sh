@@ -9,14 +9,6 @@ BASE=$((22304 + $$ % 3 * 20))
 CLUSTER=$(cluster_of a:1 b:2 c:3)
 declare -A N=([a]=1 [b]=2 [c]=3)
 
-all_ready() { for m; do ready "$m" || return 1; done; }
-revision() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"revision":[0-9]*'; }
-level() {
-    local one
-    one=$(revision "$1")
-    [ -n "$one" ] && [ "$one" = "$(revision "$2")" ]
-}
-hash() { ctl "$1" endpoint hashkv -w json | grep -o '"hash":[0-9]*'; }
 puts() { # n kind: over the same keys again and again
     timeout 300 "$O/tests/bench/load" "$2" $((BASE + $1)) 2 20 20000 5000 100 >"$T/out" 2>&1
 }
@@ -25,9 +17,6 @@ follower() {
     lead=$(leader_n 1 2 3)
     [ -n "$lead" ] && for m in a b c; do [ "${N[$m]}" != "$lead" ] && echo "$m" && return 0; done
     return 1
-}
-current() { # name base|wal: its directory
-    echo "$T/$1/$2-$(sed -n "s/^$2 \([0-9]*\).*/\1/p" "$T/$1/CURRENT")"
 }
 damage() { # file offset bytes
     head -c "$3" /dev/urandom | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null

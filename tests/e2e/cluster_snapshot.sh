@@ -14,14 +14,6 @@ CLUSTER=$(cluster_of a:1 b:2 c:3)
 # The log behind a flush goes every so many entries: with fewer than are put in each step here, who missed them needs a snapshot.
 start() { member_start "$1" "${N[$1]}" --snapshot-count 10000 "${@:2}"; }
 
-all_ready() { for m; do ready "$m" || return 1; done; }
-revision() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"revision":[0-9]*'; }
-level() { # n n: the same revision
-    local one
-    one=$(revision "$1")
-    [ -n "$one" ] && [ "$one" = "$(revision "$2")" ]
-}
-hash() { ctl "$1" endpoint hashkv -w json | grep -o '"hash":[0-9]*'; }
 put_some() { # n count first
     timeout 300 "$O/tests/bench/load" fill $((BASE + $1)) 4 50 "$2" "$2" 50 "$3" >"$T/out" 2>&1
 }

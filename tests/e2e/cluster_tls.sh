@@ -38,7 +38,6 @@ start() { # name, certificate of the peer port, flags
         --peer-client-cert-auth --peer-crl-file "$C/now.crl" --snapshot-count 500 --snapshot-catchup-entries 100 \
         --heartbeat-interval 200 --election-timeout 3000 "${@:3}"
 }
-all_ready() { for m; do ready "$m" || return 1; done; }
 
 for m in a b c; do start $m $m; done
 check "three members start" await 30 all_ready a b c

@@ -31,15 +31,13 @@ start() {
 name_of() { for m in a b c; do [ "${N[$m]}" = "$1" ] && echo "$m"; done; }
 others() { for m in a b c; do [ "$m" != "$1" ] && echo "${N[$m]}"; done; }
 any_leader() { leader_n 1 2 3; }
-part() { echo "$T/$1/$2-$(sed -n "s/^$2 \([0-9]*\).*/\1/p" "$T/$1/CURRENT")"; }
-all_ready() { for m; do ready "$m" || return 1; done; }
 index() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"raftAppliedIndex":[0-9]*'; }
 level() {
     local one
     one=$(index 1)
     [ -n "$one" ] && [ "$one" = "$(index 2)" ] && [ "$one" = "$(index 3)" ]
 }
-flushed() { for m in a b c; do grep -qa "$1" "$(part "$m" base)/data.mdb" || return 1; done; }
+flushed() { for m in a b c; do grep -qa "$1" "$(current "$m" base)/data.mdb" || return 1; done; }
 hashes() { for n in 1 2 3; do ctl $n endpoint hashkv -w json 2>/dev/null | grep -o '"hash":[0-9]*'; done; }
 agree() { [ "$(hashes | sort | uniq -c | awk '{ print $1 }')" = 3 ]; }
 unmarked() { ! [ -e "$T/$1/FAULTY" ] && ! [ -e "$T/$1/SUSPECT" ]; }
@@ -58,7 +56,7 @@ damage() { # name file how
     local file
     case $2 in
     wal-*)
-        file=$(find "$(part "$1" wal)" -name '*.wal' -size +0 | sort | tail -n 1)
+        file=$(find "$(current "$1" wal)" -name '*.wal' -size +0 | sort | tail -n 1)
         if [ "$2" = wal-head ]; then at=0; else at=$((512 * (1 + RANDOM % 60))); fi
         SEED=$RANDOM python3 "$(dirname "$0")/rot.py" "$file" @$at "${3/=OLD/=$T/old/$1/${file#"$T/$1/"}}"
         ;;
@@ -67,7 +65,7 @@ damage() { # name file how
         SEED=$RANDOM python3 "$(dirname "$0")/rot.py" "$file" @0 "${3/=OLD/=$T/old/$1/$2}"
         ;;
     *)
-        file=$(part "$1" base)/data.mdb
+        file=$(current "$1" base)/data.mdb
         SEED=$RANDOM python3 "$(dirname "$0")/rot.py" "$file" "$2" "${3/=OLD/=$T/old/$1/${file#"$T/$1/"}}"
         ;;
     esac

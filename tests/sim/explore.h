@@ -11,6 +11,7 @@
  */
 #pragma once
 #include "fakedisk.h"
+#include "splitmix.h"
 
 enum { EXPLORE_UNITS_MAX = 512, EXPLORE_ALL_UP_TO = 6, EXPLORE_RANDOM = 12, EXPLORE_SEEN = 1 << 20 };
 enum { EXPLORE_STALE_IN = 8 }; /* of as many states one has stale blocks */
@@ -37,11 +38,7 @@ struct explorer {
 
 static inline uint64_t explore_random(struct explorer *x)
 {
-    uint64_t z = x->seed += 0x9e3779b97f4a7c15u;
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return splitmix64(&x->seed);
 }
 
 static inline void explore_add_op(struct explore_units *us, uint32_t op)

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <unistd.h>
 #include "bytes.h"
+#include "splitmix.h"
 
 enum {
     MEMBERS_SIM_MAX = 8,     /* ids 1 ... 7, and spare ones */
@@ -57,11 +58,7 @@ struct world {
 
 static inline uint64_t world_random64(struct world *w)
 {
-    uint64_t z = w->rng += 0x9e3779b97f4a7c15u; /* splitmix64 */
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return splitmix64(&w->rng);
 }
 
 static inline uint64_t world_random(struct world *w, uint64_t below)

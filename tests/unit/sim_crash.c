@@ -13,6 +13,7 @@
  */
 #include "../sim/explore.h"
 #include "daemon/wal_impl.h"
+#include "splitmix.h"
 #include "tap.h"
 #include <unistd.h>
 
@@ -48,11 +49,7 @@ static struct {
 
 static uint64_t dice(uint64_t below)
 {
-    uint64_t z = g.dice += 0x9e3779b97f4a7c15u;
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (z ^ z >> 31) % below;
+    return splitmix64(&g.dice) % below;
 }
 
 static uint64_t rng_next(struct rng *r)

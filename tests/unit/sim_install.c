@@ -19,6 +19,7 @@ enum { OLD = 25, STORED = 32, SNAP = 90, LAST = 130, SEGMENT_BYTES = 128 << 10 }
 #include <signal.h>
 #include "daemon/wal_impl.h"
 #include "member_rig.h"
+#include "splitmix.h"
 
 #define STATES_DEFAULT 10000
 
@@ -52,11 +53,7 @@ static struct {
 
 static uint64_t dice(uint64_t below)
 {
-    uint64_t z = g.dice += 0x9e3779b97f4a7c15u;
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (z ^ z >> 31) % below;
+    return splitmix64(&g.dice) % below;
 }
 
 static uint64_t rng_next(struct rng *r)
@@ -474,17 +471,7 @@ static void every_crash_state(void)
 
 int main(void)
 {
-    const char *text = getenv("SEED"), *want = getenv("STATES");
-
-    seed = text ? strtoull(text, NULL, 0) : (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) + 1;
-    g.want = want ? strtoull(want, NULL, 0) : STATES_DEFAULT;
-    printf("# SEED=%llu\n", (unsigned long long)seed);
-    fflush(stdout);
-    arena_init(&ar, 64 << 20, NULL, 0);
-    log_set_level(LOG_LEVEL_FATAL);
-    /* In memory, where there is such a place: no sync means anything here. */
-    snprintf(g.root, sizeof g.root, "%s/cairn-cut-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-    REQUIRE(mkdtemp(g.root) != NULL);
+    g.want = member_begin(STATES_DEFAULT, g.root, sizeof g.root);
     snprintf(g.work, sizeof g.work, "%s/w", g.root);
     snprintf(g.place, sizeof g.place, "%s/data", g.work);
     snprintf(g.log, sizeof g.log, "%s/log", g.work);
