@@ -18,7 +18,8 @@
  *     REFUSED        u64 id, u32 err, u32 ids, ids x u64
  *     LEASE_RENEW    u64 id, i64 lease, i64 ttl
  *     LEASE_RENEWED  u64 id, i64 lease, i64 ttl, i64 left, u32 err
- *     STATE_HASH     u64 index, u64 hash
+ *     STATE_HASH, STATE_ANSWER, STATE_WRONG
+ *                    u64 index, u64 hash
  *
  *     and last each entry: u32 length, payload (entry.h). Index and term of an APPEND's follow from its index and runs.
  *
@@ -190,6 +191,8 @@ static size_t body_size(const struct peer_msg *m)
     case PEER_LEASE_RENEWED:
         return 36;
     case PEER_STATE_HASH:
+    case PEER_STATE_ANSWER:
+    case PEER_STATE_WRONG:
         return 16;
     case PEER_KINDS:
         break;
@@ -257,6 +260,8 @@ static uint8_t *put_body(uint8_t *p, const struct peer_msg *m)
         p = put64(put64(put64(p, m->id), (uint64_t)m->lease), (uint64_t)m->ttl);
         return put32(put64(p, (uint64_t)m->left), (uint32_t)m->err);
     case PEER_STATE_HASH:
+    case PEER_STATE_ANSWER:
+    case PEER_STATE_WRONG:
         return put64(put64(p, m->index), m->hash);
     case PEER_KINDS:
         break;
@@ -417,6 +422,8 @@ static int take_body(struct reader *r, struct peer_msg *m, uint8_t type, uint8_t
         m->err = (int)take32(r);
         break;
     case PEER_STATE_HASH:
+    case PEER_STATE_ANSWER:
+    case PEER_STATE_WRONG:
         m->index = take64(r);
         m->hash = take64(r);
         break;

@@ -27,7 +27,9 @@ enum peer_kind {
                                  * err: 0, try again, or the ERR_x to answer them with */
     PEER_LEASE_RENEW = 4,       /* id: the asker's; lease: renew it, or (ttl -1) only tell what is left */
     PEER_LEASE_RENEWED = 5,     /* id echoed, lease; err (0, ERR_x or LEASE_PAST), ttl: granted s, left: remaining ms */
-    PEER_STATE_HASH = 6,        /* index, hash: the state after that entry is applied (corruption check) */
+    PEER_STATE_HASH = 6,        /* index, hash: the leader's state after that entry is applied; what is yours? */
+    PEER_STATE_ANSWER = 7,      /* index echoed, hash: what from has there */
+    PEER_STATE_WRONG = 8,       /* index, hash: what more than half of the members have there, and to has another */
     PEER_KINDS
 };
 

@@ -5,13 +5,16 @@
  * entry did something else differs from there on for ever, so it is enough to look now and then.
  *
  *     leader, each LIMIT_HASH_CHECK_MS   STATE_HASH {index, hash} of what it has applied  --> every member
- *     each member                        when it has applied that index: {index, hash} of its own  --> the leader
+ *     each member                        when it has applied that index: STATE_ANSWER {index, hash} of its own  --> it
  *     leader                             a hash that more than half of the members have is right; the CORRUPT alarm is
- *                                        raised for each member that has another one, for itself too. When all have
- *                                        answered and no hash has a majority, nobody can be believed: the alarm names
- *                                        member 0, as etcd's does
+ *                                        raised for each member that has another one, for itself too, and that member
+ *                                        is told: STATE_WRONG {index, the right hash}. When all have answered and no
+ *                                        hash has a majority, nobody can be believed: the alarm names member 0, as
+ *                                        etcd's does
  *
- * A member that is named, and has seen itself that it differs, is rebuilt from the others (bootstrap_rebuild.c).
+ * A member that has been told so of a hash it has said itself, and that the alarm names (so that somebody hears of it), is
+ * rebuilt from the others (bootstrap_rebuild.c). The alarm alone says nothing: it may be old, and the leader from which
+ * this member differs may be the one that is wrong. Nor does the difference alone.
  * The alarm does what etcd's does: requests are refused with `etcdserver: corrupt cluster` until it is disarmed. A member
  * that is behind is waited for; one that does not answer in LIMIT_HASH_WAIT_MS is asked again with the next round.
  *
@@ -30,17 +33,18 @@ enum { BEHIND_MS = 20, TABLE_BYTES = 16 << 20 };
 struct hash_mail {
     struct mail mail;
     uint64_t member, index, hash;
+    enum peer_kind kind;
 };
 
 /* The turn thread. */
-void snap_turn_hash(void *ctx, uint64_t member, uint64_t index, uint64_t hash)
+void snap_turn_hash(void *ctx, const struct peer_msg *m)
 {
     struct snap *s = ctx;
     struct hash_mail *h = malloc(sizeof *h);
 
     if (h == NULL)
         return; /* the next round */
-    *h = (struct hash_mail){.member = member, .index = index, .hash = hash};
+    *h = (struct hash_mail){.kind = m->kind, .member = m->from, .index = m->index, .hash = m->hash};
     mailbox_post(&s->hash_box, &h->mail);
     mailbox_nudge(&s->box);
 }
@@ -56,9 +60,9 @@ size_t snap_members(const struct snap *s)
     return atomic_load(&s->n_members);
 }
 
-static void say(struct snap *s, uint64_t to, uint64_t index, uint64_t hash)
+static void say(struct snap *s, enum peer_kind kind, uint64_t to, uint64_t index, uint64_t hash)
 {
-    struct peer_msg *m = peer_msg_new(PEER_STATE_HASH, s->o.member_id, to);
+    struct peer_msg *m = peer_msg_new(kind, s->o.member_id, to);
 
     if (m == NULL)
         return; /* the next round */
@@ -80,12 +84,16 @@ static void answer(struct snap *s, uint64_t now_ms)
             s->asked.member = 0; /* too late for this one */
         return;
     }
-    if (hash != s->asked.hash && s->differs_at == 0) {
-        s->differs_at = s->asked.index;
+    if (hash == s->asked.hash) {
+        s->differs = s->is_wrong = false; /* a snapshot may have mended it */
+    } else if (!s->differs) {
+        s->differs = true;
         log_error("corruption: this member's state is not the leader's", LOG_UINT("index", s->asked.index),
                   LOG_HEX("leader", s->asked.member));
     }
-    say(s, s->asked.member, s->asked.index, hash);
+    s->said.index = s->asked.index;
+    s->said.hash = hash;
+    say(s, PEER_STATE_ANSWER, s->asked.member, s->asked.index, hash);
     s->asked.member = 0;
 }
 
@@ -134,6 +142,16 @@ static size_t count(const struct hash_round *r, uint64_t hash)
     return n;
 }
 
+/* More than half have the hash that is right at the round's index, and this member has not. */
+static void condemn(struct snap *s, uint64_t member, uint64_t right)
+{
+    raise(s, member);
+    if (member == s->o.member_id)
+        s->is_wrong = true;
+    else
+        say(s, PEER_STATE_WRONG, member, s->round.index, right);
+}
+
 static void judge(struct snap *s)
 {
     const struct hash_round *r = &s->round;
@@ -147,11 +165,8 @@ static void judge(struct snap *s)
     if (count(r, r->hash) == r->n)
         s->equal_index = r->index;
     for (size_t i = 0; i < r->n && right < r->n; i++)
-        if (r->members[i].known && r->members[i].hash != r->members[right].hash) {
-            raise(s, r->members[i].id);
-            if (r->members[i].id == s->o.member_id)
-                s->differs_at = r->index;
-        }
+        if (r->members[i].known && r->members[i].hash != r->members[right].hash)
+            condemn(s, r->members[i].id, r->members[right].hash);
     if (right == r->n && known == r->n)
         raise(s, 0);
     s->round.index = 0;
@@ -206,7 +221,7 @@ static void begin(struct snap *s, uint64_t now_ms)
             r.members[i].known = true;
             r.members[i].hash = r.hash;
         } else {
-            say(s, ids[i], r.index, r.hash);
+            say(s, PEER_STATE_HASH, ids[i], r.index, r.hash);
         }
     }
     s->round = r;
@@ -220,23 +235,23 @@ static void take(struct snap *s, bool leads, uint64_t now_ms)
         struct hash_mail *h = (struct hash_mail *)m;
 
         next = m->next;
-        if (!leads) {
+        if (h->kind == PEER_STATE_HASH && !leads) {
             s->asked.member = h->member;
             s->asked.index = h->index;
             s->asked.hash = h->hash;
             s->asked.until_ms = now_ms + LIMIT_HASH_WAIT_MS;
-        } else if (s->round.index == h->index) {
+        } else if (h->kind == PEER_STATE_ANSWER && leads && s->round.index == h->index) {
             note(s, h);
+        } else if (h->kind == PEER_STATE_WRONG) {
+            s->is_wrong |= s->said.index == h->index && s->said.hash != h->hash;
         }
         free(h);
     }
 }
 
-/* This member differs, and the majority has said so: it is rebuilt. What an older alarm says of it does not count: it may
- * have been rebuilt since. */
 static void give_up_state(struct snap *s)
 {
-    if (s->differs_at && is_named(s, s->o.member_id) && s->o.damaged)
+    if (s->is_wrong && is_named(s, s->o.member_id) && s->o.damaged)
         s->o.damaged(s->o.damaged_ctx, "its state is not that of the others");
 }
 

@@ -54,7 +54,11 @@ struct snap {
     struct {
         uint64_t member, index, hash, until_ms; /* what the leader asks, before it is applied here; member 0: nothing */
     } asked;
-    uint64_t differs_at;                /* this member from the leader; logged once */
+    struct {
+        uint64_t index, hash;
+    } said;                             /* to a leader that asked, last */
+    bool differs;                       /* this member from the leader; logged once */
+    bool is_wrong;                      /* most members have another state than this one */
 
     _Atomic uint64_t sent, send_failures, received, receive_failures, sent_bytes, received_bytes; /* relaxed */
 };

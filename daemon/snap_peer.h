@@ -43,7 +43,7 @@ int snap_turn_install(void *ctx, uint64_t index, uint64_t term, const struct wal
 void snap_turn_send(void *ctx, struct peer_msg *m);
 
 /* turn_options.state_hash (state_hash_ctx). */
-void snap_turn_hash(void *ctx, uint64_t member, uint64_t index, uint64_t hash);
+void snap_turn_hash(void *ctx, const struct peer_msg *m);
 size_t snap_members(const struct snap *s); /* any thread: how many members there are; 0: not yet looked at */
 /* Any thread: there are other members than before. */
 void snap_members_changed(struct snap *s);

@@ -59,7 +59,7 @@ struct turn_options {
     void (*snapshot_send)(void *ctx, struct peer_msg *m);
     void *snapshot_ctx;
     /* The turn thread: a member says what its state hashes to. NULL: nobody asks. */
-    void (*state_hash)(void *ctx, uint64_t member, uint64_t index, uint64_t hash);
+    void (*state_hash)(void *ctx, const struct peer_msg *m);
     void *state_hash_ctx;
 };
 

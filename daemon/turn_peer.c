@@ -109,8 +109,10 @@ static void step(struct turn *t, struct peer_msg *m)
         turn_leases_message(t, m);
         break;
     case PEER_STATE_HASH:
+    case PEER_STATE_ANSWER:
+    case PEER_STATE_WRONG:
         if (t->o.state_hash)
-            t->o.state_hash(t->o.state_hash_ctx, m->from, m->index, m->hash);
+            t->o.state_hash(t->o.state_hash_ctx, m);
         break;
     case PEER_KINDS:
         break;

@@ -81,10 +81,8 @@ static inline void fault_damage(struct sim_member *m)
 /* As if an entry had done something else on it. */
 static inline void fault_diverge(struct sim_member *m)
 {
-    /* Its hash is known to be right so far: then it is known after a restart whether this was lost with the memory. While
-     * an alarm stands there is no second one: a sound member that was named before would give its state up because it
-     * differs from a leader that is wrong. */
-    if (!m->up || m->turn->status.faulty || m->apply->applied < 2 || model_is_corrupt(&m->s->o) ||
+    /* Its hash is known to be right so far: then it is known after a restart whether this was lost with the memory. */
+    if (!m->up || m->turn->status.faulty || m->apply->applied < 2 ||
         m->apply->hash != m->s->o.log[m->apply->applied].state_hash)
         return;
     m->apply->hash ^= 1 + world_random64(m->w) / 2;

@@ -97,6 +97,8 @@ static const char *const sim_kinds[PEER_KINDS] = {
     [PEER_LEASE_RENEW] = "lease-renew",
     [PEER_LEASE_RENEWED] = "lease-renewed",
     [PEER_STATE_HASH] = "state-hash",
+    [PEER_STATE_ANSWER] = "state-answer",
+    [PEER_STATE_WRONG] = "state-wrong",
 };
 static const char *const sim_types[RAFT_MSG_TYPES] = {
     [RAFT_APPEND] = "append",       [RAFT_APPEND_REPLY] = "append-reply",
