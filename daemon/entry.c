@@ -191,6 +191,8 @@ void entry_cache_put(struct entry_cache *c, struct entry *e)
     }
     if (c->n == 0)
         c->first = e->index;
+    if (e->index < c->keep_from)
+        c->keep_from = e->index; /* what is stored there is what it replaces */
     /* Without memory for a larger ring the oldest gives way: its readers turn to the WAL. */
     if (c->n == c->ring_size && !cache_grow(c)) {
         cache_drop(c, c->first);

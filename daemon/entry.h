@@ -80,7 +80,7 @@ void entry_unref(struct entry *e); /* takes NULL */
 struct entry_cache;
 struct entry_cache *entry_cache_new(size_t limit_bytes);
 void entry_cache_free(struct entry_cache *c);
-/* index follows the last one, or is <= it: then everything from index on is dropped first.
+/* index follows the last one, or is <= it: then everything from index on is dropped first, and is not done any more.
  * Takes its own reference. */
 void entry_cache_put(struct entry_cache *c, struct entry *e);
 /* A new reference, or NULL: not cached (read the WAL). */

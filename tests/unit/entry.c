@@ -91,6 +91,12 @@ static void cache(void)
     entry_cache_done(c, 2994);
     entry_cache_forget(c, 2993);
     CHECK(term_at(c, 2992) == 0 && term_at(c, 2993) == 1);
+    put(c, 2990, 3, 60 * 1000); /* replaces what was done: not done itself, whatever the limit */
+    put(c, 2991, 3, 60 * 1000);
+    put(c, 2992, 3, 60 * 1000);
+    CHECK(term_at(c, 2990) == 3 && term_at(c, 2991) == 3 && term_at(c, 2992) == 3);
+    entry_cache_done(c, 2992);
+    CHECK(term_at(c, 2990) == 0 && term_at(c, 2991) == 0 && term_at(c, 2992) == 3);
     put(c, 5000, 3, 8); /* a gap: the old ones go */
     CHECK(term_at(c, 2993) == 0 && term_at(c, 5000) == 3 && term_at(c, 4999) == 0);
     put(c, 10, 4, 8); /* a cut to below the oldest */
