@@ -19,6 +19,7 @@
  *             OneIndexPerEntry oracle_note_request
  * MVCC        RevisionStrictlyMonotone write_judge, check_applied · OneRevisionPerWritingTxn, CreateRev<=ModRev,
  *             VersionCountsSinceCreate, FailedTxnLeavesNothing: reads and events are those of the model (oracle.h)
+ *             A rename of a directory is one revision, or nothing: the same, by what rename.h says that it means
  *             IndexMatchesStore member_check_base, at each start: there is no index but in base · ReadAtRevStable read_compare
  *             CompactedAlwaysErrors read_compacted (client.h), events_judge (watch.h)
  * WATCH       watch.h: Filter, Ordered, Unique, Atomic, Reliable, Resumable, Bookmarkable, PrevKV, IsCreate, FutureRevSilent

@@ -11,6 +11,10 @@
 #include "check.h"
 #include "daemon/mvcc.h"
 
+static inline void rename_judge(struct call_sim *c, const struct agreed *a); /* rename.h */
+static inline void ask_rename(struct sim *s, struct sim_member *m);
+static inline void ask_heap(struct sim *s, struct sim_member *m);
+
 enum call_kind { CALL_WRITE, CALL_READ, CALL_RENEW, CALL_TRANSFER };
 
 struct call_sim {
@@ -29,6 +33,7 @@ struct call_sim {
     int64_t acked_rev; /* when it began */
     uint64_t acked_index;
     size_t bytes;
+    struct arena arena;    /* a rename's answer */
     int64_t lease;         /* a revocation's */
     uint32_t lease_grants; /* when it began */
     bool lease_revoked;
@@ -62,6 +67,7 @@ static inline void call_free(struct call_sim *c)
     *c->at = c->next;
     if (c->next)
         c->next->at = c->at;
+    arena_fini(&c->arena);
     free(c);
 }
 
@@ -82,7 +88,7 @@ static inline void write_judge(struct call_sim *c)
 
     if (index == 0) {
         if (c->p.err == 0 || c->p.err == ERR_LEASE_NOT_FOUND || c->p.err == ERR_COMPACTED ||
-            c->p.err == ERR_LEASE_EXISTS)
+            c->p.err == ERR_LEASE_EXISTS || c->p.err == ERR_KEY_EMPTY || c->p.err == ERR_DUPLICATE_KEY)
             world_fail(w, "AckImpliesQuorumFsync",
                        "member %" PRIu64 " answers a write that is not committed (%d)", c->m->id, c->p.err);
         w->did.failed_calls++;
@@ -107,6 +113,8 @@ static inline void write_judge(struct call_sim *c)
         world_fail(w, "RevisionStrictlyMonotone",
                    "member %" PRIu64 " answers revision %" PRId64 " to entry %" PRIu64 ", the model %" PRId64,
                    c->m->id, c->p.revision, index, a->rev);
+    if (a->kind == ENTRY_RENAME && c->p.err == 0)
+        rename_judge(c, a);
     if (a->rev < c->acked_rev)
         world_fail(w, "RevisionStrictlyMonotone",
                    "a write at %" PRId64 " began after revision %" PRId64 " was told", a->rev, c->acked_rev);
@@ -149,6 +157,10 @@ static inline struct call_sim *write_bytes(struct sim *s, struct sim_member *m, 
     c->entry_kind = kind;
     c->bytes = entry_size(&h);
     c->p.done = write_done;
+    if (kind == ENTRY_RENAME) {
+        arena_init(&c->arena, 1 << 16, NULL, 0);
+        c->p.arena = &c->arena;
+    }
     c->p.deadline_ms = sim_now_ms(&m->clock) + timeout_ms;
     if (account_take(m->account, &c->p, c->bytes) != 0) {
         call_free(c);
@@ -169,11 +181,13 @@ static inline struct call_sim *write_start(struct sim *s, struct sim_member *m, 
                                            const void *message, uint64_t timeout_ms)
 {
     size_t n = protobuf_c_message_get_packed_size(message);
-    uint8_t body[1024];
+    uint8_t *body = malloc(n + 1);
+    struct call_sim *c;
 
-    assert(n <= sizeof body);
     protobuf_c_message_pack(message, body);
-    return write_bytes(s, m, kind, slice_of(body, n), timeout_ms);
+    c = write_bytes(s, m, kind, slice_of(body, n), timeout_ms);
+    free(body);
+    return c;
 }
 
 /* ---- reads -------------------------------------------------------------------------------------------- */
@@ -216,6 +230,14 @@ static inline void read_compacted(struct call_sim *c, struct view *v, int64_t re
                    c->m->id, err, rev, v->compact_rev);
 }
 
+/* Small ones, mostly. */
+static inline unsigned key_to_read(struct sim *s)
+{
+    if (s->o.n_keys == SIM_SMALL || world_chance(&s->w, 70))
+        return (unsigned)world_random(&s->w, SIM_SMALL);
+    return heap_first((unsigned)world_random(&s->w, SIM_HEAPS)) + (unsigned)world_random(&s->w, s->heap_keys + 3);
+}
+
 /* What a range of some keys at some revision finds, against the model. */
 static inline void read_now(struct call_sim *c, bool linearizable)
 {
@@ -246,8 +268,7 @@ static inline void read_now(struct call_sim *c, bool linearizable)
         read_compacted(c, &v, rev, &a);
         rev = v.compact_rev;
     }
-    for (unsigned k = (unsigned)world_random(w, SIM_KEYS), n = 1 + (unsigned)world_random(w, 4);
-         n && k < SIM_KEYS; n--, k++) {
+    for (unsigned k = key_to_read(s), n = 1 + (unsigned)world_random(w, 4); n && k < s->o.n_keys; n--, k++) {
         char name[8];
         struct change got;
         int err;
@@ -320,7 +341,7 @@ static inline struct call_sim *ask_put(struct sim *s, struct sim_member *m, uint
     Etcdserverpb__PutRequest r = ETCDSERVERPB__PUT_REQUEST__INIT;
     char key[8], value[24];
 
-    key_name((unsigned)world_random(&s->w, SIM_KEYS), key);
+    key_name((unsigned)world_random(&s->w, SIM_SMALL), key);
     (void)snprintf(value, sizeof value, "%" PRIu64, world_random64(&s->w) >> 1);
     r.key = pb_text(key);
     r.value = pb_text(value);
@@ -332,7 +353,7 @@ static inline struct call_sim *ask_put(struct sim *s, struct sim_member *m, uint
 static inline void ask_delete(struct sim *s, struct sim_member *m)
 {
     Etcdserverpb__DeleteRangeRequest r = ETCDSERVERPB__DELETE_RANGE_REQUEST__INIT;
-    unsigned k = (unsigned)world_random(&s->w, SIM_KEYS - 2);
+    unsigned k = (unsigned)world_random(&s->w, SIM_SMALL - 2);
     char key[8], end[8];
 
     key_name(k, key);
@@ -353,12 +374,12 @@ static inline void ask_txn(struct sim *s, struct sim_member *m)
     Etcdserverpb__RequestOp *success[] = {&ops[0], &ops[1]}, *failure[] = {&ops[2]};
     Etcdserverpb__PutRequest puts[2] = {ETCDSERVERPB__PUT_REQUEST__INIT, ETCDSERVERPB__PUT_REQUEST__INIT};
     Etcdserverpb__DeleteRangeRequest del = ETCDSERVERPB__DELETE_RANGE_REQUEST__INIT;
-    unsigned k = (unsigned)world_random(&s->w, SIM_KEYS);
+    unsigned k = (unsigned)world_random(&s->w, SIM_SMALL);
     const struct version *v = key_at(&s->o, k, INT64_MAX);
     char names[4][8], value[24];
 
     for (unsigned i = 0; i < 4; i++)
-        key_name((k + i) % SIM_KEYS, names[i]);
+        key_name((k + i) % SIM_SMALL, names[i]);
     (void)snprintf(value, sizeof value, "%" PRIu64, world_random64(&s->w) >> 1);
     compare.result = ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL;
     compare.target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD;
@@ -576,6 +597,10 @@ static inline void ask_something(struct sim *s, struct sim_member *m)
         ask_conf(s, m);
         return;
     }
+    if (s->heap_keys && world_chance(&s->w, 4)) {
+        ask_heap(s, m);
+        return;
+    }
     switch (world_random(&s->w, 24)) {
     case 0:
         ask_delete(s, m);
@@ -611,6 +636,9 @@ static inline void ask_something(struct sim *s, struct sim_member *m)
     case 14:
     case 15:
         (void)read_start(s, m, CALL_TIMEOUT_MS, NULL, NULL);
+        break;
+    case 16:
+        ask_rename(s, m);
         break;
     default:
         (void)ask_put(s, m, CALL_TIMEOUT_MS);

@@ -100,6 +100,8 @@ struct sim {
     uint32_t heartbeat_ms, election_ms, catchup;
     uint64_t segment_bytes, thread_us; /* how late a thread that was called comes */
     unsigned apply_us, hub_us, conf_pct;
+    uint64_t filled_us; /* when the newest such directory was asked for */
+    unsigned heap_keys; /* of a large directory; 0: this seed has none */
     struct datagram *net;
     struct call_sim *calls;
     struct net_options *net_options;

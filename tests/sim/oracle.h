@@ -2,7 +2,7 @@
 /* oracle.h - what everybody agrees on: the committed log, and a small model of the store that follows it.
  *
  * The first member that knows an index to be committed shows its entry; all later ones must show the same. The model
- * applies each such entry at once: puts, deletes and txns of SIM_KEYS short keys, leases, compactions. It keeps every
+ * applies each such entry at once: puts, deletes, txns and renames of short keys, leases, compactions. It keeps every
  * version, so that a read at any revision can be judged.
  */
 #pragma once
@@ -10,10 +10,11 @@
 #include "daemon/lease.h"
 #include "daemon/turn.h"
 #include "err.h"
+#include "keys.h"
 #include "rpc.pb-c.h"
 #include "world.h"
 
-enum { SIM_KEYS = 12, SIM_LEASES = 8, SIM_REQUEST_BITS = 14, SIM_SEEN_BITS = 15 };
+enum { SIM_LEASES = 8, SIM_REQUEST_BITS = 14, SIM_SEEN_BITS = 15 };
 
 struct version {
     int64_t mod, create, version, lease; /* version 0: a tombstone */
@@ -46,6 +47,8 @@ struct agreed {
     uint64_t state_hash;      /* 0: no member has shown it */
     int64_t rev, compact_rev; /* after it */
     int err;                  /* what its caller is told */
+    unsigned outcomes;        /* a rename's: a bit for each that may be told */
+    uint32_t moved;           /* keys */
     enum entry_kind kind;
 };
 
@@ -64,6 +67,7 @@ struct oracle {
     } requests[1 << SIM_REQUEST_BITS];
     int64_t rev, compact_rev;
     struct history keys[SIM_KEYS];
+    unsigned n_keys; /* no key from here on was ever there */
     struct oracle_event *events; /* by revision */
     size_t n_events, cap_events;
     struct lease_model leases[SIM_LEASES + 1];
@@ -84,6 +88,7 @@ static inline void oracle_init(struct oracle *o)
     free(o->events);
     memset(o, 0, sizeof *o);
     o->rev = 1;
+    o->n_keys = SIM_SMALL;
     o->compact_rev = -1;
     o->committed = 1; /* the founding configuration, in nobody's log */
     o->log[0] = (struct agreed){.rev = 1, .compact_rev = -1};
@@ -110,16 +115,6 @@ static inline uint64_t print_of(const uint8_t *p, size_t n)
 
 /* ---- keys ----------------------------------------------------------------------------------------- */
 
-static inline void key_name(unsigned k, char name[8])
-{
-    (void)snprintf(name, 8, "k%02u", k % 100);
-}
-
-static inline int key_index(struct slice name)
-{
-    return name.len == 3 ? (name.ptr[1] - '0') * 10 + name.ptr[2] - '0' : -1;
-}
-
 /* The key's version as of rev; NULL: none. */
 static inline const struct version *key_at(const struct oracle *o, unsigned k, int64_t rev)
 {
@@ -136,12 +131,14 @@ static inline void key_add(struct oracle *o, unsigned k, struct version v)
     struct history *h = &o->keys[k];
 
     if (h->n == h->cap) {
-        h->cap = h->cap ? 2 * h->cap : 64;
+        h->cap = h->cap ? 2 * h->cap : k < SIM_SMALL ? 64 : 4;
         h->v = realloc(h->v, h->cap * sizeof *h->v);
         assert(h->v);
     }
     assert(h->n == 0 || h->v[h->n - 1].mod < v.mod); /* no client changes a key twice in one txn */
     h->v[h->n++] = v;
+    if (k >= o->n_keys)
+        o->n_keys = SIM_KEYS;
     if (o->n_events == o->cap_events) {
         o->cap_events = o->cap_events ? 2 * o->cap_events : 256;
         o->events = realloc(o->events, o->cap_events * sizeof *o->events);
@@ -199,6 +196,9 @@ static inline uint64_t value_of(ProtobufCBinaryData b)
 #define MODEL_DESCRIPTOR_AlarmRequest       &etcdserverpb__alarm_request__descriptor
 #define MODEL_DESCRIPTOR_LeaseRevokeRequest &etcdserverpb__lease_revoke_request__descriptor
 
+/* rename.h */
+static inline int model_rename(struct world *w, struct oracle *o, struct slice body, struct agreed *a);
+
 static inline struct slice pb_slice(ProtobufCBinaryData b)
 {
     return slice_of(b.data, b.len);
@@ -219,16 +219,23 @@ static inline void model_delete_request(struct oracle *o, const Etcdserverpb__De
     unsigned from = (unsigned)key_index(pb_slice(r->key)), to = from + 1;
 
     if (r->range_end.len)
-        to = (unsigned)key_index(pb_slice(r->range_end));
-    for (unsigned k = from; k < to && k < SIM_KEYS; k++)
+        to = key_lower(pb_slice(r->range_end));
+    for (unsigned k = from; k < to && k < o->n_keys; k++)
         *ret_wrote |= model_delete(o, k);
 }
 
-/* Of the form the clients send: one comparison of a mod revision; a branch of puts and deletes. */
+/* Of a mod revision; a key that is not there has 0. */
+static inline bool model_compare(const struct oracle *o, const Etcdserverpb__Compare *c)
+{
+    const struct version *v = key_at(o, (unsigned)key_index(pb_slice(c->key)), INT64_MAX);
+
+    return (v ? v->mod : 0) == c->mod_revision;
+}
+
+/* Of the form the clients send: no comparison, or one; a branch of puts and deletes. */
 static inline int model_txn(struct oracle *o, const Etcdserverpb__TxnRequest *r, bool *ret_wrote)
 {
-    const struct version *v = key_at(o, (unsigned)key_index(pb_slice(r->compare[0]->key)), INT64_MAX);
-    bool equal = (v ? v->mod : 0) == r->compare[0]->mod_revision;
+    bool equal = r->n_compare == 0 || model_compare(o, r->compare[0]);
     size_t n = equal ? r->n_success : r->n_failure;
     Etcdserverpb__RequestOp **ops = equal ? r->success : r->failure;
 
@@ -249,7 +256,7 @@ static inline void model_revoke(struct oracle *o, int64_t id)
 {
     bool wrote = false;
 
-    for (unsigned k = 0; k < SIM_KEYS; k++) {
+    for (unsigned k = 0; k < o->n_keys; k++) {
         const struct version *v = key_at(o, k, INT64_MAX);
 
         if (v && v->lease == id)
@@ -378,11 +385,12 @@ static inline bool model_refuses(const struct oracle *o, enum entry_kind kind)
 {
     return model_is_corrupt(o) &&
            (kind == ENTRY_PUT || kind == ENTRY_DELETE_RANGE || kind == ENTRY_TXN || kind == ENTRY_COMPACT ||
-            kind == ENTRY_LEASE_GRANT || kind == ENTRY_LEASE_REVOKE || kind == ENTRY_LEASE_EXPIRE);
+            kind == ENTRY_RENAME || kind == ENTRY_LEASE_GRANT || kind == ENTRY_LEASE_REVOKE ||
+            kind == ENTRY_LEASE_EXPIRE);
 }
 
 /* What the entry's caller is told; the model has moved along. */
-static inline int model_apply(struct world *w, struct oracle *o, const struct entry_head *h)
+static inline int model_apply(struct world *w, struct oracle *o, const struct entry_head *h, struct agreed *a)
 {
     bool wrote = false;
     int err = 0;
@@ -408,6 +416,10 @@ static inline int model_apply(struct world *w, struct oracle *o, const struct en
         protobuf_c_message_free_unpacked(&r->base, NULL);
         break;
     }
+    case ENTRY_RENAME:
+        err = model_rename(w, o, h->body, a);
+        wrote = a->moved > 0;
+        break;
     case ENTRY_COMPACT: {
         MODEL_UNPACK(CompactionRequest, r, h->body);
         err = model_compact(o, r->revision);
@@ -516,7 +528,7 @@ static inline bool oracle_commit(struct world *w, struct oracle *o, uint64_t mem
     w->did.commits++;
     oracle_note_request(w, o, a, e->index);
     if (h.proposal_term == 0 || h.proposal_term == e->term)
-        a->err = model_apply(w, o, &h);
+        a->err = model_apply(w, o, &h, a);
     a->rev = o->rev;
     a->compact_rev = o->compact_rev;
     return true;

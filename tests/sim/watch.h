@@ -239,7 +239,7 @@ static inline void watch_wake(void *ctx)
 static inline void watch_draw(struct sim *s, struct sim_watch *w)
 {
     struct world *wd = &s->w;
-    unsigned a = (unsigned)world_random(wd, SIM_KEYS), filters = (unsigned)world_random(wd, 6);
+    unsigned a = (unsigned)world_random(wd, SIM_SMALL), filters = (unsigned)world_random(wd, 6);
 
     *w = (struct sim_watch){.from = a,
                             .to = a + 1,
@@ -251,7 +251,7 @@ static inline void watch_draw(struct sim *s, struct sim_watch *w)
     if (world_chance(wd, 40))
         w->to = SIM_KEYS;
     else if (world_chance(wd, 50))
-        w->to = a + 1 + (unsigned)world_random(wd, SIM_KEYS - a);
+        w->to = a + 1 + (unsigned)world_random(wd, SIM_SMALL - a);
     if (world_chance(wd, 60)) /* the past, which may be gone, or the future */
         watch_rewind(s, w, 1 + (int64_t)world_random(wd, (uint64_t)s->o.rev + 10));
 }

@@ -8,6 +8,7 @@
  *     world.h    seed, clock, lines, failures           member.h   a member: WAL, store, apply, turn over these seams
  *     oracle.h   the log all agree on, and a model      net.h      what travels between members
  *     check.h    what must hold at every step             client.h   calls and what they may answer
+ *     rename.h   directories that are renamed
  *     snapshot.h a member is given another's state        faults.h   what goes wrong, and the healing
  *     rot.h      a log that has changed by itself          watch.h    watchers that move between members
  *     damage.h   a member that must be rebuilt from the others
@@ -34,6 +35,7 @@ enum {
 #define SIM_COUNTERS(X) \
     X(steps) X(commits) X(elections) X(acked_writes) X(failed_calls) X(lin_reads) X(serial_reads) X(old_reads) X(compacted_reads) \
     X(grants) X(grants_again) X(renewals) X(expiries) X(compactions) X(txns) X(deletes) \
+    X(renames) X(renames_refused) X(renames_large) X(renames_too_large) \
     X(crashes) X(power_cuts) X(cuts_in_write) X(cuts_in_flush) X(lost_writes) X(torn_tails) X(restarts) X(pauses) \
     X(stalls) X(disks_full) X(eio_stops) X(packets) X(dropped) X(doubled) X(partitions) X(one_way) X(slanders) X(late_leaders) \
     X(forwarded) X(log_cuts) X(flushes) X(rots) \

@@ -11,6 +11,7 @@
  */
 #include <signal.h>
 #include "../sim/faults.h"
+#include "../sim/rename.h"
 #include "../sim/snapshot.h"
 #include "../sim/watch.h"
 #include "daemon/log.h"
@@ -316,6 +317,10 @@ static void draw_options(void)
     s.conf_pct = world_chance(w, 40) ? 10 : 0;
     s.apply_us = world_chance(w, 30) ? (unsigned)world_random(w, 100000) : 0;
     s.hub_us = world_chance(w, 30) ? (unsigned)world_random(w, 500000) : 0;
+    s.filled_us = 0;
+    s.heap_keys = world_chance(w, 94) ? 0 : SIM_HEAP_LEAST * 8 / 7 + 2 + (unsigned)world_random(w, 200);
+    if (s.heap_keys && world_chance(w, 16))
+        s.heap_keys = 9998;
     s.o.skew_ppm = (unsigned)world_random(w, 50000);
     s.net_options = &net_options;
     memset(&net_options, 0, sizeof net_options);
