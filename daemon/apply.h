@@ -38,7 +38,8 @@ struct apply_options {
     void *fatal_ctx;              /* of both */
 };
 
-int apply_new(const struct apply_options *o, struct apply **ret_apply); /* loads leases, alarms, members from the store */
+int apply_new(const struct apply_options *o, struct apply **ret_apply); /* loads leases, alarms, members from the
+                                                                         * store */
 void apply_set_turn(struct apply *a, struct turn *t); /* before start: whom to tell of flushes and propose alarms to */
 int apply_start(struct apply *a);  /* the apply and flush threads */
 void apply_stop(struct apply *a);  /* freezes, flushes, joins */
@@ -54,7 +55,8 @@ void apply_commit_quietly(struct apply *a, uint64_t index);
  * thread's. Proposals and waits may be answered on this thread. */
 void apply_help(struct apply *a);
 
-/* Any thread: wait until applied >= index; done as in struct read_wait. 0: already so (done is not called); 1: later. */
+/* Any thread: wait until applied >= index; done as in struct read_wait. 0: already so (done is not called); 1:
+ * later. */
 struct apply_wait {
     struct mail mail;
     uint64_t index;
@@ -78,8 +80,8 @@ struct member {
 size_t apply_members(struct apply *a, struct arena *ar, struct member **ret_members);
 /* The ids that were members and are none any more. */
 size_t apply_removed(struct apply *a, struct arena *ar, uint64_t **ret_ids);
-/* fn is called on the apply thread whenever members (or what they tell of themselves) have changed, and must not wait. Set before
- * start. */
+/* fn is called on the apply thread whenever members (or what they tell of themselves) have changed, and must not wait.
+ * Set before start. */
 void apply_on_members(struct apply *a, void (*fn)(void *ctx), void *ctx);
 
 /* Any thread: compaction's sweep has finished up to this revision (for physical=true), and counters for metrics. */

@@ -9,8 +9,8 @@
  *     flush    base-N is removed. Not earlier: freeing the blocks of a large file takes long, and whoever closes it last
  *              pays for that
  *
- * A stop gives a copy up: it would wait for it, because nothing is frozen meanwhile. What a crash leaves of a copy, or of
- * the base before, the flush thread removes when it begins.
+ * A stop gives a copy up: it would wait for it, because nothing is frozen meanwhile. What a crash leaves of a copy, or
+ * of the base before, the flush thread removes when it begins.
  *
  * Owner: defrag_copy is the flush thread's, the rest the apply thread's.
  */

@@ -11,9 +11,9 @@
  * sweep; between two batches of the sweep its thread rests as long as the batch took, so that the log's fdatasync
  * finds the disk free.
  *
- * With nothing to flush or sweep, the scrub: a minute after the start and once a day every row is read and held against the others, so that bits that
- * rot where nobody reads are known before the backup that would help is gone. It reads little and rests long. What it
- * finds goes the way of all damage that is met (store_damaged, apply_damaged).
+ * With nothing to flush or sweep, the scrub: a minute after the start and once a day every row is read and held against
+ * the others, so that bits that rot where nobody reads are known before the backup that would help is gone. It reads
+ * little and rests long. What it finds goes the way of all damage that is met (store_damaged, apply_damaged).
  *
  * No room on the disk: the NOSPACE alarm is proposed, the delta kept, the flush tried again each second. Any other
  * failure stops the member.
@@ -39,7 +39,8 @@ static bool live_dirty(const struct apply *a)
 
 bool apply_stalled(const struct apply *a)
 {
-    return (store_frozen(a->o.store) || a->defragmenting) && delta_bytes(store_live(a->o.store)) >= LIMIT_DELTA_STALL_BYTES;
+    return (store_frozen(a->o.store) || a->defragmenting) &&
+           delta_bytes(store_live(a->o.store)) >= LIMIT_DELTA_STALL_BYTES;
 }
 
 static size_t freeze_bytes(const struct delta *live)
@@ -274,8 +275,9 @@ static uint64_t sweep(struct apply *a, uint64_t now_ms)
     return UINT64_MAX;
 }
 
-/* Whoever met it: a reader, a watch, a snapshot's sender, the scrub. A member among others begins anew, to be rebuilt from
- * them; a sole one goes on and Status says it: no damaged row is ever answered, and what is sound is all there is. */
+/* Whoever met it: a reader, a watch, a snapshot's sender, the scrub. A member among others begins anew, to be rebuilt
+ * from them; a sole one goes on and Status says it: no damaged row is ever answered, and what is sound is all there
+ * is. */
 void apply_damaged(void *ctx, const char *where)
 {
     struct apply *a = ctx;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* apply_hash.c - the hash of each compaction, computed before its sweep and kept; and the state's hash after each of the
- * newest entries, by which members compare (snap_check.c).
+/* apply_hash.c - the hash of each compaction, computed before its sweep and kept; and the state's hash after each of
+ * the newest entries, by which members compare (snap_check.c).
  *
- * Members compare HashKV(C) of the newest compaction C: the value must be the same whether a member has swept already or
- * not. So, as etcd since 3.5.5, it is taken over what there was before the deletion, from the compact revision before C
- * on, and HashKV(C) answers it, with that compact revision, as long as C is among the HASHES_KEPT newest.
+ * Members compare HashKV(C) of the newest compaction C: the value must be the same whether a member has swept already
+ * or not. So, as etcd since 3.5.5, it is taken over what there was before the deletion, from the compact revision
+ * before C on, and HashKV(C) answers it, with that compact revision, as long as C is among the HASHES_KEPT newest.
  *
  *     apply   a compaction is noted when it is applied
  *     flush   after the flush that holds it: computed, a few milliseconds at a time; only then does the sweep begin

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* apply_lease.c - grants, revocations and expiries of leases, as entries.
  *
- * A row of the lease table: key id u64be; value granted TTL i64le, remaining TTL at the last checkpoint i64le (0: none),
- * both in seconds. The TTL in an entry is the effective one: the minimum depends on a member's flags, so it is raised
- * before the entry is proposed.
+ * A row of the lease table: key id u64be; value granted TTL i64le, remaining TTL at the last checkpoint i64le (0:
+ * none), both in seconds. The TTL in an entry is the effective one: the minimum depends on a member's flags, so it is
+ * raised before the entry is proposed.
  *
  * The table in memory loses a lease only after the revision that deleted its keys is published: who waits for the
  * revocation must find the keys gone.

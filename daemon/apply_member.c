@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* apply_member.c - who belongs to the cluster: configuration entries, and what members tell of themselves.
  *
- * A row of TABLE_MEMBER (member_row.h) for each member that there is, and for each that was removed. A configuration entry holds
- * the change of the raft configuration and, for a new member, its row: both are applied or neither. What is checked before an
- * entry is proposed (svc_cluster.c) is checked here again, because other entries may have come between: every member of the
- * cluster decides alike.
+ * A row of TABLE_MEMBER (member_row.h) for each member that there is, and for each that was removed. A configuration
+ * entry holds the change of the raft configuration and, for a new member, its row: both are applied or neither. What is
+ * checked before an entry is proposed (svc_cluster.c) is checked here again, because other entries may have come
+ * between: every member of the cluster decides alike.
  *
  * Source: etcd v3.7.1 server/etcdserver/api/membership/cluster.go (ValidateConfigurationChange).
  * Owner: the apply thread writes, under a->mu; other threads copy under it.
@@ -136,8 +136,8 @@ static bool in_conf(const struct apply *a, uint64_t id)
                                                  raft_set_has(&c.outgoing, id));
 }
 
-/* Its name and client URLs, when it has started. Peer URLs only when it tells some: they come with the configuration. One that
- * was removed meanwhile is not asked any more. */
+/* Its name and client URLs, when it has started. Peer URLs only when it tells some: they come with the configuration.
+ * One that was removed meanwhile is not asked any more. */
 int apply_member_attr(struct apply *a, struct applying *x)
 {
     Etcdserverpb__Member *req, merged;
@@ -244,8 +244,8 @@ static int rest_decode(struct apply *a, struct slice rest, Etcdserverpb__Member 
     return err == ERR_ARENA_FULL ? -ENOMEM : err ? -EBADMSG : 0;
 }
 
-/* A change of the raft configuration: kept for the seal, told to the core. One that is refused is told to it as one that changes
- * nothing: outside a joint configuration, which no other change can be made from, leaving it is that. */
+/* A change of the raft configuration: kept for the seal, told to the core. One that is refused is told to it as one
+ * that changes nothing: outside a joint configuration, which no other change can be made from, leaving it is that. */
 int apply_conf(struct apply *a, struct applying *x)
 {
     static const struct raft_conf_change nothing;

@@ -118,7 +118,8 @@ struct apply {
     _Atomic(struct base *) install_base; /* set by the WAL thread, taken by apply */
     _Atomic bool flush_park;           /* apply wants the flush thread to stand still ... */
     _Atomic bool flush_parked;         /* ... and it does */
-    pthread_mutex_t sweep_mu;          /* held for a batch of the sweep: who holds it back must know that none is under way */
+    pthread_mutex_t sweep_mu;          /* held for a batch of the sweep: who holds it back must know that none is under
+                                        * way */
     unsigned sweep_holds;              /* under sweep_mu */
     int64_t sweep_goal;                /* the flush thread's: C of the newest flush */
     uint64_t sweep_at_ms, retry_at_ms; /* the flush thread's */

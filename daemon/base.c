@@ -87,8 +87,9 @@ int base_error(int rc)
 /* ---- rows ---- */
 
 /* A page says which one it is. One that does not was written in another's place, or another in its: its rows' own
- * checksums are right, and what it lacks would be absent. So would be what a leaf has no room for by its own head (its flags, and
- * where its entries' places end and its entries begin: base_pages.c). Pages that this transaction has changed are not in the map. */
+ * checksums are right, and what it lacks would be absent. So would be what a leaf has no room for by its own head (its
+ * flags, and where its entries' places end and its entries begin: base_pages.c). Pages that this transaction has
+ * changed are not in the map. */
 bool base_page_in_place(const struct base *b, const void *p)
 {
     enum { FLAG_LEAF = 2 };
@@ -99,7 +100,8 @@ bool base_page_in_place(const struct base *b, const void *p)
         return true;
     at &= ~(b->page_bytes - 1);
     page = (const uint8_t *)(b->map + at);
-    return get_u64le(page) * b->page_bytes == at && (!(page[10] & FLAG_LEAF) || get_u16le(page + 12) <= get_u16le(page + 14));
+    return get_u64le(page) * b->page_bytes == at &&
+           (!(page[10] & FLAG_LEAF) || get_u16le(page + 12) <= get_u16le(page + 14));
 }
 
 int base_row_check(const struct base *b, enum base_table t, struct slice key, struct slice v, struct slice *ret_value)

@@ -72,7 +72,8 @@ int base_lease_scan(struct base_reader *r, int64_t lease, struct arena *a,
                     int (*fn)(void *ctx, const struct change *), void *ctx);
 
 int base_row_get(struct base_reader *r, enum table t, struct slice id, struct slice *ret_value); /* -ENOENT */
-int base_row_scan(struct base_reader *r, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value), void *ctx);
+int base_row_scan(struct base_reader *r, enum table t, int (*fn)(void *ctx, struct slice id, struct slice value),
+                  void *ctx);
 
 /* ---- writing: the flush thread ---- */
 /* One LMDB txn, committed with full sync: everything in d and its seal. -ENOSPC: aborted, nothing changed,
@@ -97,19 +98,20 @@ int base_import_end(struct base *b, const char *path, struct rev swept, int64_t 
  * a word on the first damage in ret_what (may be NULL; a literal). Not while flush or sweep run. */
 int base_check(struct base *b, const char **ret_what);
 
-/* The same a little at a time while base lives on, with the counts if nothing is committed meanwhile: up to n rows a call, each in a read txn of its
- * own. 1: more to do; 0: the pass is over, the next call begins another; -EUCLEAN with a word as above, or -errno. The
- * flush thread; base may be another copy of the same from call to call. */
+/* The same a little at a time while base lives on, with the counts if nothing is committed meanwhile: up to n rows a
+ * call, each in a read txn of its own. 1: more to do; 0: the pass is over, the next call begins another; -EUCLEAN with
+ * a word as above, or -errno. The flush thread; base may be another copy of the same from call to call. */
 struct base_scrub;
 struct base_scrub *base_scrub_new(void); /* NULL: no memory */
 void base_scrub_free(struct base_scrub *s);
 int base_scrub(struct base *b, struct base_scrub *s, unsigned n, const char **ret_what);
 
-/* The base at o->path, which this process has not opened, read so by a child process, which may crash on it. 0; -EUCLEAN: damaged, or the
- * child crashed; -EIO, -errno: it could not be read. Neither 0: a word on it in ret_what. */
+/* The base at o->path, which this process has not opened, read so by a child process, which may crash on it. 0;
+ * -EUCLEAN: damaged, or the child crashed; -EIO, -errno: it could not be read. Neither 0: a word on it in ret_what. */
 int base_check_apart(const struct base_options *o, char *ret_what, size_t size);
 
 /* ---- a crash inside LMDB (base_guard.c) ---- */
 void base_guard_init(void);
-/* In the handler of a fatal signal, with its ucontext_t: whether it struck inside LMDB or on its map. Async-signal-safe. */
+/* In the handler of a fatal signal, with its ucontext_t: whether it struck inside LMDB or on its map.
+ * Async-signal-safe. */
 bool base_guard_struck(int sig, const void *ucontext);

@@ -39,7 +39,8 @@ static void look(const struct base_options *o, int fd)
     struct base *b = NULL;
     int err;
 
-    (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* it holds the data directory's lock: it does not outlive who waits for it */
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL); /* it holds the data directory's lock: it does not outlive who waits for
+                                             * it */
     (void)prctl(PR_SET_DUMPABLE, 0);        /* its crash is an answer: no core */
     err = base_open(o, &b);
     if (err == 0)

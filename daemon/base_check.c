@@ -5,9 +5,10 @@
  * count of keys; the leases' rows. For tests, for a file found too short, and for whoever asks. Its time grows with
  * the store: it is not part of an ordinary start.
  *
- * base_scrub is the same in slices, for a store in use: LMDB's branch pages and its free ones, the small tables, the log by
- * rev, the keys in order. Between two slices a flush or a sweep may have come: a slice goes on behind the last row seen, and
- * holds against each other only what belongs together in one commit; the counts of a pass only if none has come at all.
+ * base_scrub is the same in slices, for a store in use: LMDB's branch pages and its free ones, the small tables, the
+ * log by rev, the keys in order. Between two slices a flush or a sweep may have come: a slice goes on behind the last
+ * row seen, and holds against each other only what belongs together in one commit; the counts of a pass only if none
+ * has come at all.
  */
 #include <errno.h>
 #include "base_db.h"
@@ -344,7 +345,8 @@ static int scrub_pages(struct slice_check *x)
 
     if (err)
         return err;
-    *x->scrub = (struct base_scrub){.phase = SCRUB_TABLES, .txn = mdb_txn_id(r->txn), .applied = x->check.meta.seal.applied_index};
+    *x->scrub = (struct base_scrub){
+        .phase = SCRUB_TABLES, .txn = mdb_txn_id(r->txn), .applied = x->check.meta.seal.applied_index};
     return SCRUB_FULL;
 }
 

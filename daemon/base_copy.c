@@ -46,8 +46,8 @@ static bool copy_note(struct base *b, int fd, int dir_fd)
     return go;
 }
 
-/* LMDB has no way to end a copy, but it ends at the first write that fails: its descriptor becomes one of the directory,
- * which nobody can write to. */
+/* LMDB has no way to end a copy, but it ends at the first write that fails: its descriptor becomes one of the
+ * directory, which nobody can write to. */
 void base_copy_give_up(struct base *b)
 {
     pthread_mutex_lock(&b->copy_mu);

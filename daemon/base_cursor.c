@@ -182,7 +182,8 @@ int base_cursor_seek(struct base_cursor *cur, struct slice from, bool after)
         /* Nothing >= from in this child, or no child to look in: on with what follows its parent's row. */
         if (err) {
             cur->depth--;
-            err = cur->depth ? level_seek(cur, slice_of(cur->key + cur->depth * BASE_CHUNK_BYTES, BASE_CHUNK_BYTES)) : 0;
+            err = cur->depth ? level_seek(cur, slice_of(cur->key + cur->depth * BASE_CHUNK_BYTES, BASE_CHUNK_BYTES))
+                             : 0;
             if (err)
                 return err == ERR_KEY_NOT_FOUND ? -EUCLEAN : err;
         }

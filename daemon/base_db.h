@@ -178,8 +178,8 @@ int log_record_key(const struct base *b, MDB_txn *txn, struct rev rev, const str
                    struct slice *ret_key);
 
 /* ---- base_pages.c ---- */
-/* LMDB's own trees and its list of free pages, as of this reading transaction; leaves: those of all tables too. 0, -ENOMEM, or
- * -EUCLEAN with a word in ret_what (may be NULL). */
+/* LMDB's own trees and its list of free pages, as of this reading transaction; leaves: those of all tables too. 0,
+ * -ENOMEM, or -EUCLEAN with a word in ret_what (may be NULL). */
 int base_pages_check(const struct base *b, MDB_txn *txn, bool leaves, const char **ret_what);
 
 /* ---- base_path.c: keys over many rows ---- */

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* base_guard.c - whether a fatal signal struck inside LMDB.
  *
- * LMDB believes what its pages say: a damaged one makes it read where nothing is (SIGSEGV, SIGBUS behind the file's end),
- * divide or run astray, or fail an assertion of its own (SIGABRT). No call into it is bracketed for this: that would be
- * paid by every read. Instead the signal handler looks at where the thread was. SIGBUS: on a page that the file does not
- * have, and nothing else that this process maps is ever cut or written. The others: the program counter, or a word on
- * the stack from its pointer upwards, lies in LMDB's code; the word is the return address of a call that LMDB made, to
- * memcpy or abort, say. A stale word that happens to look like one costs a scrub, no more. (The stack is read by a system
- * call, which fails where a load would crash anew.)
+ * LMDB believes what its pages say: a damaged one makes it read where nothing is (SIGSEGV, SIGBUS behind the file's
+ * end), divide or run astray, or fail an assertion of its own (SIGABRT). No call into it is bracketed for this: that
+ * would be paid by every read. Instead the signal handler looks at where the thread was. SIGBUS: on a page that the
+ * file does not have, and nothing else that this process maps is ever cut or written. The others: the program counter,
+ * or a word on the stack from its pointer upwards, lies in LMDB's code; the word is the return address of a call that
+ * LMDB made, to memcpy or abort, say. A stale word that happens to look like one costs a scrub, no more. (The stack is
+ * read by a system call, which fails where a load would crash anew.)
  *
  * When it cannot be told (another processor, a static LMDB, the system call forbidden), the answer is yes: to scrub a
  * sound store costs seconds, to trust a damaged one costs the data.
  *
- * Owner: base_guard_init the main thread, base_guard_struck the handler on any thread; what it calls is async-signal-safe.
+ * Owner: base_guard_init the main thread, base_guard_struck the handler on any thread; what it calls is
+ * async-signal-safe.
  */
 #include <dlfcn.h>
 #include <link.h>

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* base_pages.c - looks at LMDB's pages themselves: whether its trees hang together.
  *
- * Rows have checksums, LMDB's pages have none: a damaged branch page hides rows whose own checksums are right, and a page
- * that the list of free pages names wrongly is overwritten by the next commit. What must hold, of each page reached from
- * the roots: it says its own number and kind; its entries lie in it, in ascending order, between the separators above; its level is
- * the tree's depth; no page is reached twice, nor is it in the list of free pages; a tree has as many pages as it says. So
- * a branch page as an older commit left it is seen too: what it leads to is free since, or somebody else's.
+ * Rows have checksums, LMDB's pages have none: a damaged branch page hides rows whose own checksums are right, and a
+ * page that the list of free pages names wrongly is overwritten by the next commit. What must hold, of each page
+ * reached from the roots: it says its own number and kind; its entries lie in it, in ascending order, between the
+ * separators above; its level is the tree's depth; no page is reached twice, nor is it in the list of free pages; a
+ * tree has as many pages as it says. So a branch page as an older commit left it is seen too: what it leads to is free
+ * since, or somebody else's.
  *
  *     a page      0 u64le number   8 u16 -   10 u16le flags   12 u16le lower   14 u16le upper   16 u16le entries' places ...
  *                 flags: 1 branch, 2 leaf, 4 overflow (then 12 u32le pages), 0x10 dirty, which does not count
@@ -224,14 +225,15 @@ static int check_branch(struct pages *x, uint64_t number, unsigned levels, const
         if (i && (err = check_order(x, i > 1 ? before : SLICE_NONE, key, in)) != 0)
             break;
         following = NULL;
-        if (i + 1 < pg.n && (err = node_at(x, &pg, i + 1, &following, &next)) == 0 && x->tree == TREE_FREE && next.len != 8)
+        if (i + 1 < pg.n && (err = node_at(x, &pg, i + 1, &following, &next)) == 0 && x->tree == TREE_FREE &&
+            next.len != 8)
             err = bad(x, "a key of the free list");
         if (err)
             break;
         if (following)
             below.to = next;
-        err = check_page(x, get_u16le(node) | (uint64_t)get_u16le(node + 2) << 16 | (uint64_t)get_u16le(node + 4) << 32, levels - 1,
-                         &below);
+        err = check_page(x, get_u16le(node) | (uint64_t)get_u16le(node + 2) << 16 | (uint64_t)get_u16le(node + 4) << 32,
+                         levels - 1, &below);
     }
     return err;
 }

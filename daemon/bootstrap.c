@@ -155,7 +155,8 @@ static int founder_row(struct delta *d, const struct roster_member *from)
         urls[m.n_peerurls] = (char *)from->urls.urls[m.n_peerurls].text;
     packed = malloc(etcdserverpb__member__get_packed_size(&m));
     if (packed)
-        rc = delta_row(d, TABLE_MEMBER, member_row_key(m.id, key), slice_of(packed, etcdserverpb__member__pack(&m, packed)));
+        rc = delta_row(d, TABLE_MEMBER, member_row_key(m.id, key),
+                       slice_of(packed, etcdserverpb__member__pack(&m, packed)));
     free(packed);
     free(urls);
     return rc;
@@ -179,8 +180,8 @@ static struct raft_conf founding_conf(const struct roster *r)
     return conf;
 }
 
-/* Names are the flags' and may be written differently at each member, so no hash has these rows in it: each member tells its
- * own name once it has started. */
+/* Names are the flags' and may be written differently at each member, so no hash has these rows in it: each member
+ * tells its own name once it has started. */
 static int fill_founder(const struct base_options *bo, const struct roster *r, struct slice conf)
 {
     struct seal seal = {.applied_index = FOUNDING_INDEX,
@@ -242,8 +243,8 @@ static int create(struct bootstrap *b, struct config *c, const char *wal_dir)
 
 /* ---- opening ---------------------------------------------------------------------------- */
 
-/* What the flags say against what this directory holds. etcd ignores them all; but a token of another cluster, or the name and
- * the URLs of another member, are a wrong directory. */
+/* What the flags say against what this directory holds. etcd ignores them all; but a token of another cluster, or the
+ * name and the URLs of another member, are a wrong directory. */
 static int check_flags(struct bootstrap *b, struct config *c, struct base_reader *r)
 {
     char noted[256];
@@ -277,8 +278,9 @@ static int check_flags(struct bootstrap *b, struct config *c, struct base_reader
     return same ? 0 : -1;
 }
 
-/* After a crash inside LMDB all of the store is read, by a process that may crash too, before this one uses it. -1: it is damaged,
- * or not to be relied on: after a second crash something may be wrong that no row shows, and who has others asks them. */
+/* After a crash inside LMDB all of the store is read, by a process that may crash too, before this one uses it. -1: it
+ * is damaged, or not to be relied on: after a second crash something may be wrong that no row shows, and who has others
+ * asks them. */
 static int check_suspect(struct bootstrap *b)
 {
     char path[DATADIR_PATH_BYTES], what[DATADIR_ERROR_BYTES / 4] = "";

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bootstrap.h - from a configuration to an open store and log: made when new, checked when not.
  *
- * Order at a fresh start: base-1 made and synced, wal-1 made and synced, CURRENT renamed into place; a crash before that
- * rename leaves nothing that counts. At a restart the parts must fit each other (the log's range holds base's applied
- * index; cluster and member ids agree), else the member refuses and says why.
+ * Order at a fresh start: base-1 made and synced, wal-1 made and synced, CURRENT renamed into place; a crash before
+ * that rename leaves nothing that counts. At a restart the parts must fit each other (the log's range holds base's
+ * applied index; cluster and member ids agree), else the member refuses and says why.
  *
- * A founding member starts as if the configuration of all founders had been entry 1, applied and gone from the log: so a log
- * never begins before it, and who joins later is given a snapshot. A joiner starts with nothing at index 0, in no configuration.
+ * A founding member starts as if the configuration of all founders had been entry 1, applied and gone from the log: so
+ * a log never begins before it, and who joins later is given a snapshot. A joiner starts with nothing at index 0, in no
+ * configuration.
  *
  * Owner: the main thread.
  */
@@ -42,10 +43,11 @@ struct bootstrap {
     bool joining;              /* it has nothing yet, and is to be told everything by the others */
     struct bootstrap_cluster running; /* joining: who they are; in the configuration's arena */
     char error[DATADIR_ERROR_BYTES];
-    /* The rest is set by the caller. ask: asks the other members of the roster, one after the other, until one answers; what it
-     * tells lies in c's arena. NULL, or why there is no answer. NULL: nobody can be asked. */
+    /* The rest is set by the caller. ask: asks the other members of the roster, one after the other, until one answers;
+     * what it tells lies in c's arena. NULL, or why there is no answer. NULL: nobody can be asked. */
     const char *(*ask)(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
-    /* The data directory is open, nothing in it is in use yet: from here on a crash inside LMDB can be written down. NULL: it is not. */
+    /* The data directory is open, nothing in it is in use yet: from here on a crash inside LMDB can be written down.
+     * NULL: it is not. */
     void (*guard)(void *ctx);
     /* Waits a while; false: this process is to end. NULL: nobody is waited for. */
     bool (*wait)(void *ctx);
@@ -54,8 +56,8 @@ struct bootstrap {
     struct rng *rng;           /* the log's; NULL: its own */
 };
 
-/* What the flags of a member without data say of the cluster. NULL, or what is wrong. Touches no disk; of a directory that has
- * data already the flags are not asked. */
+/* What the flags of a member without data say of the cluster. NULL, or what is wrong. Touches no disk; of a directory
+ * that has data already the flags are not asked. */
 const char *bootstrap_check(struct config *c);
 
 /* How a base of this member is opened; the path is the caller's. */
@@ -66,11 +68,11 @@ int bootstrap_open(struct bootstrap *b, struct config *c);
 /* Closes what is still set (base goes to the store: set it to NULL then). */
 void bootstrap_close(struct bootstrap *b);
 
-/* bootstrap_force.c: --force-new-cluster. Entries that remove every other member are appended to the log, committed. 0, or -1 with
- * b->error. */
+/* bootstrap_force.c: --force-new-cluster. Entries that remove every other member are appended to the log, committed. 0,
+ * or -1 with b->error. */
 int bootstrap_force(struct bootstrap *b, const char *wal_dir);
-/* bootstrap_rebuild.c: b->log_damaged, or b->store_damaged, and b->error says how. 0: CURRENT names parts that can be opened;
- * -1: it cannot be done, b->error stands. */
+/* bootstrap_rebuild.c: b->log_damaged, or b->store_damaged, and b->error says how. 0: CURRENT names parts that can be
+ * opened; -1: it cannot be done, b->error stands. */
 int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir);
 int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir);
 /* How the log in dir is opened or made. */

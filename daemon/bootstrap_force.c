@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bootstrap_force.c - --force-new-cluster: this member goes on alone with what it has.
  *
- * As etcd does it, one entry for each other member removes it, in the term this member has reached; they count as committed, since
- * this member alone is the cluster that commits them. They are applied like any entries, so the others are remembered as removed
- * and are refused when they come back. Unlike etcd the tail of the log that is not known to be committed is kept: what was
- * acknowledged last is in it, because the watermark of a batch is written with the next one.
+ * As etcd does it, one entry for each other member removes it, in the term this member has reached; they count as
+ * committed, since this member alone is the cluster that commits them. They are applied like any entries, so the others
+ * are remembered as removed and are refused when they come back. Unlike etcd the tail of the log that is not known to
+ * be committed is kept: what was acknowledged last is in it, because the watermark of a batch is written with the next
+ * one.
  *
  * Source: etcd v3.7.1 server/etcdserver/bootstrap.go (createConfChangeEnts).
  * Owner: the main thread, at start. */

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bootstrap_rebuild.c - a member of several whose log or store is damaged is rebuilt from the others, without an operator.
+/* bootstrap_rebuild.c - a member of several whose log or store is damaged is rebuilt from the others, without an
+ * operator.
  *
  *     the log is damaged      the store is kept, it is committed; a new, empty log follows it
  *     the store is damaged    nothing is kept but who this member is: an empty store, an empty log
  *
- * Either way it may have lost what it promised: votes, acknowledgements. So it goes on FAULTY: with its old identity, in
- * a term above every one it can have promised anything in (raft_params.fence_term), without a vote and without standing,
- * until the others have given it a state as of a term after that. The fence is written down (datadir_mark) before CURRENT
- * names what is new, and given to Raft at every start until it says that the member is sound again.
+ * Either way it may have lost what it promised: votes, acknowledgements. So it goes on FAULTY: with its old identity,
+ * in a term above every one it can have promised anything in (raft_params.fence_term), without a vote and without
+ * standing, until the others have given it a state as of a term after that. The fence is written down (datadir_mark)
+ * before CURRENT names what is new, and given to Raft at every start until it says that the member is sound again.
  *
- * A store that was met damaged while it was in use is marked, or suspect, and the next start finds that (member_again.c,
- * member_suspect.c).
+ * A store that was met damaged while it was in use is marked, or suspect, and the next start finds that
+ * (member_again.c, member_suspect.c).
  *
  * A sole member is never rebuilt: what it has is all there is. It refuses to start, and says why.
  *
@@ -29,8 +30,8 @@ static uint64_t fence_above(const struct bootstrap *b, uint64_t a, uint64_t c)
     return (top > b->fence_term ? top : b->fence_term) + RAFT_FENCE_TERMS;
 }
 
-/* An empty log after (index, term), and CURRENT names it and base. In the term after the fence: who leads in the fence's own
- * must make way, or nothing of a later one would come. */
+/* An empty log after (index, term), and CURRENT names it and base. In the term after the fence: who leads in the
+ * fence's own must make way, or nothing of a later one would come. */
 static int new_parts(struct bootstrap *b, unsigned base, uint64_t index, uint64_t term)
 {
     struct wal_state hard = {.term = b->fence_term + 1, .commit = index};

@@ -3,8 +3,8 @@
  *
  * Periodic: with a retention of P, the first compaction is due after P, each further one P (at most an hour) after the
  * last; a tenth of that apart the revision is noted, P / tenth + 1 notes are kept, and the oldest before this moment's
- * own is what is compacted to. Revision mode: every five minutes, to the newest minus the retention. Neither proposes the
- * same revision twice: with nothing new to give up, the next look is a tenth later.
+ * own is what is compacted to. Revision mode: every five minutes, to the newest minus the retention. Neither proposes
+ * the same revision twice: with nothing new to give up, the next look is a tenth later.
  *
  * Owner: the compactor's thread.
  * Source: etcd v3.7.1 server/etcdserver/api/v3compactor/{periodic,revision}.go for the intervals.

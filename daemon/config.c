@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* config.c - etcd's flags, environment and configuration file, into struct config.
  *
- * One table names every flag. Three kinds of rows: what we have; what etcd has and we accept only at its default (LATER:
- * any other value is refused by name, so that nobody believes in a setting that does nothing); what etcd ignores (IGNORED).
- * Syntax and precedence are Go's flag package and etcd's pkg/flags. Source: reference 04-flags, checked on etcd 3.7.1.
+ * One table names every flag. Three kinds of rows: what we have; what etcd has and we accept only at its default
+ * (LATER: any other value is refused by name, so that nobody believes in a setting that does nothing); what etcd
+ * ignores (IGNORED). Syntax and precedence are Go's flag package and etcd's pkg/flags. Source: reference 04-flags,
+ * checked on etcd 3.7.1.
  *
- * Not here: what the values of TLS must be together (config_tls.c), what needs the network or the disk (listen.c, datadir.c). */
+ * Not here: what the values of TLS must be together (config_tls.c), what needs the network or the disk (listen.c,
+ * datadir.c). */
 #include "config.h"
 #include <ctype.h>
 #include <errno.h>

@@ -68,13 +68,13 @@ enum config_result {
     CONFIG_BAD = 3,   /* said what is wrong with the values: exit 1 */
 };
 
-/* env: the process's environment. Writes to stdout and stderr what etcd would. Anything but CONFIG_RUN leaves nothing to
- * free. */
+/* env: the process's environment. Writes to stdout and stderr what etcd would. Anything but CONFIG_RUN leaves nothing
+ * to free. */
 enum config_result config_read(struct config *c, int argc, char **argv, char **env);
 void config_fini(struct config *c);
 
-/* config_tls.c: what is wrong with c's TLS, in the arena, or NULL; where a key of etcd's *-transport-security: blocks goes:
- * the flag's name, or NULL with the field that has no flag, or with NULL: no such key. */
+/* config_tls.c: what is wrong with c's TLS, in the arena, or NULL; where a key of etcd's *-transport-security: blocks
+ * goes: the flag's name, or NULL with the field that has no flag, or with NULL: no such key. */
 const char *config_tls_check(struct config *c);
 const char *config_tls_key(struct config *c, const char *key, const char ***ret_field);
 

@@ -69,7 +69,8 @@ const char *config_tls_check(struct config *c)
     bad = bad ? bad : check_urls(c);
     bad = bad ? bad : check_pair(&c->arena, &c->client_tls);
     bad = bad ? bad : check_pair(&c->arena, &c->peer_tls);
-    if (bad == NULL && (c->client_auto_tls || c->peer_auto_tls) && (c->self_signed_years == 0 || c->self_signed_years > 1000))
+    if (bad == NULL && (c->client_auto_tls || c->peer_auto_tls) &&
+        (c->self_signed_years == 0 || c->self_signed_years > 1000))
         bad = "selfSignedCertValidity is invalid,it should be greater than 0";
     return bad;
 }

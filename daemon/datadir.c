@@ -8,11 +8,11 @@
  *     wal 1 /abs/path or -      wal-1/ in that directory, - for the data directory itself
  *     crc 1a2b3c4d              crc32c of the three lines above
  *
- * A directory being made holds CREATING until CURRENT is there: what a crash leaves then is made anew. A base-N or wal-M
- * without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew.
+ * A directory being made holds CREATING until CURRENT is there: what a crash leaves then is made anew. A base-N or
+ * wal-M without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew.
  *
- * FOUNDED, FAULTY and SUSPECT are small files of their own; their functions below say what is in them. incoming/ is a base that
- * another member is sending: it means nothing until it has been renamed to base-N (snap_install.c). */
+ * FOUNDED, FAULTY and SUSPECT are small files of their own; their functions below say what is in them. incoming/ is a
+ * base that another member is sending: it means nothing until it has been renamed to base-N (snap_install.c). */
 #include "datadir.h"
 #include <dirent.h>
 #include <errno.h>
@@ -68,8 +68,8 @@ static int make_path(struct datadir *d, const char *path, char *ret)
     return 0;
 }
 
-/* The names of path and of the directories above it, whoever made them (this process, or one that was killed then). One that
- * cannot be read was not made by us. */
+/* The names of path and of the directories above it, whoever made them (this process, or one that was killed then). One
+ * that cannot be read was not made by us. */
 static int sync_path(struct datadir *d, const char *path)
 {
     char part[DATADIR_PATH_BYTES];
@@ -256,8 +256,8 @@ static void number(struct datadir *d)
     d->wal_next = d->wal_found = (wal > d->wal ? wal : d->wal) + 1;
 }
 
-/* A process that was killed right after a rename has left a CURRENT that nothing has synced. What is promised from here on stands
- * on it: it may not go with a power cut. */
+/* A process that was killed right after a rename has left a CURRENT that nothing has synced. What is promised from here
+ * on stands on it: it may not go with a power cut. */
 static int sync_names(struct datadir *d)
 {
     return fsync(d->fd) < 0 ? fail(d, "%s: cannot be synced: %s", d->path, strerror(errno)) : 0;

@@ -30,8 +30,9 @@ struct datadir {
     char error[DATADIR_ERROR_BYTES];   /* one sentence, after a failure */
 };
 
-/* Makes and locks the directory, reads CURRENT. Writes nothing but what a fresh directory needs (CREATING). 0, or -1 with
- * d->error: locked by another process, foreign, unreadable, open to others, on a file system that cannot hold it. */
+/* Makes and locks the directory, reads CURRENT. Writes nothing but what a fresh directory needs (CREATING). 0, or -1
+ * with d->error: locked by another process, foreign, unreadable, open to others, on a file system that cannot hold
+ * it. */
 int datadir_open(struct datadir *d, const char *path, const char *wal_path);
 /* CURRENT now names d->base and d->wal; durable when it returns 0. -errno. */
 int datadir_commit(struct datadir *d);

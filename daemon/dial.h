@@ -16,12 +16,13 @@ struct dial;
 
 int dialer_new(struct dialer **ret_dialer);
 int dialer_start(struct dialer *d);
-void dialer_stop(struct dialer *d); /* takes NULL; done comes for nothing after it; a name that is being asked for is waited for */
+void dialer_stop(struct dialer *d); /* takes NULL; done comes for nothing after it; a name that is being asked for is
+                                     * waited for */
 void dialer_free(struct dialer *d); /* takes NULL; frees what is left of the dials */
 
-/* URLs, copied; TLS is whoever gets the socket's to speak. done, on the dialer's thread, once for each dial_ask: a connected, non-blocking
- * socket that is then the receiver's, with the number of its URL, or -errno: -ECONNREFUSED says that every address refused (a unix socket that is
- * gone has refused too), -ETIMEDOUT that none answered in time. */
+/* URLs, copied; TLS is whoever gets the socket's to speak. done, on the dialer's thread, once for each dial_ask: a
+ * connected, non-blocking socket that is then the receiver's, with the number of its URL, or -errno: -ECONNREFUSED says
+ * that every address refused (a unix socket that is gone has refused too), -ETIMEDOUT that none answered in time. */
 struct dial_options {
     const struct url *urls;
     size_t n_urls;

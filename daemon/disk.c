@@ -12,8 +12,8 @@
 #include <unistd.h>
 #include "seam.h"
 
-/* The page cache makes one piece of what one call writes: with 1 MiB a call, filling cost five times the CPU (Linux 6.18,
- * ext4), and a batch that dirtied a part of such a piece counted as 1 MiB in /proc/PID/io. */
+/* The page cache makes one piece of what one call writes: with 1 MiB a call, filling cost five times the CPU (Linux
+ * 6.18, ext4), and a batch that dirtied a part of such a piece counted as 1 MiB in /proc/PID/io. */
 #define ZERO_CHUNK_BYTES (16 << 10)
 
 struct disk_real {

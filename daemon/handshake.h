@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handshake.h - TLS handshakes, away from the threads that move bytes.
  *
- * A handshake costs a millisecond of CPU, reads files when they have changed, and may ask for names: two threads do nothing
- * else. One that does not get on is given up after LIMIT_HANDSHAKE_MS; of clients' that wait, LIMIT_HANDSHAKES are kept and
- * the oldest goes when one more comes.
+ * A handshake costs a millisecond of CPU, reads files when they have changed, and may ask for names: two threads do
+ * nothing else. One that does not get on is given up after LIMIT_HANDSHAKE_MS; of clients' that wait, LIMIT_HANDSHAKES
+ * are kept and the oldest goes when one more comes.
  *
  * Owner: the pool's from handshakes_begin until done.
  */
@@ -35,7 +35,8 @@ struct handshake {
 int handshakes_new(struct handshakes **ret_handshakes);
 int handshakes_start(struct handshakes *hs);
 void handshakes_begin(struct handshakes *hs, struct handshake *h); /* any thread */
-void handshakes_stop(struct handshakes *hs); /* takes NULL; what is under way is done, with -ECANCELED, when it returns */
+void handshakes_stop(struct handshakes *hs); /* takes NULL; what is under way is done, with -ECANCELED, when it
+                                              * returns */
 void handshakes_free(struct handshakes *hs); /* takes NULL */
 
 /* As a client, on the caller's thread, for whoever has nothing else to do. 0, or -errno with the reason. */

@@ -57,7 +57,8 @@ struct http_read {
 struct http {
     struct http_options options;
     struct MHD_Daemon *daemon;
-    /* A read ends on a thread that must not wait and knows no mailbox of libmicrohttpd's, whose own lock does the rest. */
+    /* A read ends on a thread that must not wait and knows no mailbox of libmicrohttpd's, whose own lock does the
+     * rest. */
     pthread_mutex_t mu;
     pthread_cond_t resumed;
     unsigned resuming; /* protected by mu */

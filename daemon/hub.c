@@ -10,8 +10,8 @@
  * they are fed as long as base's sweep has not come that far (base_meta.swept); only then are they cancelled.
  *
  * Owner: the hub thread (after hub_start); hub_nudge and hub_stats any thread.
- * Not here: requests (hub_request.c), reading and handing out (hub_feed.c), queues (hub_stream.c), ranges (hub_index.c),
- * bytes (hub_packet.c).
+ * Not here: requests (hub_request.c), reading and handing out (hub_feed.c), queues (hub_stream.c), ranges
+ * (hub_index.c), bytes (hub_packet.c).
  * Source: reference 02-semantics 2.3; etcd v3.7.1 server/storage/mvcc/watchable_store.go, api/v3rpc/watch.go.
  */
 #include <errno.h>

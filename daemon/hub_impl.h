@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* hub_impl.h - what the hub's files share: hub.c (thread), hub_request.c (requests), hub_feed.c (reading and handing out events),
- * hub_index.c (which watchers a key concerns), hub_stream.c (queues to the rpc threads), hub_packet.c (bytes). */
+/* hub_impl.h - what the hub's files share: hub.c (thread), hub_request.c (requests), hub_feed.c (reading and handing
+ * out events), hub_index.c (which watchers a key concerns), hub_stream.c (queues to the rpc threads), hub_packet.c
+ * (bytes). */
 #pragma once
 #include <pthread.h>
 #include <stdatomic.h>

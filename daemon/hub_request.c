@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* hub_request.c - what clients ask of the hub: watchers come, go, and are found by their ids.
  *
- * A watcher stands in up to four places: its stream's list, the table of ids (always); the group of its range, and, while
- * it needs the past, the list of those catching up (until it is compacted, or cancelled for damage: then only its id is
- * still taken, until the client cancels it or goes).
+ * A watcher stands in up to four places: its stream's list, the table of ids (always); the group of its range, and,
+ * while it needs the past, the list of those catching up (until it is compacted, or cancelled for damage: then only its
+ * id is still taken, until the client cancels it or goes).
  *
  * Owner:  the hub thread.
  * Source: reference 02-semantics 2.3; etcd v3.7.1 server/etcdserver/api/v3rpc/watch.go for the words.

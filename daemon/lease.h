@@ -76,6 +76,7 @@ struct lease_mark {
     int64_t id, remaining_s;
 };
 /* The turn on the leader: up to max leases whose checkpoint is due; it proposes them, or calls lease_unmark. all: every
- * one that has lost a tenth (before a handover). ret_next_ms: when to call again. Looks at a part of the table at a time. */
+ * one that has lost a tenth (before a handover). ret_next_ms: when to call again. Looks at a part of the table at a
+ * time. */
 size_t lease_marks(struct lease_table *t, struct lease_mark *marks, size_t max, bool all, uint64_t *ret_next_ms);
 void lease_unmark(struct lease_table *t, const struct lease_mark *marks, size_t n);

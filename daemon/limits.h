@@ -43,7 +43,8 @@ enum {
     /* between members. */
     LIMIT_PEER_CONNECT_MS = 500,          /* one address of a member: the next is tried */
     LIMIT_PEER_ANSWER_BYTES = 4 << 20,    /* what another member may answer to a call of ours: it fails */
-    LIMIT_PEER_OUTBOX = 8192,             /* sent to one member, not yet in its lane: dropped beyond, and that is told */
+    LIMIT_PEER_OUTBOX = 8192,             /* sent to one member, not yet in its lane: dropped beyond, and that is
+                                           * told */
     LIMIT_PEER_URGENT = 1024,             /* of one member, not yet sent: the oldest is dropped, and that is told */
     LIMIT_PEER_BULK = 2048,               /* the same for entries: the newest is dropped, and that is told */
     LIMIT_PEER_BULK_BYTES = 64 << 20,     /* of its proposals' entries; an APPEND has none before it leaves */

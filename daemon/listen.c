@@ -144,7 +144,8 @@ static bool same_address(const struct url *a, const struct url *b)
            same(a->path, b->path) && !same(a->port, "0");
 }
 
-int listeners_open(const struct url_list *urls, struct listener **ret_listeners, size_t *ret_n, const struct url **ret_bad)
+int listeners_open(const struct url_list *urls, struct listener **ret_listeners, size_t *ret_n,
+                   const struct url **ret_bad)
 {
     struct listener *list = calloc(urls->n + 1, sizeof *list);
     size_t n = 0, *at = calloc(urls->n + 1, sizeof *at); /* which listener each URL has */

@@ -19,8 +19,10 @@ uint64_t listen_raise_limit(void);
  * -EHOSTUNREACH the host name is not known, -EACCES, -ENAMETOOLONG (a unix path), ...
  */
 int listener_open(const struct url *u, struct listener *ret_listener);
-/* All of them, into heap memory of the caller's, also after a failure: *ret_n are open. *ret_bad: which one could not be. */
-int listeners_open(const struct url_list *urls, struct listener **ret_listeners, size_t *ret_n, const struct url **ret_bad);
+/* All of them, into heap memory of the caller's, also after a failure: *ret_n are open. *ret_bad: which one could not
+ * be. */
+int listeners_open(const struct url_list *urls, struct listener **ret_listeners, size_t *ret_n,
+                   const struct url **ret_bad);
 void listener_close(struct listener *l);
 /* The port it is bound to, 0 for unix: for tests that ask for port 0. */
 unsigned listener_port(const struct listener *l);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* member.c - one running member: every module made, joined, started and stopped in order.
  *
- * Order of start: flags agree; ports bound; data directory opened; threads from the log upwards; the log applied; the member
- * published; only then the first byte of a client is read. Order of stop: the same backwards, so that nothing answers
- * after what it stands on has gone. */
+ * Order of start: flags agree; ports bound; data directory opened; threads from the log upwards; the log applied; the
+ * member published; only then the first byte of a client is read. Order of stop: the same backwards, so that nothing
+ * answers after what it stands on has gone. */
 #include <errno.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
@@ -13,8 +13,8 @@
 #include "log.h"
 #include "member_impl.h"
 
-/* A promise that can no longer be kept: nothing may be acknowledged after this, so nothing may run. What was acknowledged is
- * on disk; the next start recovers it, or says what is wrong. */
+/* A promise that can no longer be kept: nothing may be acknowledged after this, so nothing may run. What was
+ * acknowledged is on disk; the next start recovers it, or says what is wrong. */
 void member_fatal(void *ctx, int err, const char *what)
 {
     if (err == -EUCLEAN)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* member.h - one running member: every module made, joined, started and stopped in order.
  *
- * Nothing is written before the ports are bound and the flags agree; nothing is served before the member is published through the
- * log, so that its state is no older than its start.
+ * Nothing is written before the ports are bound and the flags agree; nothing is served before the member is published
+ * through the log, so that its state is no older than its start.
  * Owner: the main thread.
  */
 #pragma once
@@ -17,6 +17,6 @@ enum member_event {
     MEMBER_FAILED,  /* logged, in one sentence: what is wrong and what to do */
 };
 
-/* Runs a member until one of the last three. signal_fd: a signalfd of the signals that end it, which are blocked. Everything
- * acknowledged is on disk when it returns, within LIMIT_STOP_MS of the event. */
+/* Runs a member until one of the last three. signal_fd: a signalfd of the signals that end it, which are blocked.
+ * Everything acknowledged is on disk when it returns, within LIMIT_STOP_MS of the event. */
 enum member_event member_run(struct config *c, int signal_fd, int *ret_signal);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* member_again.c - a member whose store is damaged while it runs: it is marked, and the process begins anew.
  *
- * Every thread may be in the middle of something that stands on the damaged state; a new process image has none of that,
- * keeps the process id (so whoever supervises it notices nothing), and goes the same way as a start that finds the damage
- * (bootstrap_rebuild.c). All descriptors are close-on-exec, the locks of the data directory go with them.
+ * Every thread may be in the middle of something that stands on the damaged state; a new process image has none of
+ * that, keeps the process id (so whoever supervises it notices nothing), and goes the same way as a start that finds
+ * the damage (bootstrap_rebuild.c). All descriptors are close-on-exec, the locks of the data directory go with them.
  *
  * What LMDB itself crashes on is member_suspect.c's.
  *

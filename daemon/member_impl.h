@@ -18,7 +18,8 @@
 #include "snap_peer.h"
 #include "svc.h"
 
-enum { SUSPECT_MS = 10 * 60 * 1000 }; /* a store that was read whole, and then was in use for so long, is not suspect any more */
+enum { SUSPECT_MS = 10 * 60 * 1000 }; /* a store that was read whole, and then was in use for so long, is not suspect
+                                       * any more */
 enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500, TABLE_BYTES = 64 << 20 };
 
 struct member_process;
@@ -72,10 +73,11 @@ enum member_event member_leave(struct member_process *m);
 /* member.c: a promise that can no longer be kept; does not return. */
 void member_fatal(void *ctx, int err, const char *what);
 
-/* member_again.c: any thread. This member's state cannot be trusted. When there are others it is marked and starts itself anew, to
- * be rebuilt from them; returns when it is alone: what is sound of it is all there is. */
+/* member_again.c: any thread. This member's state cannot be trusted. When there are others it is marked and starts
+ * itself anew, to be rebuilt from them; returns when it is alone: what is sound of it is all there is. */
 void member_damaged(void *m, const char *what);
-void member_start_anew(void); /* another image of this process, with the same arguments; returns when it fails; async-signal-safe */
+void member_start_anew(void); /* another image of this process, with the same arguments; returns when it fails;
+                               * async-signal-safe */
 
 /* member_suspect.c. bootstrap.guard: from now on a crash inside LMDB is written down. */
 void member_guard_store(void *m);

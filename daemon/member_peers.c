@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* member_peers.c - a member among others: who they are, what comes from them, and whom to ask before there is a cluster.
+/* member_peers.c - a member among others: who they are, what comes from them, and whom to ask before there is a
+ * cluster.
  *
- * Owner: the main thread, but for what the peers' thread (sink), apply's (members_changed) and rpc's (connected) call. */
+ * Owner: the main thread, but for what the peers' thread (sink), apply's (members_changed) and rpc's (connected)
+ * call. */
 #include <errno.h>
 #include <poll.h>
 #include <unistd.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* member_ready.c - what the main thread waits for: being published, a signal, having been removed.
  *
- * A member tells the cluster its name and client URLs through the log. Once that entry is applied here, everything that was
- * acknowledged before is, and the member is ready: before that, even a serializable read could go back in time.
+ * A member tells the cluster its name and client URLs through the log. Once that entry is applied here, everything that
+ * was acknowledged before is, and the member is ready: before that, even a serializable read could go back in time.
  *
  * Owner: the main thread, but for publish_done and member_notify. */
 #include <errno.h>
@@ -113,7 +113,8 @@ static int publish_begin(struct member_process *m)
     h.body = slice_of(body, n);
     *w = (struct publishing){.member = m, .bytes = entry_size(&h)};
     w->p.done = publish_done;
-    w->p.deadline_ms = s->clock->now_ms(s->clock) + m->config->election_ms + RETRY_MS; /* telling it twice does no harm */
+    /* Telling it twice does no harm. */
+    w->p.deadline_ms = s->clock->now_ms(s->clock) + m->config->election_ms + RETRY_MS;
     w->p.entry = entry_new(w->bytes);
     rc = w->p.entry ? account_take(s->account, &w->p, w->bytes) : -ENOMEM;
     if (rc) {

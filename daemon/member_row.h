@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* member_row.h - a row of TABLE_MEMBER: key id u64be; value etcdserverpb.Member, or one zero byte when this id was removed,
- * which is remembered for ever: an id never comes again. */
+/* member_row.h - a row of TABLE_MEMBER: key id u64be; value etcdserverpb.Member, or one zero byte when this id was
+ * removed, which is remembered for ever: an id never comes again. */
 #pragma once
 #include "delta.h"
 #include "rpc.pb-c.h"

@@ -8,10 +8,11 @@
  *     ten minutes on, or  DIR/SUSPECT is removed: nobody suspects any more
  *     an orderly stop
  *
- * It begins anew by itself because a member is to be mended without an operator, and not everybody has a supervisor that starts a
- * process again. Only once in ten minutes, counted over starts by DIR/SUSPECT: a process that keeps crashing costs its machine
- * more than it gives, and a supervisor, if there is one, has better rules for it. A second crash dies of its signal; the start
- * after that does not rely on the store whatever reading it says (its free pages are in no row), if there are others to ask.
+ * It begins anew by itself because a member is to be mended without an operator, and not everybody has a supervisor
+ * that starts a process again. Only once in ten minutes, counted over starts by DIR/SUSPECT: a process that keeps
+ * crashing costs its machine more than it gives, and a supervisor, if there is one, has better rules for it. A second
+ * crash dies of its signal; the start after that does not rely on the store whatever reading it says (its free pages
+ * are in no row), if there are others to ask.
  *
  * Everything in the handler is async-signal-safe: the thread may hold any lock, LMDB's among them.
  *

@@ -109,8 +109,8 @@ static void write_server(const struct metrics *m, FILE *f, const struct apply_st
 /* ---- the other members ---------------------------------------------------------------- */
 
 /* One family, a line for each of the others; field is the value's place in struct peers_stats. */
-static void write_peers_one(FILE *f, const struct peers_stats *s, size_t n, const char *name, const char *help, const char *label,
-                            size_t field)
+static void write_peers_one(FILE *f, const struct peers_stats *s, size_t n, const char *name, const char *help,
+                            const char *label, size_t field)
 {
     head(f, name, "counter", help);
     for (size_t i = 0; i < n; i++) {
@@ -175,10 +175,11 @@ static void write_handled(const struct metrics *m, FILE *f)
         const struct rpc_method_stats *s = rpc_stats(m->rpc, i);
 
         for (int c = 0; c < STATUS_COUNT; c++)
-            (void)fprintf(f,
-                          "grpc_server_handled_total{grpc_code=\"%s\",grpc_method=\"%s\",grpc_service=\"%s\",grpc_type=\"%s\"} "
-                          "%" PRIu64 "\n",
-                          codes[c], m->methods[i].name, m->methods[i].service, kinds[m->methods[i].kind], s->handled[c]);
+            (void)fprintf(
+                f,
+                "grpc_server_handled_total{grpc_code=\"%s\",grpc_method=\"%s\",grpc_service=\"%s\",grpc_type=\"%s\"} "
+                "%" PRIu64 "\n",
+                codes[c], m->methods[i].name, m->methods[i].service, kinds[m->methods[i].kind], s->handled[c]);
     }
 }
 

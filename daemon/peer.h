@@ -59,7 +59,8 @@ struct peer_msg *peer_msg_of(const struct raft_msg *m);
  * at least one: what does not fit is cut off the message (last and runs say so) and is m->rest then, which should be
  * sent behind it (without memory for it there is none: the core probes).
  * 0; -EAGAIN: some are only in the log, and wal is NULL (with a log it is read, which may wait for the disk: not on a
- * thread that heartbeats need); -ENOENT: they are gone, or replaced by others: drop the message. -EUCLEAN: one is damaged. -ENOMEM. */
+ * thread that heartbeats need); -ENOENT: they are gone, or replaced by others: drop the message. -EUCLEAN: one is
+ * damaged. -ENOMEM. */
 int peer_msg_fill(struct peer_msg *m, struct entry_cache *cache, struct wal *wal, size_t max_bytes);
 
 /* ---- the wire ---------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peers.c - the transport as a whole: made, started, stopped; who is a member; what the turn sends.
  *
- * The order of the stop: the port closes first, so that others learn at once that it refuses; then dialing, handshakes and
- * reading end, then the peers' thread with every connection, then gRPC.
+ * The order of the stop: the port closes first, so that others learn at once that it refuses; then dialing, handshakes
+ * and reading end, then the peers' thread with every connection, then gRPC.
  *
  * Owner:    the thread that starts and stops the member, but for what peers_impl.h says.
  */
@@ -291,7 +291,8 @@ int peers_set_members(struct peers *p, const struct peers_member *members, size_
     return 0;
 }
 
-/* ---- making ------------------------------------------------------------------------------------------------------- */
+/* ---- making
+ * ------------------------------------------------------------------------------------------------------- */
 
 static void give_grpc(void *ctx, int fd)
 {
@@ -395,7 +396,8 @@ int peers_start(struct peers *p, const struct peers_sink *sink)
     return err ? err : pump_start(p->pump);
 }
 
-/* ---- the stop ------------------------------------------------------------------------------------------------------ */
+/* ---- the stop
+ * ------------------------------------------------------------------------------------------------------ */
 
 static void close_listeners(struct peers *p)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peers_ask.c - calls to other members whose caller waits: the question of a member that is to join, and whatever another
- * service sends on a connection of its own.
+/* peers_ask.c - calls to other members whose caller waits: the question of a member that is to join, and whatever
+ * another service sends on a connection of its own.
  *
  * Owner: the caller's thread; of the transport only what is constant or locked is touched.
  */
@@ -57,7 +57,8 @@ static int over_tls(const struct url *u, int fd, struct tls_ctx *tls, struct pum
     return err ? err : plain;
 }
 
-int ask_connect(const struct url *u, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms, char why[TLS_TEXT_BYTES])
+int ask_connect(const struct url *u, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms,
+                char why[TLS_TEXT_BYTES])
 {
     bool unusable = u->scheme == URL_UNIXS || (u->scheme == URL_HTTPS && tls == NULL);
     int fd = unusable ? -EPROTONOSUPPORT : dial_blocking(u, timeout_ms);

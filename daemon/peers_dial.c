@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peers_dial.c - how a connection to a member comes to be: dialed, shaken hands if its URL is https://, and again after a while
- * if not.
+/* peers_dial.c - how a connection to a member comes to be: dialed, shaken hands if its URL is https://, and again after
+ * a while if not.
  *
  * Owner:    the peers' thread; the dialer's and the handshakes' threads only bring their results.
  * Not here: what is said on it (peers_link.c), how sockets connect (dial.c).

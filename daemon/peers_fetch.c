@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peers_fetch.c - reads entries that are only in the log, on a thread of its own: a slow disk delays the one member that
- * is far behind, and no heartbeat.
+/* peers_fetch.c - reads entries that are only in the log, on a thread of its own: a slow disk delays the one member
+ * that is far behind, and no heartbeat.
  *
  * One APPEND of each member at a time at most; what waits behind it in its lane waits.
  *

@@ -210,21 +210,24 @@ void peer_tell_lost(struct peer *peer);
 /* What goes to one member, by kind. */
 enum lane msg_lane(const struct peer_msg *m);
 
-void link_open(struct link *l, int fd, struct tls *tls); /* connected; tls: NULL, or its connection. Both are given away */
+void link_open(struct link *l, int fd, struct tls *tls); /* connected; tls: NULL, or its connection. Both are given
+                                                          * away */
 void link_close(struct link *l); /* nothing is connected any more; what waits is lost */
 bool link_stops(const struct link *l);
 uint32_t link_backoff(struct link *l); /* how long until the next attempt, longer each time */
 void peer_say_unreachable(struct peer *peer, struct slice text);
 
 /* ---- peers_dial.c ---- */
-enum { LINK_TLS_AGAIN_MS = 1000 }; /* after TLS was refused: files do not change in milliseconds, and handshakes cost CPU */
+enum { LINK_TLS_AGAIN_MS = 1000 }; /* after TLS was refused: files do not change in milliseconds, and handshakes cost
+                                    * CPU */
 void link_dial(struct link *l, uint32_t delay_ms);
 void link_dialed(void *ctx, int fd, int err, size_t url); /* the dialer's thread says so of the link ctx */
 void link_hurry(struct link *l); /* the member is there: what waits before the next attempt does not */
 
 /* ---- peers_in.c ---- */
 /* tls: NULL, or its connection, given away. */
-void incoming_add(struct peers *p, int fd, struct tls *tls); /* a connection on the peer port that does not speak HTTP/2; any thread */
+void incoming_add(struct peers *p, int fd, struct tls *tls); /* a connection on the peer port that does not speak
+                                                              * HTTP/2; any thread */
 void incoming_events(struct incoming *in, uint32_t events);
 void incoming_drop_removed(struct peers *p);
 void incoming_drop_late(struct peers *p);
@@ -248,6 +251,7 @@ struct peers_ids {
     char version[8], cluster[17], from[17], to[17]; /* ids: hexadecimal */
 };
 /* Connected and, for https://, having shaken hands, with bytes moved by pump: a plain descriptor, or -errno and why. */
-int ask_connect(const struct url *u, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms, char why[TLS_TEXT_BYTES]);
+int ask_connect(const struct url *u, struct tls_ctx *tls, struct pump *pump, uint32_t timeout_ms,
+                char why[TLS_TEXT_BYTES]);
 /* The head of each gRPC call but Members; ids holds the texts. */
 void peers_head(const struct peers *p, uint64_t to, struct peers_ids *ids, struct rpc_ask_target *t);

@@ -10,8 +10,8 @@
  *      INVALID_ARGUMENT      what came is no message
  *
  * A member that this one does not know (yet) is let in: it may have been added by an entry that it brings itself.
- * A stream replaces the one that the same member had in the same lane: the older is of a connection that it has given up.
- * Memory grows with what has arrived, never by what a length claims, and all of it together has a bound.
+ * A stream replaces the one that the same member had in the same lane: the older is of a connection that it has given
+ * up. Memory grows with what has arrived, never by what a length claims, and all of it together has a bound.
  *
  * Owner:    the peers' thread.
  * Not here: what a message says (peer.c).
@@ -245,8 +245,8 @@ static bool take_pieces(struct incoming *in, struct slice *s)
     }
 }
 
-/* Room for the rest of the piece that begins with s, which becomes in->part: no more than twice what is there, so that a
- * length that is only claimed costs nothing. False: in is gone. */
+/* Room for the rest of the piece that begins with s, which becomes in->part: no more than twice what is there, so that
+ * a length that is only claimed costs nothing. False: in is gone. */
 static bool part_room(struct incoming *in, struct slice s)
 {
     size_t want = piece_bytes(in, s), most = 2 * s.len + LIMIT_PEER_READ_BYTES;
@@ -308,7 +308,8 @@ static void read_once(struct incoming *in, size_t max)
     (void)take_bytes(in, in->part ? slice_of(in->part, in->n_part) : slice_of(to, (size_t)n));
 }
 
-/* What TLS has of a record that did not fit, epoll knows nothing of: that is less than a record, and none is begun for it. */
+/* What TLS has of a record that did not fit, epoll knows nothing of: that is less than a record, and none is begun for
+ * it. */
 void incoming_events(struct incoming *in, uint32_t events)
 {
     (void)events; /* what they mean is what recv says */

@@ -8,11 +8,11 @@
  * Who sends a message writes it, with all that waits, when nobody else is just writing; what is long (many entries, a
  * full socket) is left to the peers' thread, so a sender never spends more than some microseconds here.
  *
- * Two connections to each member, urgent and bulk: with one, what has been given to the socket, up to a megabyte, stands
- * before every heartbeat, and a lost packet of the entries holds the heartbeats too.
+ * Two connections to each member, urgent and bulk: with one, what has been given to the socket, up to a megabyte,
+ * stands before every heartbeat, and a lost packet of the entries holds the heartbeats too.
  *
- * Not a stream of gRPC's: there a message that goes alone costs 45 us on both sides together, a thread of ours and one of
- * core's to wake, and a window update back; here it costs 12, and the reply leaves on the thread that it came on.
+ * Not a stream of gRPC's: there a message that goes alone costs 45 us on both sides together, a thread of ours and one
+ * of core's to wake, and a window update back; here it costs 12, and the reply leaves on the thread that it came on.
  *
  * Owner:    the peers' thread, but for what peers_impl.h says.
  * Not here: connecting (peers_dial.c, dial.c).
@@ -150,8 +150,8 @@ static bool needs_entries(const struct peer_msg *m)
 /* Attaches an APPEND's entries; what is cut off comes next. False: nothing more can be added now. */
 static bool batch_append(struct link *l, struct batch *b, struct peer_msg *m)
 {
-    int err = needs_entries(m) ? peer_msg_fill(m, l->peer->peers->options.cache, NULL, LIMIT_PEER_BATCH_BYTES - b->bytes)
-                               : 0;
+    int err =
+        needs_entries(m) ? peer_msg_fill(m, l->peer->peers->options.cache, NULL, LIMIT_PEER_BATCH_BYTES - b->bytes) : 0;
 
     if (err == -EAGAIN && b->n) {
         queue_push_front(&l->queue, m); /* first what is there */
@@ -280,7 +280,8 @@ static bool is_long(const struct link *l)
 {
     size_t entries = 0, n = 0;
 
-    for (const struct peer_msg *m = l->queue.first; m && entries <= DIRECT_ENTRIES; m = (struct peer_msg *)m->mail.next) {
+    for (const struct peer_msg *m = l->queue.first; m && entries <= DIRECT_ENTRIES;
+         m = (struct peer_msg *)m->mail.next) {
         entries += is_append(m) ? (size_t)(m->raft.last - m->raft.index) : m->n_entries;
         if (++n > DIRECT_ENTRIES)
             return true;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* peers_rpc.c - the service cairn.Peer, by gRPC on the peer port: who the members are, and whatever else one member asks of
- * another that is no stream of messages (Snapshot is snap_receive.c's).
+/* peers_rpc.c - the service cairn.Peer, by gRPC on the peer port: who the members are, and whatever else one member
+ * asks of another that is no stream of messages (Snapshot is snap_receive.c's).
  *
  * Every call but Members carries who calls whom in its metadata, which is checked as the head of a stream is.
  *

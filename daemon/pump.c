@@ -39,7 +39,8 @@ enum {
 
 static struct conn *conn_of(struct end *e)
 {
-    return (struct conn *)((char *)e - (e->kind == END_CLIENT ? offsetof(struct conn, client) : offsetof(struct conn, grpc)));
+    return (struct conn *)((char *)e -
+                           (e->kind == END_CLIENT ? offsetof(struct conn, client) : offsetof(struct conn, grpc)));
 }
 
 static uint64_t clock_ms(void)

@@ -5,8 +5,8 @@
  *                            |
  *                            +--> http: the untouched socket, when the first bytes are not HTTP/2's preface
  *
- * On a listener that may, a client that begins with TLS first shakes hands (handshake.h); then its bytes are decrypted on
- * their way. A client whose bytes are then not HTTP/2 is relayed to http, by a socketpair as well.
+ * On a listener that may, a client that begins with TLS first shakes hands (handshake.h); then its bytes are decrypted
+ * on their way. A client whose bytes are then not HTTP/2 is relayed to http, by a socketpair as well.
  *
  * One thread. It accepts, waits for a connection to show its protocol, then moves bytes; a direction is read only
  * while the other side takes what is read. The guard's first objection ends that connection and no other.
@@ -41,7 +41,8 @@ int pump_start(struct pump *p);
 int pump_relay(struct pump *p, int fd, struct tls *tls, int *ret_fd);
 void pump_stop_accepting(struct pump *p); /* any thread; nothing is accepted once it has returned */
 void pump_cut(struct pump *p);            /* any thread; closes every connection soon */
-void pump_stop(struct pump *p);           /* closes every connection, ends the thread; the handshakes have stopped before */
+void pump_stop(struct pump *p);           /* closes every connection, ends the thread; the handshakes have stopped
+                                           * before */
 
 struct pump_stats {
     _Atomic uint64_t accepted, open, client_bytes, server_bytes; /* bytes: from the client, to it */

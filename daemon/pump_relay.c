@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pump_relay.c - a connection whose bytes are only decrypted and encrypted on their way: HTTP/1.1 over TLS, and calls that
- * this member makes to another one.
+/* pump_relay.c - a connection whose bytes are only decrypted and encrypted on their way: HTTP/1.1 over TLS, and calls
+ * that this member makes to another one.
  *
  * The end of one direction is told to the other side; when the inner side closes, the connection ends as any other.
  *

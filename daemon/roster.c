@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* roster.c - the members of a cluster as the flags name them.
  *
- * Source: etcd v3.7.1 server/etcdserver/api/membership (member.go, cluster.go), server/config/config.go, pkg/netutil, whose
- * sentences these are. Two lists of URLs are the same when their texts are, or when their hosts have the same address.
+ * Source: etcd v3.7.1 server/etcdserver/api/membership (member.go, cluster.go), server/config/config.go, pkg/netutil,
+ * whose sentences these are. Two lists of URLs are the same when their texts are, or when their hosts have the same
+ * address.
  *
  * Owner: the main thread, at start; roster_member_id: any thread.
  */
@@ -40,7 +41,8 @@ uint64_t roster_member_id(const char *const *sorted_urls, size_t n, const char *
         const char *s = i < n ? sorted_urls[i] : token_and_time;
         size_t len = strlen(s), room = sizeof text - used;
 
-        memcpy(text + used, s, len < room ? len : room); /* longer ones differ in what is left, or are refused elsewhere */
+        memcpy(text + used, s, len < room ? len : room); /* longer ones differ in what is left, or are refused
+                                                          * elsewhere */
         used += len < room ? len : room;
     }
     return sha1_head(slice_of(text, used));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* roster.h - the members of a cluster as the flags of one of them name them, and the ids that follow from them.
  *
- * Ids are etcd's: a member's is the first 8 bytes of SHA-1 over its sorted peer URLs and the cluster token, and for one that is
- * added later the seconds since 1970 as text (its token is empty); a cluster's the same over its founders' ids, big endian,
- * ascending. The same flags make the same ids with etcd and here.
+ * Ids are etcd's: a member's is the first 8 bytes of SHA-1 over its sorted peer URLs and the cluster token, and for one
+ * that is added later the seconds since 1970 as text (its token is empty); a cluster's the same over its founders' ids,
+ * big endian, ascending. The same flags make the same ids with etcd and here.
  *
  * Not here: what the members have decided since (apply_rows.c).
  */
@@ -38,6 +38,6 @@ struct roster_known {
     const char *const *urls;
     size_t n_urls;
 };
-/* Gives the members of r the ids of the running cluster's members, who are told apart by their peer URLs. NULL, or what does
- * not fit. */
+/* Gives the members of r the ids of the running cluster's members, who are told apart by their peer URLs. NULL, or what
+ * does not fit. */
 const char *roster_match(struct config *c, struct roster *r, const struct roster_known *known, size_t n);

@@ -59,7 +59,8 @@ bool call_gone(const struct call *c);
 /* BIDI, within message: the next one is not read (its sender waits) before call_go_on. */
 void call_hold(struct call *c);
 void call_go_on(struct call *c);
-uint64_t call_deadline_ms(const struct call *c);   /* monotonic; UINT64_MAX: none. min(client's, server's request timeout) for unary */
+uint64_t call_deadline_ms(const struct call *c);   /* monotonic; UINT64_MAX: none. min(client's, server's request
+                                                    * timeout) for unary */
 /* First value of a metadata key, or SLICE_NONE. Borrowed until the call ends. */
 struct slice call_metadata(struct call *c, const char *key);
 

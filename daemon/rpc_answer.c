@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rpc_answer.c - what a call sends: a unary's answer, a stream's messages, the status.
  *
- * Promise: an answer is packed once; one that was passed shared is given back by done(), whatever becomes of it. A stream
- * has one send in flight; of the messages that wait behind it all but the last go with GRPC_WRITE_BUFFER_HINT, the last
- * never: core then writes them to the socket together (1.5 us a message for 7). What waits for slow clients is counted
- * and has limits, in all and for each connection.
+ * Promise: an answer is packed once; one that was passed shared is given back by done(), whatever becomes of it. A
+ * stream has one send in flight; of the messages that wait behind it all but the last go with GRPC_WRITE_BUFFER_HINT,
+ * the last never: core then writes them to the socket together (1.5 us a message for 7). What waits for slow clients is
+ * counted and has limits, in all and for each connection.
  *
  * Owner:    the call's rpc thread.
  * Not here: arrival, receiving and the end (rpc_call.c).

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rpc_ask.c - a call out whose caller waits: for a joining member's question, and for a snapshot's chunks.
  *
- * Each has a completion queue of its own, and one operation of each kind in flight at most. The socket is duplicated, so
- * that it can be shut down while gRPC has it: a write that blocks holds a call for ever otherwise.
+ * Each has a completion queue of its own, and one operation of each kind in flight at most. The socket is duplicated,
+ * so that it can be shut down while gRPC has it: a write that blocks holds a call for ever otherwise.
  *
  * Owner:    the thread that opened it.
  * Not here: connecting (dial.c).

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rpc_ask.h - calls out to other members by gRPC, over a socket that is already connected (dial.h), for whoever may wait.
+/* rpc_ask.h - calls out to other members by gRPC, over a socket that is already connected (dial.h), for whoever may
+ * wait.
  *
  * A socket carries one call and goes with it. Never an ordinary channel: those back off for two minutes, obey
  * http_proxy, and hide whether a port refuses. Any thread, one at a time; each function blocks up to its timeout.

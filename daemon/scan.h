@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scan.h - a small pool of threads for reads too long for an rpc thread, so that one large range never delays keep-alives.
+/* scan.h - a small pool of threads for reads too long for an rpc thread, so that one large range never delays
+ * keep-alives.
  *
  * A job runs whole, in views of its own, on a thread with a slot; its threads never wait inside a view.
  * Bound: LIMIT_SCAN_QUEUE jobs waiting.

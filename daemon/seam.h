@@ -33,7 +33,8 @@ struct disk {
     ssize_t (*pread)(struct disk *, struct disk_file *, void *buf, size_t n, uint64_t offset);
     int (*pwrite)(struct disk *, struct disk_file *, const void *buf, size_t n, uint64_t offset); /* all of it */
     int (*fdatasync)(struct disk *, struct disk_file *);
-    int (*fallocate)(struct disk *, struct disk_file *, uint64_t size); /* zero-filled and written, so that fdatasync writes no metadata */
+    int (*fallocate)(struct disk *, struct disk_file *, uint64_t size); /* zero-filled and written, so that fdatasync
+                                                                         * writes no metadata */
     int (*truncate)(struct disk *, struct disk_file *, uint64_t size);
     /* Reads of these bytes (rounded to pages) now come from the medium, not from a page cache that a failed fsync may
      * have made a liar. Only what has been synced can be dropped: sync first. */

@@ -12,11 +12,12 @@
  *                                        hash has a majority, nobody can be believed: the alarm names member 0, as
  *                                        etcd's does
  *
- * A member that has been told so of a hash it has said itself, and that the alarm names (so that somebody hears of it), is
- * rebuilt from the others (bootstrap_rebuild.c). The alarm alone says nothing: it may be old, and the leader from which
- * this member differs may be the one that is wrong. Nor does the difference alone.
- * The alarm does what etcd's does: requests are refused with `etcdserver: corrupt cluster` until it is disarmed. A member
- * that is behind is waited for; one that does not answer in LIMIT_HASH_WAIT_MS is asked again with the next round.
+ * A member that has been told so of a hash it has said itself, and that the alarm names (so that somebody hears of it),
+ * is rebuilt from the others (bootstrap_rebuild.c). The alarm alone says nothing: it may be old, and the leader from
+ * which this member differs may be the one that is wrong. Nor does the difference alone.
+ * The alarm does what etcd's does: requests are refused with `etcdserver: corrupt cluster` until it is disarmed. A
+ * member that is behind is waited for; one that does not answer in LIMIT_HASH_WAIT_MS is asked again with the next
+ * round.
  *
  * Owner: the receiving thread of snap_receive.c, which mostly sleeps; alone in its cluster, always.
  */

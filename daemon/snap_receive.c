@@ -229,7 +229,8 @@ static void step(struct receiving *r)
 static const char *take_message(struct receiving *r, struct slice bytes)
 {
     struct snap *s = r->snap;
-    struct snap_import_options o = {.base = s->o.place.base, .cluster_id = s->o.cluster_id, .member_id = s->o.member_id};
+    struct snap_import_options o = {
+        .base = s->o.place.base, .cluster_id = s->o.cluster_id, .member_id = s->o.member_id};
     char path[DATADIR_PATH_BYTES];
 
     if (peer_msg_decode(bytes, &r->message) != 0)

@@ -36,7 +36,8 @@ static int flush(struct sender *sd)
     struct clock *clock = sd->snap->o.clock;
     uint64_t deadline_ms = clock->now_ms(clock) + LIMIT_SNAP_STALL_MS;
 
-    if (!atomic_exchange(&sd->flushing, true)) { /* else one that came too late for an earlier transfer is still coming */
+    if (!atomic_exchange(&sd->flushing, true)) { /* else one that came too late for an earlier transfer is still
+                                                  * coming */
         sd->flush = (struct flush_wait){.done = flushed};
         apply_flush(sd->snap->o.apply, &sd->flush);
     }

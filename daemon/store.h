@@ -67,8 +67,9 @@ uint64_t store_applied(const struct store *s);
 /* How often another state has taken the place of all there was; it moves before a view can show the new one. */
 uint64_t store_epoch(const struct store *s);
 
-/* Any thread: base has answered -EUCLEAN, or what was read contradicts itself (where: a literal, or copied before this returns).
- * Whoever gave store_on_damage is told, on this thread, which may never return from it; only of the first sighting in a state. */
+/* Any thread: base has answered -EUCLEAN, or what was read contradicts itself (where: a literal, or copied before this
+ * returns). Whoever gave store_on_damage is told, on this thread, which may never return from it; only of the first
+ * sighting in a state. */
 void store_damaged(struct store *s, const char *where);
 /* Before other threads use the store. */
 void store_on_damage(struct store *s, void (*fn)(void *ctx, const char *where), void *ctx);

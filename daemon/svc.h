@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* svc.h - what the gRPC services stand on, and the table of their methods.
  *
- * svc_kv.c, svc_watch.c, svc_lease.c, svc_cluster.c, svc_maint.c, svc_health.c, svc_tree.c each hold one service: check the
- * request, then read at a view or propose, then answer.
+ * svc_kv.c, svc_watch.c, svc_lease.c, svc_cluster.c, svc_maint.c, svc_health.c, svc_tree.c each hold one service: check
+ * the request, then read at a view or propose, then answer.
  */
 #pragma once
 #include "apply.h"
@@ -67,7 +67,8 @@ void svc_damaged(void *service, const char *method);
 void svc_propose_message(struct call *c, int kind, const ProtobufCMessage *m,
                          void (*answer)(struct call *c, struct proposal *p));
 
-/* Runs fn on the call's thread once a read there is linearizable (at once when no wait is needed); fails the call else. */
+/* Runs fn on the call's thread once a read there is linearizable (at once when no wait is needed); fails the call
+ * else. */
 void svc_read(struct call *c, void (*fn)(struct call *c));
 
 /* Answers a unary call from a view: build fills a response in a, without waiting; it runs on the call's thread within

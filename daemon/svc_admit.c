@@ -16,8 +16,8 @@ static bool is_utf8(struct slice s)
         for (size_t k = 1; k < n; k++)
             if ((s.ptr[i + k] & 0xc0) != 0x80)
                 return false;
-        if ((c == 0xe0 && s.ptr[i + 1] < 0xa0) || (c == 0xed && s.ptr[i + 1] >= 0xa0) || (c == 0xf0 && s.ptr[i + 1] < 0x90) ||
-            (c == 0xf4 && s.ptr[i + 1] >= 0x90))
+        if ((c == 0xe0 && s.ptr[i + 1] < 0xa0) || (c == 0xed && s.ptr[i + 1] >= 0xa0) ||
+            (c == 0xf0 && s.ptr[i + 1] < 0x90) || (c == 0xf4 && s.ptr[i + 1] >= 0x90))
             return false;
         i += n;
     }

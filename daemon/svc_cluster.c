@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* svc_cluster.c - etcdserverpb.Cluster: the members, listed and changed.
  *
- * Any member serves it: what is proposed goes to the leader. The checks here are of what this member sees; what they must not miss
- * is checked again when the entry is applied (apply_member.c), or by the leader before it is appended.
+ * Any member serves it: what is proposed goes to the leader. The checks here are of what this member sees; what they
+ * must not miss is checked again when the entry is applied (apply_member.c), or by the leader before it is appended.
  *
  * Source: reference 02-semantics 2.5; etcd v3.7.1 server/etcdserver/api/v3rpc/member.go, server/etcdserver/server.go.
  *
@@ -140,8 +140,8 @@ static void propose_change(struct call *c, enum raft_change_op op, uint64_t id, 
 
 /* ---- what a change would risk ------------------------------------------------------------------ */
 
-/* etcd's strict reconfiguration check: the voters that there are, that have ever started (they have a name), and with which this
- * member has been connected long enough to rely on. */
+/* etcd's strict reconfiguration check: the voters that there are, that have ever started (they have a name), and with
+ * which this member has been connected long enough to rely on. */
 struct voters {
     size_t n, started, connected;
     size_t learners;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* svc_later.c - services that are not there yet: Auth, Lock, Election. Each method says so.
  *
- * Two of Auth's have a true answer already, since authentication is never enabled: AuthStatus and Authenticate (a client
- * that was given a user asks for a token first, and goes on without one when told that none is needed).
+ * Two of Auth's have a true answer already, since authentication is never enabled: AuthStatus and Authenticate (a
+ * client that was given a user asks for a token first, and goes on without one when told that none is needed).
  *
  * Owner: the call's rpc thread.
  */

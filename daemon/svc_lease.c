@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* svc_lease.c - etcdserverpb.Lease: Grant, Revoke, KeepAlive, TimeToLive, Leases.
  *
- * On a lone member a keep-alive of a lease that is there and not past its expiry is answered at once, on this thread. One
- * that is unknown is looked for again after a linearizable read (its grant may still be on its way); one past its expiry
- * waits until it is revoked, and is then unknown: TTL 0. Among others the leader is asked, even where it is this member
- * itself: its clock alone counts, and others must confirm that it leads (turn_lease.c); likewise how long a lease has
- * left. Answers to different leases may overtake each other, as their
+ * On a lone member a keep-alive of a lease that is there and not past its expiry is answered at once, on this thread.
+ * One that is unknown is looked for again after a linearizable read (its grant may still be on its way); one past its
+ * expiry waits until it is revoked, and is then unknown: TTL 0. Among others the leader is asked, even where it is this
+ * member itself: its clock alone counts, and others must confirm that it leads (turn_lease.c); likewise how long a
+ * lease has left. Answers to different leases may overtake each other, as their
  * ids say whose they are; answers to one lease do not matter in order.
  *
  * A client that sends and does not read gets no room: up to LIMIT_KEEPALIVES of its requests wait, renewed when their

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tls.c - one connection: its handshake, its bytes.
  *
- * OpenSSL reads and writes the socket itself. What it has taken and nobody has asked for yet is at most one record, and what
- * is read ahead; buffers that are empty are given back.
+ * OpenSSL reads and writes the socket itself. What it has taken and nobody has asked for yet is at most one record, and
+ * what is read ahead; buffers that are empty are given back.
  *
  * Owner:    whoever made the connection.
  * Not here: which thread, and for how long (handshake.c); what certificates are good for (tls_verify.c).

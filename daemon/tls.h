@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tls.h - TLS over sockets, on both sides: the one door to OpenSSL.
  *
- * A tls_ctx is made from files; each handshake looks whether they have changed, so a renewed certificate needs no restart.
- * TLS 1.2 and 1.3, AEAD only unless suites are named; no tickets, no session cache, no renegotiation: who is let in is
- * asked anew each time.
+ * A tls_ctx is made from files; each handshake looks whether they have changed, so a renewed certificate needs no
+ * restart. TLS 1.2 and 1.3, AEAD only unless suites are named; no tickets, no session cache, no renegotiation: who is
+ * let in is asked anew each time.
  *
- * A struct tls is one connection over a non-blocking socket, which stays its maker's. It has no thread and keeps no bytes but
- * those of one record that nobody has asked for yet. OpenSSL writes to the socket with write(2): the process ignores SIGPIPE.
- * Handshakes cost a millisecond of CPU: handshake.h does them.
+ * A struct tls is one connection over a non-blocking socket, which stays its maker's. It has no thread and keeps no
+ * bytes but those of one record that nobody has asked for yet. OpenSSL writes to the socket with write(2): the process
+ * ignores SIGPIPE. Handshakes cost a millisecond of CPU: handshake.h does them.
  *
  * Source: etcd v3.7.1's client/pkg/transport, for what is verified and in which order.
  */
@@ -44,19 +44,20 @@ enum tls_side { TLS_SERVER, TLS_CLIENT };
 
 /* The next functions: any thread, one at a time on one connection. */
 struct tls;
-/* Any thread; reads the files again if they have changed. host: of the server that is dialed, which its certificate must
- * name; "" for none. fd is borrowed. */
+/* Any thread; reads the files again if they have changed. host: of the server that is dialed, which its certificate
+ * must name; "" for none. fd is borrowed. */
 int tls_new(struct tls_ctx *c, enum tls_side side, int fd, const char *host, struct tls **ret_tls,
             char text[TLS_TEXT_BYTES]);
 void tls_free(struct tls *t); /* takes NULL; says nothing to the other side */
 
 /* One step. 0: done; POLLIN or POLLOUT: again when the socket is that; -errno with the reason in tls_text. */
 int tls_handshake(struct tls *t);
-const char *tls_text(const struct tls *t); /* "" while nothing is wrong with TLS itself; also after EPROTO of the next ones */
+const char *tls_text(const struct tls *t); /* "" while nothing is wrong with TLS itself; also after EPROTO of the next
+                                            * ones */
 
-/* As recv(2) and send(2): how many bytes, 0 the end, or -1 with errno, EAGAIN among them. tls_recv fills the buffer as far as
- * there is something, so fewer bytes than asked for, or EAGAIN, say that a byte to come will wake epoll: unless tls_more,
- * when the end or an error is still to be read. */
+/* As recv(2) and send(2): how many bytes, 0 the end, or -1 with errno, EAGAIN among them. tls_recv fills the buffer as
+ * far as there is something, so fewer bytes than asked for, or EAGAIN, say that a byte to come will wake epoll: unless
+ * tls_more, when the end or an error is still to be read. */
 ssize_t tls_recv(struct tls *t, void *buffer, size_t n);
 ssize_t tls_send(struct tls *t, const void *bytes, size_t n);
 bool tls_more(const struct tls *t);

@@ -34,7 +34,8 @@ struct tls_stamp {
 struct tls_ctx {
     struct arena arena;
     struct tls_options o;
-    pthread_mutex_t mu; /* protects all below. A mailbox would not do: whoever begins a handshake needs the keys at once */
+    pthread_mutex_t mu; /* protects all below. A mailbox would not do: whoever begins a handshake needs the keys at
+                         * once */
     struct tls_keys *keys;
     struct tls_stamp stamps[KEY_FILES];
     bool crl_bad;       /* it cannot be read now: nobody is let in by it */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tls_keys.c - certificates, keys and lists of revoked ones, from their files; again when the files have changed.
  *
- * Whoever begins a handshake gets what the files hold now. When they cannot be read (a certificate is just being replaced,
- * its key not yet) what was read last stays in use, and that is logged once; but with a list of revoked certificates that
- * cannot be read nobody is let in.
+ * Whoever begins a handshake gets what the files hold now. When they cannot be read (a certificate is just being
+ * replaced, its key not yet) what was read last stays in use, and that is logged once; but with a list of revoked
+ * certificates that cannot be read nobody is let in.
  *
  * Owner:    tls_ctx.mu; a struct tls_keys is constant.
  * Source:   Go's crypto/tls for the suites' names, etcd v3.7.1 for what needs what.
@@ -140,20 +140,22 @@ static int load_crl(const char *path, X509_CRL **ret_crl, char text[TLS_TEXT_BYT
 /* ---- contexts ------------------------------------------------------------------------------------------ */
 
 /* HTTP/1.1 whenever it is offered, since gRPC core answers no GET; whoever offers nothing is sniffed. */
-static int choose_alpn(SSL *ssl, const unsigned char **out, unsigned char *n_out, const unsigned char *in, unsigned n_in,
-                       void *unused)
+static int choose_alpn(SSL *ssl, const unsigned char **out, unsigned char *n_out, const unsigned char *in,
+                       unsigned n_in, void *unused)
 {
     static const unsigned char http[] = "\x08http/1.1", h2[] = "\x02h2";
 
     (void)ssl, (void)unused;
     if (SSL_select_next_proto((unsigned char **)(uintptr_t)out, n_out, http, sizeof http - 1, in, n_in) ==
             OPENSSL_NPN_NEGOTIATED ||
-        SSL_select_next_proto((unsigned char **)(uintptr_t)out, n_out, h2, sizeof h2 - 1, in, n_in) == OPENSSL_NPN_NEGOTIATED)
+        SSL_select_next_proto((unsigned char **)(uintptr_t)out, n_out, h2, sizeof h2 - 1, in, n_in) ==
+            OPENSSL_NPN_NEGOTIATED)
         return SSL_TLSEXT_ERR_OK;
     return SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 
-static int context_new(const struct tls_options *o, const SSL_METHOD *method, SSL_CTX **ret_ctx, char text[TLS_TEXT_BYTES])
+static int context_new(const struct tls_options *o, const SSL_METHOD *method, SSL_CTX **ret_ctx,
+                       char text[TLS_TEXT_BYTES])
 {
     SSL_CTX *x = SSL_CTX_new(method);
     int min = 0, max = 0, err;
@@ -169,7 +171,8 @@ static int context_new(const struct tls_options *o, const SSL_METHOD *method, SS
                                      SSL_OP_IGNORE_UNEXPECTED_EOF | SSL_OP_CIPHER_SERVER_PREFERENCE);
     (void)SSL_CTX_set_num_tickets(x, 0);
     (void)SSL_CTX_set_session_cache_mode(x, SSL_SESS_CACHE_OFF);
-    (void)SSL_CTX_set_mode(x, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+    (void)SSL_CTX_set_mode(x, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                                  SSL_MODE_RELEASE_BUFFERS);
     (void)SSL_CTX_set_max_cert_list(x, CERT_LIST_BYTES);
     /* An intermediate certificate in the trusted file is trusted itself, as in Go. */
     (void)X509_VERIFY_PARAM_set_flags(SSL_CTX_get0_param(x), X509_V_FLAG_PARTIAL_CHAIN);

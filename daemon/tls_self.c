@@ -92,8 +92,8 @@ static bool write_file(const char *path, EVP_PKEY *key, X509 *cert)
             (void)close(fd); /* empty */
         return false;
     }
-    ok = (key ? PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL) : PEM_write_X509(f, cert)) == 1 && fflush(f) == 0 &&
-         fsync(fd) == 0;
+    ok = (key ? PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL) : PEM_write_X509(f, cert)) == 1 &&
+         fflush(f) == 0 && fsync(fd) == 0;
     return fclose(f) == 0 && ok && rename(part, path) == 0;
 }
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tls_verify.c - whose certificate is let in: a chain to what is trusted, in its time, for this use; then, in this order,
- * names that are allowed, where a client comes from, and the list of revoked ones.
+/* tls_verify.c - whose certificate is let in: a chain to what is trusted, in its time, for this use; then, in this
+ * order, names that are allowed, where a client comes from, and the list of revoked ones.
  *
  * Names of hosts are asked for only by certificates that have passed so far, on the handshake's thread.
  *
- * Source: etcd v3.7.1's client/pkg/transport/listener.go (allowed names) and listener_tls.go (address, revoked serials: of
- * every certificate shown, by number alone).
+ * Source: etcd v3.7.1's client/pkg/transport/listener.go (allowed names) and listener_tls.go (address, revoked serials:
+ * of every certificate shown, by number alone).
  */
 #include <arpa/inet.h>
 #include <netdb.h>
@@ -138,7 +138,8 @@ static bool is_revoked(X509_CRL *crl, X509 *cert)
     STACK_OF(X509_REVOKED) *rows = crl ? X509_CRL_get_REVOKED(crl) : NULL;
 
     for (int i = 0; i < sk_X509_REVOKED_num(rows); i++)
-        if (ASN1_INTEGER_cmp(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(rows, i)), X509_get0_serialNumber(cert)) == 0)
+        if (ASN1_INTEGER_cmp(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(rows, i)),
+                             X509_get0_serialNumber(cert)) == 0)
             return true;
     return false;
 }

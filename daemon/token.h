@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* token.h - the right to step a module: mostly its thread's, at times that of a thread which has just given it work.
  *
- * To wake a sleeping thread costs a system call, a switch, and where the other processor idles 20 us until it runs. When
- * a single small thing is to be done, who would wake the thread steps the module itself, if nobody does: a lone put
- * then goes through three threads fewer.
+ * To wake a sleeping thread costs a system call, a switch, and where the other processor idles 20 us until it runs.
+ * When a single small thing is to be done, who would wake the thread steps the module itself, if nobody does: a lone
+ * put then goes through three threads fewer.
  *
  *      if (token_take(t)) {          who fails has left word: the holder's token_give fails, and it steps again
  *          do x_step(x); while (!token_give(t));
  *      }
  *
- * The work itself lies in a mailbox before token_take, without a nudge. The module's thread sleeps until its last step's
- * deadline; who steps instead of it nudges it when his step asks for an earlier one.
+ * The work itself lies in a mailbox before token_take, without a nudge. The module's thread sleeps until its last
+ * step's deadline; who steps instead of it nudges it when his step asks for an earlier one.
  */
 #pragma once
 #include <stdatomic.h>

@@ -319,11 +319,12 @@ static uint64_t most(uint64_t a, uint64_t b)
 }
 
 /* The log may forget what base holds, but for the tail that followers may ask for. Not the tail of a log that begins at
- * index 0: it was made before the founding configuration counted as entry 1, and a member that joins and was given all of
- * it would never learn who founded the cluster. It is given a snapshot. */
+ * index 0: it was made before the founding configuration counted as entry 1, and a member that joins and was given all
+ * of it would never learn who founded the cluster. It is given a snapshot. */
 static void take_flushed(struct turn *t, uint64_t flushed)
 {
-    bool crowded = t->status.n_runs > RAFT_RUNS_MAX / 2; /* a restart loop: terms with few entries fill the core's runs */
+    bool crowded = t->status.n_runs > RAFT_RUNS_MAX / 2; /* a restart loop: terms with few entries fill the core's
+                                                          * runs */
     uint64_t to = flushed, bytes_to;
 
     if (flushed <= t->compacted)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* turn.h - the thread that owns struct raft: takes all that waits, steps the core, hands out what follows.
  *
- * A turn reads as a list (turn_step): what is stored; what is applied; configurations; messages; time; proposals; reads;
- * leases; publish; say when to call again. The WAL thread (turn_wal.c) takes what turns handed it,
- * appends, syncs once, answers STORED: while one batch is being written the next one gathers.
+ * A turn reads as a list (turn_step): what is stored; what is applied; configurations; messages; time; proposals;
+ * reads; leases; publish; say when to call again. The WAL thread (turn_wal.c) takes what turns handed it, appends,
+ * syncs once, answers STORED: while one batch is being written the next one gathers.
  *
  * Owner: the turn thread, but for what is marked "any thread".
  */
@@ -108,9 +108,9 @@ void turn_unreachable(struct turn *t, uint64_t member);
 /* The transfer that snapshot_send began has ended; index: of what was sent, when ok. */
 void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index);
 
-/* Any thread. What is in the log above index stays there for the receiver of a snapshot, as long as that is no more than
- * LIMIT_SNAP_LOG_ENTRIES; a_while: until it has some of it, or for LIMIT_SNAP_LOG_MS from now. slot: below LIMIT_SNAP_SENDS,
- * one for each transfer. */
+/* Any thread. What is in the log above index stays there for the receiver of a snapshot, as long as that is no more
+ * than LIMIT_SNAP_LOG_ENTRIES; a_while: until it has some of it, or for LIMIT_SNAP_LOG_MS from now. slot: below
+ * LIMIT_SNAP_SENDS, one for each transfer. */
 void turn_keep_log(struct turn *t, unsigned slot, uint64_t member, uint64_t index);
 void turn_keep_log_a_while(struct turn *t, unsigned slot);
 

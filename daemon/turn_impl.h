@@ -216,7 +216,7 @@ void turn_wal_fini(struct turn *t);
 /* turn_snap.c */
 void turn_snap_stepped(struct turn *t, const struct raft_msg *m, const struct raft_out *out); /* after the step */
 void turn_snap_job(struct turn *t, const struct raft_out *out, struct store_job *j);          /* the turn */
-void turn_snap_merge(struct turn *t, const struct store_job *j);                              /* the WAL thread, as next */
+void turn_snap_merge(struct turn *t, const struct store_job *j); /* the WAL thread, as next */
 void turn_snap_tick(struct turn *t);                                                          /* now and then */
 uint64_t turn_snap_floor(const struct turn *t, uint64_t to);                                  /* at most `to` may go */
 int turn_snap_install(struct turn *t); /* 0, also when there is none; -ENOSPC: try again; -errno */

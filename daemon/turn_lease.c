@@ -3,8 +3,8 @@
  * every member.
  *
  * Only a leader that has applied an entry of its own term, which a quorum has stored, knows the leases (the table is
- * "primary" then). It alone proposes their expiry, and what is left of them (checkpoints: the next leader begins there);
- * both entries carry its term and do nothing in another.
+ * "primary" then). It alone proposes their expiry, and what is left of them (checkpoints: the next leader begins
+ * there); both entries carry its term and do nothing in another.
  *
  *     turn_lease_ask() --> asks --PEER_LEASE_RENEW--> the leader: query --> a read, one for all that wait --> table
  *                                <-PEER_LEASE_RENEWED--               checkpointed: that is taken back first <--/
@@ -76,8 +76,8 @@ static struct entry *checkpoint_entry(struct turn *t, const struct lease_mark *m
                         slice_of(body, etcdserverpb__lease_checkpoint_request__pack(&req, body)));
 }
 
-/* The ids of leases that entries not yet applied here grant anew: the table still has the old ones, and what is proposed
- * of those now would meet the new ones. False: an entry is not at hand, so nobody knows. */
+/* The ids of leases that entries not yet applied here grant anew: the table still has the old ones, and what is
+ * proposed of those now would meet the new ones. False: an entry is not at hand, so nobody knows. */
 static bool grants_under_way(struct turn *t, struct lease_mark *marks, size_t n)
 {
     raft_status(t->raft, &t->status);

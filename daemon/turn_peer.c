@@ -3,8 +3,8 @@
  *
  *     transport --turn_receive()--> peer_box --> raft_step --> transport->send()
  *
- * What arrives may be stepped on the thread that brings it (token.h): a heartbeat, a reply or a small APPEND wakes nobody.
- * Of what waits, messages without entries go first: the reply that commits is not behind a megabyte.
+ * What arrives may be stepped on the thread that brings it (token.h): a heartbeat, a reply or a small APPEND wakes
+ * nobody. Of what waits, messages without entries go first: the reply that commits is not behind a megabyte.
  *
  * A leader whose log does not move for an election timeout hands leadership to the follower that has most: its
  * heartbeats go on, so nobody else would take it from it.
@@ -61,7 +61,8 @@ void turn_receive(struct turn *t, struct peer_msg *m)
 
     if (bytes && atomic_fetch_add_explicit(&t->inbox_bytes, bytes, memory_order_relaxed) >= LIMIT_PEER_INBOX_BYTES)
         room = false;
-    if (!room && m->raft.type != RAFT_SNAPSHOT) { /* of which there is one at most: who has brought it waits for a verdict */
+    if (!room && m->raft.type != RAFT_SNAPSHOT) { /* of which there is one at most: who has brought it waits for a
+                                                   * verdict */
         atomic_fetch_sub_explicit(&t->inbox, 1, memory_order_relaxed);
         atomic_fetch_sub_explicit(&t->inbox_bytes, bytes, memory_order_relaxed);
         atomic_fetch_add_explicit(&t->pub_dropped, 1, memory_order_relaxed);
@@ -186,8 +187,8 @@ void turn_unreachable(struct turn *t, uint64_t member)
     post_event(t, (struct raft_in){.type = RAFT_IN_UNREACHABLE, .member = member}, NULL);
 }
 
-/* The core sends a member nothing until it hears how its snapshot went, so this may not be lost for want of memory; as it
- * waits for one at a time of each, there is room for all. */
+/* The core sends a member nothing until it hears how its snapshot went, so this may not be lost for want of memory; as
+ * it waits for one at a time of each, there is room for all. */
 void turn_snapshot_sent(struct turn *t, uint64_t member, bool ok, uint64_t index)
 {
     struct raft_in in = {.type = RAFT_IN_SNAPSHOT_SENT, .member = member, .ok = ok, .index = index};

@@ -305,8 +305,8 @@ static int check_promotion(struct turn *t, const struct raft_conf_change *change
         uint64_t id = change->changes[i].id;
         struct raft_peer p;
 
-        if (change->changes[i].op == RAFT_ADD_VOTER && raft_set_has(&conf->learners, id) && raft_peer(t->raft, id, &p) &&
-            p.match / 9 < t->status.last_index / 10)
+        if (change->changes[i].op == RAFT_ADD_VOTER && raft_set_has(&conf->learners, id) &&
+            raft_peer(t->raft, id, &p) && p.match / 9 < t->status.last_index / 10)
             return ERR_LEARNER_NOT_READY;
     }
     return 0;

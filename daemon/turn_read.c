@@ -6,8 +6,8 @@
  *
  * A round without an answer is begun anew, with a context of its own; the old one's answer is then ignored.
  *
- * A turn for each read would cost more than the read: while a round is under way what comes stays in read_box, and wakes
- * nobody. A reader who is alone begins its round on its own thread (token.h).
+ * A turn for each read would cost more than the read: while a round is under way what comes stays in read_box, and
+ * wakes nobody. A reader who is alone begins its round on its own thread (token.h).
  *
  * Owner: the turn thread; what has its index is finished on the turn or the apply thread.
  */
@@ -67,8 +67,8 @@ bool turn_reads_free(const struct turn *t)
     return atomic_load_explicit(&t->reads_free, memory_order_acquire);
 }
 
-/* Whoever ends a round clears round_open and then looks into the box; we post and then look at round_open: one of the two
- * sees the other. */
+/* Whoever ends a round clears round_open and then looks into the box; we post and then look at round_open: one of the
+ * two sees the other. */
 static void wake_for_read(struct turn *t, bool first)
 {
     atomic_thread_fence(memory_order_seq_cst);

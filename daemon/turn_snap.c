@@ -81,7 +81,8 @@ void turn_snap_tick(struct turn *t)
 
         if (until_ms && until_ms != UINT64_MAX &&
             is_level(t, atomic_load(&t->keeps[i].member), atomic_load(&t->keeps[i].index)))
-            (void)atomic_compare_exchange_strong(&t->keeps[i].until_ms, &until_ms, 0); /* unless the next one has begun */
+            (void)atomic_compare_exchange_strong(&t->keeps[i].until_ms, &until_ms,
+                                                 0); /* unless the next one has begun */
     }
 }
 

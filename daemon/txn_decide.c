@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* txn_decide.c - which branch each txn of a tree takes, and all that can refuse the branches taken.
  *
- * By the state before the first change, as etcd does: compares of a nested txn do not see what the ops before it put. So
- * the whole tree is decided in one walk and checked in a second one, and only then does anything change (txn.c).
+ * By the state before the first change, as etcd does: compares of a nested txn do not see what the ops before it put.
+ * So the whole tree is decided in one walk and checked in a second one, and only then does anything change (txn.c).
  *
  * Owner:  as txn.h.
  * Source: etcd v3.7.1 server/etcdserver/txn/txn.go (compareToPath, checkTxn).

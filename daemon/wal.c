@@ -2,8 +2,8 @@
 /* wal.c - the write-ahead log: what this member has promised, in order.
  *
  * A log is a directory of segments, named by number in 16 hex digits (0000000000000001.wal). All integers are
- * little-endian, all crcs CRC-32C. A segment is made of 512-byte sectors, zero-filled and synced before it has that name
- * (it is `next` until then):
+ * little-endian, all crcs CRC-32C. A segment is made of 512-byte sectors, zero-filled and synced before it has that
+ * name (it is `next` until then):
  *
  *   sector 0: the segment's head               then batches, each beginning at a sector:
  *     0  u64  "CAIRNWAL"                         0  u32  "BTCH"
@@ -40,7 +40,8 @@
  * log can see is the loss of whole synced sectors at its very end; peers can.
  *
  * Owner:    the WAL thread; wal_read any thread.
- * Not here: segments and what lies in them (wal_segment.c), recovery (wal_open.c), bytes (wal_record.c), what an entry means (apply.c).
+ * Not here: segments and what lies in them (wal_segment.c), recovery (wal_open.c), bytes (wal_record.c), what an entry
+ * means (apply.c).
  * Sources:  RELIABILITY A.4 rules 1 to 5; etcd CVE-2020-15106 (lengths), LWN 752063 (fsync is not tried again).
  */
 #include <errno.h>
@@ -413,8 +414,8 @@ static void parent_of(const char *dir, char parent[WAL_PATH_MAX])
         (void)snprintf(parent, WAL_PATH_MAX, "%.*s", (int)(slash - dir), dir);
 }
 
-/* Whether more than its creation has written to a log: its first segment begins with these sectors. The creation writes the
- * head and one batch without entries, a sector each. */
+/* Whether more than its creation has written to a log: its first segment begins with these sectors. The creation writes
+ * the head and one batch without entries, a sector each. */
 static bool is_used(struct slice first)
 {
     struct wal_segment_head h;

@@ -67,7 +67,8 @@ int wal_sync(struct wal *w);
 /* A new reference to the entry, read and checked. -ENOENT: outside the log; -EUCLEAN: corrupt. */
 int wal_read(struct wal *w, uint64_t index, struct entry **ret_entry);
 
-/* Any thread. Entries above the index that it returns are in the newest segments, of so many bytes in all or a single one. */
+/* Any thread. Entries above the index that it returns are in the newest segments, of so many bytes in all or a single
+ * one. */
 uint64_t wal_within(struct wal *w, uint64_t bytes);
 
 /* Segments that hold only entries <= index are no longer needed. */

@@ -222,8 +222,8 @@ enum wal_found wal_batch_parse(struct slice seg, uint64_t offset, uint64_t nonce
         return WAL_GOOD;
     }
     /* Its end is missing and nothing lies behind (a sector of elsewhere would). Or more sectors read as zeros than were
-     * written with (nearly) nothing in them: those never reached the disk. One changed byte cannot do that, which is why
-     * the head counts sectors with up to one non-zero byte. */
+     * written with (nearly) nothing in them: those never reached the disk. One changed byte cannot do that, which is
+     * why the head counts sectors with up to one non-zero byte. */
     total = wal_batch_bytes(b.body_bytes);
     if (wal_is_zero(trailer, (size_t)(seg.ptr + seg.len - trailer)) || sparse_sectors(p, total, 0) > get_u32le(p + 88))
         return WAL_TORN;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* wal_salvage.c - what a damaged log still says of its member: whose it was, and the highest term anywhere in it.
  *
- * For a member that is to be rebuilt from its peers (bootstrap_rebuild.c). Nothing is believed but heads under their own
- * crc, and nothing is concluded from what is missing: who asks adds RAFT_FENCE_TERMS for that.
+ * For a member that is to be rebuilt from its peers (bootstrap_rebuild.c). Nothing is believed but heads under their
+ * own crc, and nothing is concluded from what is missing: who asks adds RAFT_FENCE_TERMS for that.
  *
  * Owner: the main thread, at start.
  */
@@ -28,7 +28,8 @@ static void look(struct salvage *s, struct slice seg)
         if (h.term > s->ret->term)
             s->ret->term = h.term;
     }
-    for (uint64_t at = wal_find_batch(seg, WAL_SECTOR_BYTES, 0); at; at = wal_find_batch(seg, at + WAL_SECTOR_BYTES, 0)) {
+    for (uint64_t at = wal_find_batch(seg, WAL_SECTOR_BYTES, 0); at;
+         at = wal_find_batch(seg, at + WAL_SECTOR_BYTES, 0)) {
         if (!wal_batch_head_parse(seg, at, 0, &b))
             continue;
         if (b.term > s->ret->term)

@@ -3,9 +3,9 @@
  *
  * The next segment is made when the newest is half full and zeroed a step at a time while the thread is idle, in
  * proportion to what is used, so that it is ready in time and no batch waits long. No room for it is not the end of the
- * log: it is tried again. A file is only made once all of the segment before is known to stay. It is called `next` until
- * all of it is zero and synced: after a crash a block that was never written may hold what another file left there, an
- * older segment for one, so nothing is ever concluded from what such a file holds.
+ * log: it is tried again. A file is only made once all of the segment before is known to stay. It is called `next`
+ * until all of it is zero and synced: after a crash a block that was never written may hold what another file left
+ * there, an older segment for one, so nothing is ever concluded from what such a file holds.
  *
  * Owner:    the WAL thread; what mu protects is said in wal_impl.h.
  * Not here: the format (top of wal.c), batches (wal.c).
@@ -243,7 +243,8 @@ int wal_idle(struct wal *w)
         return err;
     if (w->next_ready == w->next->size)
         return 0;
-    /* A step at a time, so that no batch waits long; in proportion, so that it is ready when three quarters are used. */
+    /* A step at a time, so that no batch waits long; in proportion, so that it is ready when three quarters are
+     * used. */
     past = s->used - half;
     to = (uint64_t)((double)w->next->size * (double)past * 2 / (double)half);
     if (to < w->next_ready + PREPARE_STEP_BYTES)

@@ -224,10 +224,10 @@ struct raft_params {
      *
      * How to make one: keep what is sound from the beginning (a base without a log, or nothing at all: every index 0);
      * choose fence_term = the highest term found anywhere (records, rows), + 1 when all of the hard state is known for
-     * certain, + RAFT_FENCE_TERMS when some of it may be lost; store fence_term and, as hard state, term = fence_term + 1,
-     * vote = 0, before the core starts (term < fence_term is refused; with fence_term itself, a leader of just that term would
-     * stay, and nothing of a later one ever come); give the same fence_term at every start until
-     * faulty is false. A running member becomes faulty by another raft_init.
+     * certain, + RAFT_FENCE_TERMS when some of it may be lost; store fence_term and, as hard state, term = fence_term +
+     * 1, vote = 0, before the core starts (term < fence_term is refused; with fence_term itself, a leader of just that
+     * term would stay, and nothing of a later one ever come); give the same fence_term at every start until faulty is
+     * false. A running member becomes faulty by another raft_init.
      *
      * Why that is enough: no promise of before, a vote or an acknowledgement, is of a term after the fence. Leaders of
      * earlier terms are refused and step down. Those of later ones are elected without this member, by a quorum that
@@ -235,9 +235,10 @@ struct raft_params {
      * count at once. It may vote when its own log is that of such a leader up to something committed in its term,
      * for then it holds all that it could ever have helped to commit. */
     uint64_t fence_term;
-    /* Reads without a round of messages while a quorum has promised, by its clocks, not to elect another leader (T 6.4.1).
-     * Wrong when a clock is off by more than a tenth, or a thread sleeps between reading the clock and the step: off
-     * by default. The same for all members. With it SUSPECT and FORGET do nothing, for they would break the promise. */
+    /* Reads without a round of messages while a quorum has promised, by its clocks, not to elect another leader (T
+     * 6.4.1). Wrong when a clock is off by more than a tenth, or a thread sleeps between reading the clock and the
+     * step: off by default. The same for all members. With it SUSPECT and FORGET do nothing, for they would break the
+     * promise. */
     bool lease_reads;
 };
 

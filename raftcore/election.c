@@ -10,8 +10,8 @@
  * only when everything it knows to be committed is applied: the core does not know what entries hold.
  * The election is then one of the newest configuration it can know.
  *
- * The election timeout tells when a leader is lost; once it is, there is no reason to wait that long again. For one more
- * timeout a pre-vote is asked anew after a quarter to half of a heartbeat (it costs nothing, and somebody may only
+ * The election timeout tells when a leader is lost; once it is, there is no reason to wait that long again. For one
+ * more timeout a pre-vote is asked anew after a quarter to half of a heartbeat (it costs nothing, and somebody may only
  * now have noticed) and a vote that came to nothing is tried again after one or so, then two, four, ... (a slow disk
  * must have its time to store a vote). Who gave way stays out of the way for as long.
  */
@@ -227,8 +227,8 @@ bool election_disturbs(const struct raft *r, const struct raft_msg *m)
     return election_promised(r) || (leader_lives(r) && m->from != r->leader);
 }
 
-/* Nobody leads, and who asks cannot win against our better log: no use to wait for our own timeout. Unless it is late, and
- * we have voted meanwhile. */
+/* Nobody leads, and who asks cannot win against our better log: no use to wait for our own timeout. Unless it is late,
+ * and we have voted meanwhile. */
 static void stand_instead(struct raft *r, const struct raft_msg *m)
 {
     if (r->role == RAFT_FOLLOWER && m->term > r->term && !leader_lives(r) &&

@@ -72,8 +72,8 @@ static uint64_t msg_term(const struct raft_msg *m, uint64_t index)
     return m->runs[i].term;
 }
 
-/* Do the logs agree up to the message's index? What is committed agrees with every leader's log, so a message that begins
- * before that is compared at our commit. */
+/* Do the logs agree up to the message's index? What is committed agrees with every leader's log, so a message that
+ * begins before that is compared at our commit. */
 static bool agrees(const struct raft *r, const struct raft_msg *m)
 {
     if (m->index < r->commit)
@@ -163,8 +163,8 @@ void follower_on_snapshot(struct raft *r, const struct raft_msg *m)
         owe_reply(r, m->index);
         return;
     }
-    /* One at a time; one that contradicts what this leader has said makes no sense; and one that does not know us cannot
-     * be for us. */
+    /* One at a time; one that contradicts what this leader has said makes no sense; and one that does not know us
+     * cannot be for us. */
     if (r->snapshot_index || m->index <= r->verified || r->stores_n >= RAFT_STORES_MAX - STORES_RESERVED ||
         !(raft_set_has(&m->conf->voters, r->id) || raft_set_has(&m->conf->outgoing, r->id) ||
           raft_set_has(&m->conf->learners, r->id))) {

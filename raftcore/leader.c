@@ -61,7 +61,8 @@ static void broadcast(struct raft *r)
             send_append(r, &r->prs[i], true);
 }
 
-/* What is committed is said with the entries that follow, if there are any; else by itself, for which no answer is needed. */
+/* What is committed is said with the entries that follow, if there are any; else by itself, for which no answer is
+ * needed. */
 static void tell_commit_to(struct raft *r, struct progress *p)
 {
     struct raft_msg *m;

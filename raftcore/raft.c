@@ -199,7 +199,8 @@ static bool params_valid(const struct raft_params *p)
 {
     return p->id && p->heartbeat_ms && p->election_ms > p->heartbeat_ms && raft_conf_valid(&p->conf) &&
            p->first_index <= p->applied && p->applied <= p->last_index && p->commit <= p->last_index &&
-           p->inflight_max <= RAFT_INFLIGHT_MAX && p->last_index < UINT64_MAX / 2 && p->term < UINT64_MAX / 2 && p->term >= p->fence_term;
+           p->inflight_max <= RAFT_INFLIGHT_MAX && p->last_index < UINT64_MAX / 2 && p->term < UINT64_MAX / 2 &&
+           p->term >= p->fence_term;
 }
 
 int raft_init(void *mem, const struct raft_params *p, struct raft **ret_raft)

@@ -9,9 +9,9 @@
  *
  * A leader without a commit in its term does not know what its predecessors committed: rounds wait.
  *
- * With lease_reads every heartbeat is a round of that kind, and extends a lease: who confirmed it will not help to elect
- * another leader for an election timeout after it got it, so for a little less than one after it left nobody else leads,
- * and a read needs no round. That trusts the clocks of all members: see raft.h.
+ * With lease_reads every heartbeat is a round of that kind, and extends a lease: who confirmed it will not help to
+ * elect another leader for an election timeout after it got it, so for a little less than one after it left nobody else
+ * leads, and a read needs no round. That trusts the clocks of all members: see raft.h.
  */
 #include "core.h"
 #include "err.h"
