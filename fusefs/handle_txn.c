@@ -1,65 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* handle_txn.c - one change of the store (see handle_txn.h).
  *
- * A pin is a compare with the exact revision of a key that the transaction itself changes: such a transaction
- * can take effect once at most, however often it is sent. So when its outcome is unknown and the key still has
- * that revision, it is sent again. One without a pin never is: the first may still be on its way, and would
- * undo what others did meanwhile. That a key is absent is no pin: it can have been made and deleted since.
- * When others have changed the key since, ours can take effect no more; whether it had is seen by going back
- * through the key's revisions to the pin.
+ * One whose outcome is unknown is handed to handle_doubt.c, which finds out, or sends it again.
  *
  * After each put the transaction reads the key's metadata back (keys_only), so that version, lease and
  * create_revision are known without another question.
  */
-#include "handle_txn.h"
-
 #include <errno.h>
 #include <stdio.h>
+#include <sys/random.h>
 
-#include "ops.h"
-#include "rpc.pb-c.h"
-
-#define TXN_ARENA_BYTES (4u << 20) /* keys and messages of one transaction; values are elsewhere */
-
-struct put {
-    struct slice key;
-    struct value *value;
-    bool fresh; /* not read back: it did not exist before */
-    int64_t lease;
-    struct key_meta meta; /* mod_rev 0: not told */
-};
-
-struct txn {
-    struct fs *fs;
-    txn_done_fn *done;
-    void *arg;
-    struct arena arena;
-    Etcdserverpb__TxnRequest req;
-    Etcdserverpb__Compare *compares[TXN_OPS_MAX + 2];
-    Etcdserverpb__RequestOp *success[2 * TXN_OPS_MAX + 2], *failure[TXN_OPS_MAX];
-    struct put puts[TXN_OPS_MAX];
-    struct slice deletes[TXN_OPS_MAX];
-    unsigned n_puts, n_deletes;
-    struct value *current[4];
-    unsigned n_current;
-    int64_t rev, lease_doubt;
-    struct slice pin_key; /* ptr NULL: no pin */
-    int64_t pin_rev, now_rev;
-    int64_t past_rev;           /* its outcome is looked for at this revision; 0: at the newest */
-    int64_t new_ttl, new_lease; /* 0: no lease of its own; not granted yet */
-    enum keep_mode keep;
-    bool no_memory, told_feed, sent_again, teaches_nothing;
-    int64_t deadline_ms;
-    struct gate gate;
-    struct client_call call;
-    struct timer reread;
-    char text[CLIENT_TEXT_BYTES];
-};
-
-static ProtobufCBinaryData pb_of(struct slice s)
-{
-    return (ProtobufCBinaryData){s.len, (uint8_t *)s.ptr};
-}
+#include "handle_txn_private.h"
 
 struct txn *txn_new(struct fs *fs, txn_done_fn *done, void *arg)
 {
@@ -80,7 +31,7 @@ struct txn *txn_new(struct fs *fs, txn_done_fn *done, void *arg)
 
 static void txn_free(struct txn *t)
 {
-    session_timer_clear(&t->fs->session, &t->reread);
+    session_timer_clear(&t->fs->session, &t->timer);
     for (unsigned i = 0; i < t->n_puts; i++)
         value_unref(t->puts[i].value);
     for (unsigned i = 0; i < t->n_current; i++)
@@ -267,6 +218,11 @@ void txn_teaches_nothing(struct txn *t)
     t->teaches_nothing = true;
 }
 
+void txn_exclusive(struct txn *t)
+{
+    t->exclusive = true;
+}
+
 size_t txn_size(const struct txn *t)
 {
     return protobuf_c_message_get_packed_size(&t->req.base);
@@ -326,7 +282,7 @@ static void teach(struct txn *t)
     }
 }
 
-static void txn_finish(struct txn *t, int err)
+void txn_finish(struct txn *t, int err)
 {
     if (err == 0) {
         if (!t->teaches_nothing)
@@ -337,20 +293,14 @@ static void txn_finish(struct txn *t, int err)
     if (err && err != ETIMEDOUT && t->new_lease)
         revoke(t->fs, t->new_lease);
     tell_feed(t, false);
+    *t->prev = t->next;
+    if (t->next)
+        t->next->prev = t->prev;
     t->fs->commits_in_flight--;
     t->fs->n_commits += err == 0;
     t->fs->n_commits_failed += err > 0;
     t->done(t, t->arg, err);
     txn_free(t);
-}
-
-static struct key_meta meta_of(const Mvccpb__KeyValue *kv)
-{
-    return (struct key_meta){.create_rev = kv->create_revision,
-                             .mod_rev = kv->mod_revision,
-                             .version = kv->version,
-                             .lease = kv->lease,
-                             .size = kv->value.len};
 }
 
 static void take_success(struct txn *t, const Etcdserverpb__TxnResponse *r)
@@ -378,6 +328,10 @@ static void take_success(struct txn *t, const Etcdserverpb__TxnResponse *r)
 
 static void take_failure(struct txn *t, const Etcdserverpb__TxnResponse *r)
 {
+    while (t->n_current) /* of an earlier attempt */
+        value_unref(t->current[--t->n_current]);
+    if (t->now_rev)
+        t->now_rev = -1;
     for (size_t i = 0; i < r->n_responses && t->n_current < sizeof t->current / sizeof *t->current; i++) {
         const Etcdserverpb__ResponseOp *op = r->responses[i];
         struct value *v = NULL;
@@ -399,170 +353,72 @@ static void take_failure(struct txn *t, const Etcdserverpb__TxnResponse *r)
     }
 }
 
-/* ---- an unknown outcome ------------------------------------------------------------------- */
-
-static void reread_done(struct client_call *call);
-static void txn_answered(struct client_call *call);
-static void txn_post(struct txn *t);
 static void txn_send(struct gate *g, int err);
-
-static struct put *put_of(struct txn *t, struct slice key)
-{
-    for (unsigned i = 0; i < t->n_puts; i++)
-        if (slice_eq(t->puts[i].key, key))
-            return &t->puts[i];
-    return NULL;
-}
-
-static void reread_fire(struct timer *timer)
-{
-    struct txn *t = (struct txn *)((char *)timer - offsetof(struct txn, reread));
-    Etcdserverpb__RangeRequest r = ETCDSERVERPB__RANGE_REQUEST__INIT;
-    int64_t left = t->deadline_ms - client_now_ms();
-
-    if (left <= 0) {
-        txn_finish(t, ETIMEDOUT);
-        return;
-    }
-    r.key = pb_of(t->pin_key.ptr ? t->pin_key : t->n_puts ? t->puts[0].key : t->deletes[0]);
-    r.revision = t->past_rev;
-    t->call = (struct client_call){.done = reread_done};
-    client_start(t->fs->client, &t->call, CLIENT_RANGE, &r.base,
-                 left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left);
-}
-
-static bool put_happened(struct txn *t, struct put *p, const Mvccpb__KeyValue *kv)
-{
-    if (kv == NULL || kv->mod_revision <= t->lease_doubt ||
-        !slice_eq(slice_of(kv->value.data, kv->value.len), slice_of(p->value->bytes, p->value->meta.size)))
-        return false;
-    p->meta = meta_of(kv);
-    p->meta.hash = p->value->meta.hash;
-    if (p->value->meta.mod_rev == 0)
-        p->value->meta = p->meta;
-    t->rev = kv->mod_revision;
-    return true;
-}
-
-static void reread_in(struct txn *t, uint64_t ms)
-{
-    t->reread.fire = reread_fire;
-    session_timer_set(&t->fs->session, &t->reread, ms);
-}
-
-/* The key that we put is not as it was pinned, and kv (NULL: absent) is not ours: what was there before? */
-static void look_back(struct txn *t, const Mvccpb__KeyValue *kv)
-{
-    if (kv && kv->mod_revision > t->pin_rev) {
-        t->past_rev = kv->mod_revision - 1;
-        reread_in(t, 0);
-    } else
-        txn_finish(t, ETIMEDOUT); /* deleted since: nobody knows, and nobody will */
-}
-
-/* Did it happen? A put: the key holds our bytes with a revision that is news. A delete: the key is gone. If
- * not, and the pin holds, it may be sent once more. Once more too if the first change since the pin is of
- * others: only so that it fails in the usual way. */
-static void reread_done(struct client_call *call)
-{
-    struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
-    const Etcdserverpb__RangeResponse *r = call->outcome == CLIENT_OK ? (const void *)call->reply : NULL;
-    const Mvccpb__KeyValue *kv = r && r->n_kvs == 1 ? r->kvs[0] : NULL;
-    struct put *p = t->pin_key.ptr ? put_of(t, t->pin_key) : t->n_puts ? &t->puts[0] : NULL;
-    bool happened = false;
-
-    if (kv && t->pin_key.ptr && kv->mod_revision == t->pin_rev) {
-        t->sent_again = t->past_rev == 0;
-        t->past_rev = 0;
-        txn_post(t);
-        return;
-    }
-    if (r && p) {
-        happened = put_happened(t, p, kv);
-    } else if (r) {
-        happened = kv == NULL;
-        t->rev = happened && r->header ? r->header->revision : 0;
-    }
-    if (happened)
-        txn_finish(t, 0);
-    else if (r && p && t->pin_key.ptr)
-        look_back(t, kv);
-    else if (t->past_rev && call->outcome == CLIENT_REFUSED)
-        txn_finish(t, ETIMEDOUT); /* compacted since */
-    else
-        reread_in(t, COMMIT_REREAD_MS);
-}
 
 static void txn_answered(struct client_call *call)
 {
     struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
     const Etcdserverpb__TxnResponse *r = (const void *)call->reply;
 
-    if (call->outcome == CLIENT_OK && !r->succeeded && t->sent_again) { /* perhaps it was we who changed it */
-        reread_in(t, 0);
+    if (call->outcome == CLIENT_OK && r->succeeded) {
+        t->rev = r->header ? r->header->revision : 0;
+        take_success(t, r);
+        txn_finish(t, 0);
         return;
     }
     if (call->outcome == CLIENT_OK) {
-        t->rev = r->header ? r->header->revision : 0;
-        if (r->succeeded)
-            take_success(t, r);
-        else
-            take_failure(t, r);
-        txn_finish(t, r->succeeded ? 0 : -1);
-        return;
+        take_failure(t, r);
+    } else {
+        memcpy(t->text, call->text, sizeof t->text);
+        t->fs->nospace |= call->err == ERR_NOSPACE;
     }
-    memcpy(t->text, call->text, sizeof t->text);
-    t->fs->nospace |= call->err == ERR_NOSPACE;
-    if (call->outcome == CLIENT_UNKNOWN && (t->n_puts || t->n_deletes)) {
-        reread_in(t, 0);
-        return;
-    }
-    txn_finish(t, client_errno(call, CLIENT_USE_WRITE));
+    if (call->outcome == CLIENT_UNKNOWN && (t->n_puts || t->n_deletes))
+        doubt_settle(t);
+    else if (t->sent_again && call->outcome == CLIENT_NOT_SENT)
+        doubt_wait(t);
+    else if (t->sent_again) /* perhaps it was we who changed it */
+        doubt_refused(t, call->outcome == CLIENT_OK ? -1 : client_errno(call, CLIENT_USE_WRITE));
+    else
+        txn_finish(t, call->outcome == CLIENT_OK ? -1 : client_errno(call, CLIENT_USE_WRITE));
 }
 
-static bool changes_key(const struct txn *t, struct slice key)
-{
-    for (unsigned i = 0; i < t->n_puts + t->n_deletes; i++)
-        if (slice_eq(key, i < t->n_puts ? t->puts[i].key : t->deletes[i - t->n_puts]))
-            return true;
-    return false;
-}
-
-static void find_pin(struct txn *t)
-{
-    for (size_t i = 0; i < t->req.n_compare && t->pin_key.ptr == NULL; i++) {
-        const Etcdserverpb__Compare *c = t->compares[i];
-        struct slice key = slice_of(c->key.data, c->key.len);
-
-        if (c->result == ETCDSERVERPB__COMPARE__COMPARE_RESULT__EQUAL && c->range_end.len == 0 &&
-            c->target == ETCDSERVERPB__COMPARE__COMPARE_TARGET__MOD && c->mod_revision > 0 &&
-            changes_key(t, key)) {
-            t->pin_key = key;
-            t->pin_rev = c->mod_revision;
-        }
-    }
-}
-
-static void txn_post(struct txn *t)
+void txn_post(struct txn *t)
 {
     int64_t left = t->deadline_ms - client_now_ms();
     int64_t attempt_ms = COMMIT_ATTEMPT_MS + (int64_t)(txn_size(t) / COMMIT_BYTES_PER_MS);
 
-    t->call = (struct client_call){.done = txn_answered, .impatient = t->pin_key.ptr != NULL};
-    client_start(t->fs->client, &t->call, CLIENT_TXN, &t->req.base,
-                 t->pin_key.ptr && left > attempt_ms ? attempt_ms : left);
+    if (left > attempt_ms && t->pin_key.ptr)
+        left = attempt_ms;
+    t->verdict = 0;
+    /* One that must be the only one waits an election out where it is: there the answer will come, and what is read
+     * elsewhere may not tell. */
+    t->call = (struct client_call){.done = txn_answered, .impatient = t->pin_key.ptr != NULL && !t->exclusive};
+    client_start(t->fs->client, &t->call, CLIENT_TXN, &t->req.base, left > 0 ? left : 1);
+}
+
+static void grant(struct txn *t);
+
+static void grant_fire(struct timer *timer)
+{
+    grant((struct txn *)((char *)timer - offsetof(struct txn, timer)));
 }
 
 static void txn_granted(struct client_call *call)
 {
     struct txn *t = (struct txn *)((char *)call - offsetof(struct txn, call));
+    bool there = t->grants > 1 && call->err == ERR_LEASE_EXISTS; /* by the first request, then */
 
-    if (call->outcome != CLIENT_OK) {
+    if (call->outcome == CLIENT_UNKNOWN && client_now_ms() < t->deadline_ms) {
+        t->timer.fire = grant_fire;
+        session_timer_set(&t->fs->session, &t->timer, t->grants > 1 ? COMMIT_REREAD_MS : 0);
+        return;
+    }
+    if (call->outcome != CLIENT_OK && !there) {
         memcpy(t->text, call->text, sizeof t->text);
         txn_finish(t, client_errno(call, CLIENT_USE_LEASE));
         return;
     }
-    t->new_lease = ((const Etcdserverpb__LeaseGrantResponse *)call->reply)->id;
+    t->new_lease = t->lease_asked;
     for (size_t i = 0, k = 0; i < t->req.n_success; i++) {
         Etcdserverpb__RequestOp *op = t->success[i];
 
@@ -575,13 +431,21 @@ static void txn_granted(struct client_call *call)
     txn_send(&t->gate, 0);
 }
 
+/* Its number is ours to choose, so that one whose grant is in doubt can be asked for again. */
 static void grant(struct txn *t)
 {
     Etcdserverpb__LeaseGrantRequest r = ETCDSERVERPB__LEASE_GRANT_REQUEST__INIT;
+    int64_t left = t->deadline_ms - client_now_ms();
 
+    if (t->grants++ == 0 && getrandom(&t->lease_asked, sizeof t->lease_asked, 0) < 0)
+        t->lease_asked = client_now_ms();
+    t->lease_asked &= INT64_MAX;
+    t->lease_asked |= t->lease_asked == 0;
+    r.id = t->lease_asked;
     r.ttl = t->new_ttl;
-    t->call = (struct client_call){.done = txn_granted};
-    client_start(t->fs->client, &t->call, CLIENT_LEASE_GRANT, &r.base, t->deadline_ms - client_now_ms());
+    t->call = (struct client_call){.done = txn_granted, .impatient = true};
+    client_start(t->fs->client, &t->call, CLIENT_LEASE_GRANT, &r.base,
+                 left > COMMIT_ATTEMPT_MS ? COMMIT_ATTEMPT_MS : left > 0 ? left : 1);
 }
 
 static void txn_send(struct gate *g, int err)
@@ -598,20 +462,20 @@ static void txn_send(struct gate *g, int err)
         return;
     }
     client_get_health(t->fs->client, &h);
-    t->lease_doubt = h.last_revision;
+    t->before_rev = h.last_revision;
     tell_feed(t, true);
-    find_pin(t);
+    doubt_find_pin(t);
     txn_post(t);
 }
 
 static void txn_no_memory(struct timer *timer)
 {
-    txn_finish((struct txn *)((char *)timer - offsetof(struct txn, reread)), ENOMEM);
+    txn_finish((struct txn *)((char *)timer - offsetof(struct txn, timer)), ENOMEM);
 }
 
 static void txn_start(struct timer *timer)
 {
-    struct txn *t = (struct txn *)((char *)timer - offsetof(struct txn, reread));
+    struct txn *t = (struct txn *)((char *)timer - offsetof(struct txn, timer));
 
     t->gate = (struct gate){.fs = t->fs, .done = txn_send};
     gate_pass(&t->gate, false);
@@ -622,11 +486,16 @@ void txn_run(struct txn *t)
     struct client_health h;
 
     t->fs->commits_in_flight++;
+    t->next = t->fs->txns;
+    if (t->next)
+        t->next->prev = &t->next;
+    t->prev = &t->fs->txns;
+    t->fs->txns = t;
     t->deadline_ms = client_now_ms() + t->fs->opt.timeout_ms;
     client_get_health(t->fs->client, &h);
     if (t->no_memory || h.in_doubt) { /* may end at once: from the loop, never inside the caller */
-        t->reread.fire = t->no_memory ? txn_no_memory : txn_start;
-        session_timer_set(&t->fs->session, &t->reread, 0);
+        t->timer.fire = t->no_memory ? txn_no_memory : txn_start;
+        session_timer_set(&t->fs->session, &t->timer, 0);
         return;
     }
     t->gate = (struct gate){.fs = t->fs};
@@ -656,4 +525,16 @@ int64_t txn_now_rev(const struct txn *t)
 const char *txn_text(const struct txn *t)
 {
     return t->text;
+}
+
+bool txns_below(const struct fs *fs, struct slice prefix)
+{
+    for (const struct txn *t = fs->txns; t; t = t->next)
+        for (unsigned i = 0; i < t->n_puts + t->n_deletes; i++) {
+            struct slice key = i < t->n_puts ? t->puts[i].key : t->deletes[i - t->n_puts];
+
+            if (key.len >= prefix.len && memcmp(key.ptr, prefix.ptr, prefix.len) == 0)
+                return true;
+        }
+    return false;
 }

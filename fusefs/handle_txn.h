@@ -4,7 +4,7 @@
  * Every change the mount makes is a struct txn: compares, operations, keys whose present state to tell on
  * refusal. Running it means: wait for a confirmed quorum (at most the grace of A.12), tell the feed which
  * keys are about to change, send once, and, should the outcome be unknown, read the key that changes until it
- * shows the outcome or time is up. Sent again is only what cannot take effect twice (handle_txn.c).
+ * shows the outcome or time is up. Sent again is only what cannot take effect twice (handle_doubt.c).
  *
  * Owner: the core thread. Memory: the txn copies keys and holds references to values; it frees itself after
  * done.
@@ -55,12 +55,19 @@ void txn_look_on_failure(struct txn *t, struct slice key);
 /* The caller tells the tree what it has done. */
 void txn_teaches_nothing(struct txn *t);
 
+/* Success means that it was this one that did it, not another one that wanted the same: when nobody can say which, it
+ * ends with ETIMEDOUT. */
+void txn_exclusive(struct txn *t);
+
 /* Bytes of the request as it stands. */
 size_t txn_size(const struct txn *t);
 /* Frees one that was not run. */
 void txn_cancel(struct txn *t);
 /* Runs it; done follows, never before txn_run has returned. */
 void txn_run(struct txn *t);
+
+/* Is one under way that changes a key which begins with prefix? */
+bool txns_below(const struct fs *fs, struct slice prefix);
 
 /* ---- in done ---------------------------------------------------------------------- */
 

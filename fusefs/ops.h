@@ -54,6 +54,7 @@ struct fs {
     struct overlay *overlay;
     struct keeper *keeper;
     struct control *control;
+    struct txn *txns;       /* all that run */
     struct handle *handles; /* all open ones of files */
     struct node *moving;    /* the directory that is being renamed: commits below it wait. NULL: none is */
     uint64_t no_rename_member; /* that does not know cairnd's call, as it said at no_rename_ms; 0: none */

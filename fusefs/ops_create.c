@@ -101,6 +101,7 @@ static void create_exclusive(struct op *op)
     } else {
         txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_put(t, slice_of(key, len), empty, 0);
+        txn_exclusive(t);
         keep_new_file(fs->keeper, op->node, t);
         txn_run(t);
     }

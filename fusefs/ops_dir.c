@@ -314,6 +314,7 @@ static void mkdir_start(struct op *op, struct slice marker)
         txn_compare(t, slice_of(marker.ptr, marker.len - 1), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_compare(t, marker, slice_of(end, end_len), TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_put(t, marker, empty, 0);
+        txn_exclusive(t);
         txn_run(t);
     }
     value_unref(empty);
@@ -360,18 +361,25 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 
 /* ---- rmdir -------------------------------------------------------------------------------------------- */
 
+static void rmdir_start(struct op *op, int64_t known_rev);
+
 static void rmdir_done(struct txn *t, void *arg, int err)
 {
     struct op *op = arg;
 
+    if (err == -1 && op->off && txn_now_rev(t) != op->off) { /* the marker is not what it was: whatever it is now */
+        rmdir_start(op, 0);
+        return;
+    }
     if (err == 0)
         tree_rmdir(op->fs->tree, op->node, txn_rev(t));
     op_err(op, err == -1 ? ENOTEMPTY : err);
     op_free(op);
 }
 
-/* Never recursive: the marker goes only if no key but it begins with the directory's name and a slash. */
-static void rmdir_start(struct op *op)
+/* Never recursive: the marker goes only if no key but it begins with the directory's name and a slash. known_rev: of the
+ * marker, so that it can be sent again if its outcome stays unknown; 0: as it is. */
+static void rmdir_start(struct op *op, int64_t known_rev)
 {
     struct fs *fs = op->fs;
     struct txn *t = txn_new(fs, rmdir_done, op);
@@ -388,7 +396,11 @@ static void rmdir_start(struct op *op)
         from[len] = 0;
         end_len = codec_prefix_end(slice_of(key, len), end);
         txn_compare(t, slice_of(from, len + 1), slice_of(end, end_len), TXN_CREATE_REV, TXN_EQUAL, 0);
+        if (known_rev)
+            txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, known_rev);
         txn_delete(t, slice_of(key, len));
+        txn_look_on_failure(t, slice_of(key, len));
+        op->off = known_rev;
         txn_run(t);
     }
     free(key);
@@ -416,7 +428,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     }
     op = op_new(req, n, NULL);
     if (op)
-        rmdir_start(op);
+        rmdir_start(op, n->dir->marker.mod_rev);
 }
 
 /* ---- unlink

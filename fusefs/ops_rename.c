@@ -50,7 +50,7 @@ static void target_ofile_gone(const struct op *op)
 
 /* ---- overlay -> key ------------------------------------------------------------------------- */
 
-static void publish_start(struct renaming *r, bool guess);
+static void publish_start(struct renaming *r, int64_t known_rev);
 
 static void publish_done(struct txn *t, void *arg, int err)
 {
@@ -59,9 +59,8 @@ static void publish_done(struct txn *t, void *arg, int err)
     struct ofile *f = overlay_by_id(fs->overlay, r->ofile_id);
     struct node *n;
 
-    (void)t;
     if (err == -1 && !(r->flags & FLAG_NOREPLACE) && !r->expected_rev && ++r->attempts < ATTEMPTS_MAX) {
-        publish_start(r, !r->guessed_present);
+        publish_start(r, txn_now_rev(t));
         return;
     }
     if (err == 0) {
@@ -78,7 +77,9 @@ static void publish_done(struct txn *t, void *arg, int err)
     renaming_end(r, err == -1 ? r->flags & FLAG_NOREPLACE ? EEXIST : ESTALE : err);
 }
 
-static void publish_start(struct renaming *r, bool guess)
+/* known_rev: the key's, 0: it is thought to be absent. What exists is replaced at that revision, as a save is
+ * (handle_commit.c). */
+static void publish_start(struct renaming *r, int64_t known_rev)
 {
     struct txn *t = txn_new(r->op->fs, publish_done, r);
     uint8_t *key = NULL;
@@ -89,12 +90,16 @@ static void publish_start(struct renaming *r, bool guess)
         renaming_end(r, ENOMEM);
         return;
     }
-    r->guessed_present = guess;
-    txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, guess ? TXN_GREATER : TXN_EQUAL, 0);
+    txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, known_rev ? TXN_GREATER : TXN_EQUAL, 0);
     if (r->expected_rev)
         txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, r->expected_rev);
-    txn_put(t, slice_of(key, len), r->value, guess ? TXN_IGNORE_LEASE : 0);
-    if (!guess)
+    else if (known_rev && r->attempts < COMMIT_PINNED_TRIES)
+        txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_MOD_REV, TXN_EQUAL, known_rev);
+    txn_put(t, slice_of(key, len), r->value, known_rev ? TXN_IGNORE_LEASE : 0);
+    txn_look_on_failure(t, slice_of(key, len));
+    if (r->flags & FLAG_NOREPLACE)
+        txn_exclusive(t);
+    if (!known_rev)
         keep_new_file(r->op->fs->keeper, r->op->node2, t);
     txn_run(t);
     free(key);
@@ -121,7 +126,7 @@ static void rename_ofile(struct renaming *r, struct ofile *f)
         overlay_limbo_end(there);
     r->ofile_id = f->nodeid;
     r->expected_rev = there ? seen_rev(op->fs, there, op->pid, 0) : 0;
-    publish_start(r, there != NULL && !(r->flags & FLAG_NOREPLACE));
+    publish_start(r, there && there->present && !(r->flags & FLAG_NOREPLACE) ? there->meta.mod_rev : 0);
 }
 
 /* ---- key -> key --------------------------------------------------------------------------------- */
@@ -199,6 +204,8 @@ static void move_start(struct renaming *r)
             move_put(t, r, slice_of(to, to_len), copy, there);
             txn_delete(t, slice_of(from, from_len));
         }
+        if (r->flags & FLAG_NOREPLACE)
+            txn_exclusive(t);
         txn_run(t);
     }
     value_unref(copy);

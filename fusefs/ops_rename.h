@@ -16,7 +16,6 @@ struct renaming {
     struct value *value;      /* of the source */
     struct value *other;      /* EXCHANGE: of the target */
     int64_t expected_rev;     /* conflict=fail: of the target, as the caller read it; 0: it did not */
-    bool guessed_present;     /* the target was thought to exist */
     bool follows;             /* the new name has the node of the old one */
     struct dir_renaming *dir; /* ops_rename_dir.c's */
 };

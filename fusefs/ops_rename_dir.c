@@ -33,6 +33,8 @@ struct dir_renaming {
     size_t from_len, to_len;
     int64_t deadline_ms;
     unsigned sent; /* how often, since it was read */
+    int verdict;   /* of the one sent again: -1 or an errno, unless the first one happened */
+    int64_t found; /* the first key has its new name since this revision: is it since then that the old one is gone? */
     bool mine;     /* fs->moving */
     bool large;    /* by cairnd's call */
     bool onto_dir; /* a directory, whose inode dies with it */
@@ -227,7 +229,7 @@ static struct dir_renaming *of_timer(struct timer *timer)
 
 static void look(struct timer *timer);
 
-static void look_later(struct dir_renaming *d)
+static void look_in(struct dir_renaming *d, uint64_t ms)
 {
     struct op *op = d->r->op;
 
@@ -236,28 +238,52 @@ static void look_later(struct dir_renaming *d)
         return;
     }
     op->timer.fire = look;
-    session_timer_set(&op->fs->session, &op->timer, COMMIT_REREAD_MS);
+    session_timer_set(&op->fs->session, &op->timer, ms);
 }
 
-/* The first of the keys, under both names: has it moved? */
+/* The first of the keys under its old name, and under its new one. It can take effect once only, so while the old one is
+ * as it was it is sent again. */
+static void looked_now(struct dir_renaming *d, const Mvccpb__KeyValue *from, const Mvccpb__KeyValue *to)
+{
+    const Mvccpb__KeyValue *first = d->keys->kvs[0];
+
+    if (from && from->mod_revision == first->mod_revision) {
+        if (d->verdict)
+            dir_done(d, d->verdict, 0);
+        else
+            dir_call(d);
+    } else if (from && from->create_revision <= first->mod_revision) {
+        dir_done(d, -1, 0); /* changed, and not gone since */
+    } else if (to && to->create_revision > d->keys->header->revision) {
+        d->found = to->create_revision;
+        look_in(d, 0);
+    } else
+        dir_done(d, ETIMEDOUT, 0); /* deleted here or there: nobody knows */
+}
+
 static void looked(struct client_call *call)
 {
     struct dir_renaming *d = of_call(call);
     const Etcdserverpb__TxnResponse *res = call->outcome == CLIENT_OK ? (const void *)call->reply : NULL;
     const Mvccpb__KeyValue *kv[2] = {NULL, NULL};
 
+    if (res == NULL && (d->found == 0 || call->outcome != CLIENT_REFUSED)) {
+        look_in(d, COMMIT_REREAD_MS);
+        return;
+    }
     for (size_t i = 0; res && i < 2 && i < res->n_responses; i++)
         if (res->responses[i]->response_case == ETCDSERVERPB__RESPONSE_OP__RESPONSE_RESPONSE_RANGE &&
             res->responses[i]->response_range->n_kvs)
             kv[i] = res->responses[i]->response_range->kvs[0];
-    if (kv[1] && kv[1]->create_revision > d->keys->header->revision)
-        dir_done(d, 0, kv[1]->create_revision);
-    else if (kv[0] && kv[0]->mod_revision == d->keys->kvs[0]->mod_revision && client_now_ms() < d->deadline_ms)
-        dir_call(d); /* it can take effect once only */
+    if (d->found == 0)
+        looked_now(d, kv[0], kv[1]);
+    else if (kv[0] == NULL && kv[1] && kv[1]->mod_revision == d->keys->kvs[0]->mod_revision)
+        dir_done(d, 0, d->found);
     else
-        look_later(d);
+        dir_done(d, ETIMEDOUT, 0); /* compacted since, or it was not from here that the new name came */
 }
 
+/* Two keys now, or the old one at two revisions. */
 static void look(struct timer *timer)
 {
     struct dir_renaming *d = of_timer(timer);
@@ -275,9 +301,9 @@ static void look(struct timer *timer)
     }
     memcpy(to, d->to, d->to_len);
     memcpy(to + d->to_len, first->key.data + d->from_len, rest);
-    ranges[0].key = first->key;
-    ranges[1].key = (ProtobufCBinaryData){d->to_len + rest, to};
     for (int i = 0; i < 2; i++) {
+        ranges[i].key = i == 0 || d->found ? first->key : (ProtobufCBinaryData){d->to_len + rest, to};
+        ranges[i].revision = d->found ? d->found - i : 0;
         ranges[i].keys_only = true;
         ops[i].request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_RANGE;
         ops[i].request_range = &ranges[i];
@@ -289,14 +315,25 @@ static void look(struct timer *timer)
     free(to);
 }
 
+/* It was not carried out: err as for dir_done, unless an earlier one was. */
+static void dir_refused(struct dir_renaming *d, int err)
+{
+    if (d->sent == 1) {
+        dir_done(d, err, 0);
+        return;
+    }
+    d->verdict = err;
+    look_in(d, 0);
+}
+
 static void dir_called(struct client_call *call)
 {
     struct dir_renaming *d = of_call(call);
     struct fs *fs = d->r->op->fs;
     const Cairn__RenameResponse *res = (const void *)call->reply;
 
-    if (call->outcome == CLIENT_UNKNOWN) {
-        look_later(d);
+    if (call->outcome == CLIENT_UNKNOWN || (call->outcome == CLIENT_NOT_SENT && d->sent > 1)) {
+        look_in(d, d->sent > 1 ? COMMIT_REREAD_MS : 0);
         return;
     }
     if (call->outcome != CLIENT_OK) {
@@ -305,7 +342,7 @@ static void dir_called(struct client_call *call)
         if (unknown)
             note_call_unknown(fs);
         fs->nospace |= call->err == ERR_NOSPACE;
-        dir_done(d, unknown ? EXDEV : client_errno(call, CLIENT_USE_WRITE), 0);
+        dir_refused(d, unknown ? EXDEV : client_errno(call, CLIENT_USE_WRITE));
         return;
     }
     switch ((int)res->outcome) {
@@ -315,13 +352,10 @@ static void dir_called(struct client_call *call)
         dir_done(d, 0, res->header->revision);
         return;
     case CAIRN__RENAME_RESPONSE__OUTCOME__TOO_LARGE:
-        dir_done(d, EXDEV, 0);
+        dir_refused(d, EXDEV);
         return;
     default:
-        if (d->sent > 1) /* perhaps it was the first one that changed it */
-            look_later(d);
-        else
-            dir_done(d, -1, 0);
+        dir_refused(d, -1);
     }
 }
 
@@ -335,6 +369,7 @@ static void dir_call(struct dir_renaming *d)
     req.revision = d->keys->header->revision;
     req.flags = CAIRN__RENAME_FLAG__RENAME_MARKER;
     d->sent++;
+    d->verdict = 0;
     d->call = (struct client_call){.done = dir_called};
     client_start(d->r->op->fs->client, &d->call, CLIENT_TREE_RENAME, &req.base, left > 0 ? left : 1);
 }
@@ -445,6 +480,7 @@ static void dir_ask(struct dir_renaming *d)
     req.limit = d->large ? RENAME_KEYS_MAX : TXN_OPS_MAX;
     req.keys_only = d->large;
     d->sent = 0;
+    d->found = 0;
     d->deadline_ms = client_now_ms() + d->r->op->fs->opt.timeout_ms;
     d->call = (struct client_call){.done = dir_read};
     client_start(d->r->op->fs->client, &d->call, CLIENT_RANGE, &req.base, 0);
