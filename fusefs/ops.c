@@ -373,6 +373,41 @@ void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *o
     resume(op);
 }
 
+/* ---- while a directory is renamed ----------------------------------------------------------------- */
+
+bool fs_is_moving(const struct fs *fs, const struct node *n)
+{
+    return fs->moving && n && node_is_below(n, fs->moving);
+}
+
+int op_is_over(const struct op *op)
+{
+    const struct node *dir = op->node->dir ? op->node : op->node->parent;
+
+    return op->req == NULL                                 ? EINTR
+           : dir && dir->dir->moved                        ? ESTALE
+           : op->node2 && op->node2->dir && op->node2->dir->moved ? ESTALE
+                                                           : 0;
+}
+
+static void after_move(struct timer *timer)
+{
+    struct op *op = (struct op *)((char *)timer - offsetof(struct op, timer));
+
+    if (!fs_is_moving(op->fs, op->node) && !fs_is_moving(op->fs, op->node2)) {
+        op->next(op);
+        return;
+    }
+    op->timer.fire = after_move;
+    session_timer_set(&op->fs->session, &op->timer, RENAME_LOOK_MS);
+}
+
+void op_after_move(struct op *op, void (*resume)(struct op *op))
+{
+    op->next = resume;
+    after_move(&op->timer);
+}
+
 static bool release_pending(const struct node *n)
 {
     struct file_state *s = file_state_if(n);

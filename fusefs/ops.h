@@ -56,7 +56,7 @@ struct fs {
     struct control *control;
     struct txn *txns;       /* all that run */
     struct handle *handles; /* all open ones of files */
-    struct node *moving;    /* the directory that is being renamed: commits below it wait. NULL: none is */
+    struct node *moving;    /* the directory that is being renamed: changes below it wait. NULL: none is */
     uint64_t no_rename_member; /* that does not know cairnd's call, as it said at no_rename_ms; 0: none */
     int64_t no_rename_ms;
     uint64_t n_unborn;      /* handles that are creating their key */
@@ -139,6 +139,13 @@ pid_t thread_group(pid_t tid); /* 0: unknown (another pid namespace, or it is go
 struct node *fs_child(struct fs *fs, struct node *dir, const char *name, struct ofile **ret_ofile);
 /* Runs resume once no commit of a released handle of n is under way. */
 void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *op));
+/* Is it in the directory that is being renamed? What is to be changed there would be so under the old name. */
+bool fs_is_moving(const struct fs *fs, const struct node *n);
+/* Runs resume once neither the op's node nor node2 is; perhaps at once. */
+void op_after_move(struct op *op, void (*resume)(struct op *op));
+/* What an op that has waited ends with instead of beginning: 0, EINTR (answered already), ESTALE (what it is about was
+ * renamed, and the kernel looks again). */
+int op_is_over(const struct op *op);
 /* ops_file.c */
 void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);

@@ -88,7 +88,8 @@ static void born_done(struct txn *t, void *arg, int err)
 static void create_exclusive(struct op *op)
 {
     struct fs *fs = op->fs;
-    struct txn *t = txn_new(fs, born_done, op);
+    int over = op_is_over(op);
+    struct txn *t = over ? NULL : txn_new(fs, born_done, op);
     struct value *empty = value_new(SLICE_NONE, &(struct key_meta){0});
     uint8_t *key = NULL;
     size_t len = 0;
@@ -96,7 +97,7 @@ static void create_exclusive(struct op *op)
     if (t == NULL || empty == NULL ||
         node_child_key(fs->tree, op->node, slice_str(op->name), false, &key, &len) != 0) {
         txn_cancel(t);
-        op_err(op, ENOMEM);
+        op_err(op, over ? over : ENOMEM);
         op_free(op);
     } else {
         txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
@@ -246,7 +247,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
     if (there) {
         create_existing(op, there);
     } else if (fi->flags & O_EXCL) {
-        create_exclusive(op);
+        op_after_move(op, create_exclusive);
     } else if (health.in_doubt) {
         op->gate = (struct gate){.fs = fs, .done = create_passed};
         gate_pass(&op->gate, false);
@@ -279,7 +280,7 @@ void fs_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, 
     if (op == NULL)
         return;
     op->arg = 1;
-    create_exclusive(op);
+    op_after_move(op, create_exclusive);
 }
 
 void fs_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name)

@@ -297,18 +297,22 @@ static void mkdir_done(struct txn *t, void *arg, int err)
 }
 
 /* Neither the file's key nor anything below the directory's may exist. */
-static void mkdir_start(struct op *op, struct slice marker)
+static void mkdir_start(struct op *op)
 {
     struct fs *fs = op->fs;
-    struct txn *t = txn_new(fs, mkdir_done, op);
+    int over = op_is_over(op);
+    struct txn *t = over ? NULL : txn_new(fs, mkdir_done, op);
     struct value *empty = value_new(SLICE_NONE, &(struct key_meta){0});
-    uint8_t *end = malloc(marker.len + 1);
+    uint8_t *key = NULL, *end = NULL;
+    size_t len = 0;
 
-    if (t == NULL || empty == NULL || end == NULL) {
+    if (t == NULL || empty == NULL || node_child_key(fs->tree, op->node, slice_str(op->name), true, &key, &len) != 0 ||
+        (end = malloc(len + 1)) == NULL) {
         txn_cancel(t);
-        op_err(op, ENOMEM);
+        op_err(op, over ? over : ENOMEM);
         op_free(op);
     } else {
+        struct slice marker = slice_of(key, len);
         size_t end_len = codec_prefix_end(marker, end);
 
         txn_compare(t, slice_of(marker.ptr, marker.len - 1), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
@@ -318,16 +322,15 @@ static void mkdir_start(struct op *op, struct slice marker)
         txn_run(t);
     }
     value_unref(empty);
+    free(key);
     free(end);
 }
 
 void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 {
     struct fs *fs = req_fs(req);
-    uint8_t *key = NULL;
     struct node *dir, *n;
     struct ofile *f;
-    size_t len = 0;
     struct op *op;
     int err;
 
@@ -337,7 +340,7 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
         return;
     err = fs_may_change(fs);
     if (err == 0)
-        err = -node_child_key(fs->tree, dir, slice_str(name), true, &key, &len);
+        err = fs_check_name(fs, dir, name, true);
     if (err == 0 && strcmp(name, CODEC_VALUE_NAME) == 0)
         err = EPERM;
     if (err == 0 && (fs_child(fs, dir, name, &f) || f))
@@ -352,11 +355,10 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
     } else if (err == 0) {
         op = op_new(req, dir, name);
         if (op)
-            mkdir_start(op, slice_of(key, len));
+            op_after_move(op, mkdir_start);
     }
     if (err)
         (void)fuse_reply_err(req, err);
-    free(key);
 }
 
 /* ---- rmdir -------------------------------------------------------------------------------------------- */
@@ -408,6 +410,18 @@ static void rmdir_start(struct op *op, int64_t known_rev)
     free(end);
 }
 
+static void rmdir_resume(struct op *op)
+{
+    int over = op_is_over(op);
+
+    if (over == 0) {
+        rmdir_start(op, op->node->dir->marker.mod_rev);
+        return;
+    }
+    op_err(op, over);
+    op_free(op);
+}
+
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
     struct fs *fs = req_fs(req);
@@ -428,7 +442,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
     }
     op = op_new(req, n, NULL);
     if (op)
-        rmdir_start(op, n->dir->marker.mod_rev);
+        op_after_move(op, rmdir_resume);
 }
 
 /* ---- unlink
@@ -477,6 +491,13 @@ static void unlink_run(struct op *op, int64_t known_rev)
 
 static void unlink_resume(struct op *op)
 {
+    int over = op_is_over(op);
+
+    if (over) {
+        op_err(op, over);
+        op_free(op);
+        return;
+    }
     if (!op->node->present) { /* only being created, by handles here: they publish nothing any more */
         int err = node_visible(op->node) ? 0 : ENOENT;
 
@@ -486,6 +507,11 @@ static void unlink_resume(struct op *op)
         return;
     }
     unlink_run(op, op->node->meta.mod_rev);
+}
+
+static void unlink_released(struct op *op)
+{
+    op_after_move(op, unlink_resume);
 }
 
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -516,5 +542,5 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
     }
     op = op_new(req, n, NULL);
     if (op)
-        op_after_release(op, n, unlink_resume);
+        op_after_release(op, n, unlink_released);
 }

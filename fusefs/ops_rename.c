@@ -105,12 +105,15 @@ static void publish_start(struct renaming *r, int64_t known_rev)
     free(key);
 }
 
-static void rename_ofile(struct renaming *r, struct ofile *f)
+static void rename_ofile(struct op *op)
 {
-    struct op *op = r->op;
+    struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
+    struct ofile *f = overlay_by_id(op->fs->overlay, r->ofile_id);
     struct node *there = renaming_target(op);
-    int err = fs_check_name(op->fs, op->node2, op->name2, false);
+    int err = op_is_over(op);
 
+    if (err == 0)
+        err = f ? fs_check_name(op->fs, op->node2, op->name2, false) : ENOENT;
     if (err == 0 && there && there->kind == NODE_DIR)
         err = EISDIR;
     if (err || (there == NULL && overlay_is_editors(op->name2))) {
@@ -124,7 +127,6 @@ static void rename_ofile(struct renaming *r, struct ofile *f)
     }
     if (there)
         overlay_limbo_end(there);
-    r->ofile_id = f->nodeid;
     r->expected_rev = there ? seen_rev(op->fs, there, op->pid, 0) : 0;
     publish_start(r, there && there->present && !(r->flags & FLAG_NOREPLACE) ? there->meta.mod_rev : 0);
 }
@@ -179,9 +181,9 @@ static void move_put(struct txn *t, const struct renaming *r, struct slice key, 
     txn_put(t, key, copy, lease);
 }
 
-static void move_start(struct renaming *r)
+static void move_start(struct op *op)
 {
-    struct op *op = r->op;
+    struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
     struct txn *t = txn_new(op->fs, move_done, r);
     struct value *copy = value_new(slice_of(r->value->bytes, r->value->meta.size), &(struct key_meta){0});
     struct value *back =
@@ -226,7 +228,7 @@ static void other_read(struct wait *w, int err)
         return;
     }
     r->other = w->value;
-    move_start(r);
+    op_after_move(op, move_start);
 }
 
 static void limbo_start(struct renaming *r)
@@ -256,13 +258,18 @@ static void move_read(struct wait *w, int err)
     } else if (there == NULL && op->fs->opt.overlay && overlay_is_editors(op->name2))
         limbo_start(r);
     else
-        move_start(r);
+        op_after_move(op, move_start); /* once more: it may be the second time that it has been read */
 }
 
 static void move_resume(struct op *op)
 {
     struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
+    int over = op_is_over(op);
 
+    if (over) {
+        renaming_end(r, over);
+        return;
+    }
     if (!op->node->present) { /* only being created here: its handles create the other one instead */
         struct node *to = tree_ghost(op->fs->tree, op->node2, slice_str(op->name2), NODE_FILE);
 
@@ -275,6 +282,11 @@ static void move_resume(struct op *op)
     }
     op->wait = (struct wait){.done = move_read};
     tree_open_read(op->fs->tree, op->node, &op->wait);
+}
+
+static void move_released(struct op *op)
+{
+    op_after_move(op, move_resume);
 }
 
 /* ---- the choice ---------------------------------------------------------------------------------------- */
@@ -332,13 +344,14 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
     r->op->arg = (uintptr_t)r;
     if (r->op->name2 == NULL)
         renaming_end(r, ENOMEM);
-    else if (f)
-        rename_ofile(r, f);
-    else if (n->kind == NODE_DIR)
+    else if (f) {
+        r->ofile_id = f->nodeid;
+        op_after_move(r->op, rename_ofile);
+    } else if (n->kind == NODE_DIR)
         rename_dir(r);
     else {
         if (there == NULL && renaming_target(r->op))
             overlay_limbo_end(renaming_target(r->op)); /* what was hidden there is replaced */
-        op_after_release(r->op, n, move_resume);
+        op_after_release(r->op, n, move_released);
     }
 }

@@ -10,8 +10,8 @@
  * again while the first key is still what it was.
  *
  * The nodes go along (tree_move.c), and with them handles, working directories and files of the overlay. So commits below
- * the directory wait: those under way before it begins, new ones until it has ended and they have their new key; the
- * watch is held until the answer is there. One at a time.
+ * the directory wait, and so does whatever makes or removes a name there: those under way before it begins, new ones
+ * until it has ended and they have their new key; the watch is held until the answer is there. One at a time.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -519,7 +519,23 @@ static void to_dir_entered(struct wait *w, int err)
         dir_ask(d);
 }
 
-/* Until no other directory is being renamed, and nothing is being committed in this one. */
+/* Is a change below it under way? It would come to lie under the old name. */
+static bool changes_below(const struct fs *fs, const struct node *dir)
+{
+    uint8_t *key;
+    size_t len;
+    bool yes;
+
+    if (handles_busy(fs, dir))
+        return true;
+    if (fs->txns == NULL || node_key(fs->tree, dir, &key, &len) != 0)
+        return false;
+    yes = txns_below(fs, slice_of(key, len));
+    free(key);
+    return yes;
+}
+
+/* Until no other directory is being renamed, and nothing is being changed in this one. */
 static void dir_wait(struct timer *timer)
 {
     struct dir_renaming *d = of_timer(timer);
@@ -530,7 +546,7 @@ static void dir_wait(struct timer *timer)
         fs->moving = op->node;
         d->mine = true;
     }
-    if (!d->mine || handles_busy(fs, op->node)) {
+    if (!d->mine || changes_below(fs, op->node)) {
         op->timer.fire = dir_wait;
         session_timer_set(&fs->session, &op->timer, RENAME_LOOK_MS);
         return;

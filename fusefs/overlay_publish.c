@@ -50,11 +50,17 @@ static void published(struct txn *t, void *arg, int err)
 void overlay_publish(struct ofile *f)
 {
     struct fs *fs = f->overlay->fs;
-    struct value *v = value_new(ofile_content(f), &(struct key_meta){0});
-    struct txn *t = v ? txn_new(fs, published, f) : NULL;
+    struct value *v;
+    struct txn *t;
     uint8_t *key = NULL;
     size_t len = 0;
 
+    if (fs_is_moving(fs, f->dir)) {
+        session_timer_set(&fs->session, &f->linger, RENAME_LOOK_MS);
+        return;
+    }
+    v = value_new(ofile_content(f), &(struct key_meta){0});
+    t = v ? txn_new(fs, published, f) : NULL;
     if (f->publishing || t == NULL ||
         node_child_key(fs->tree, f->dir, slice_str(f->name), false, &key, &len) != 0) {
         txn_cancel(t);
@@ -152,11 +158,17 @@ static void limbo_committed(struct txn *t, void *arg, int err)
 void overlay_limbo_commit(struct ofile *f)
 {
     struct fs *fs = f->overlay->fs;
-    struct txn *t = f->publishing ? NULL : txn_new(fs, limbo_committed, f);
-    struct value *v = value_new(ofile_content(f), &(struct key_meta){0});
+    struct txn *t;
+    struct value *v;
     uint8_t *from = NULL, *to = NULL;
     size_t from_len, to_len;
 
+    if (fs_is_moving(fs, f->limbo_node) || (f->linked && fs_is_moving(fs, f->dir))) {
+        session_timer_set(&fs->session, &f->linger, RENAME_LOOK_MS);
+        return;
+    }
+    t = f->publishing ? NULL : txn_new(fs, limbo_committed, f);
+    v = value_new(ofile_content(f), &(struct key_meta){0});
     if (t == NULL || v == NULL || node_key(fs->tree, f->limbo_node, &from, &from_len) != 0 ||
         (f->linked && node_child_key(fs->tree, f->dir, slice_str(f->name), false, &to, &to_len) != 0)) {
         txn_cancel(t);
