@@ -164,7 +164,7 @@ check "and used again" await 20 serves
 check "it stays marked a while" test -s "$T/s/SUSPECT"
 kill -BUS "${PID[s]}"
 member_wait s
-if [ -n "${TSAN:-}" ]; then # which has a say of its own in signals
+if [ -n "${SAN:-}${TSAN:-}" ]; then # which have a say of their own in signals
     check "a second crash ends it" test "$status" != 0
 else
     same "a second crash ends it" $((128 + 7)) "$status"

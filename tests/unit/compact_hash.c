@@ -138,6 +138,7 @@ static void hashes_are_etcds(void)
 {
     uint64_t seed = getenv("SEED") ? strtoull(getenv("SEED"), NULL, 0) : (uint64_t)time(NULL);
     struct rig r;
+    int64_t from;
 
     printf("# SEED=%lu\n", (unsigned long)seed);
     srandom((unsigned)seed);
@@ -152,9 +153,9 @@ static void hashes_are_etcds(void)
         }
         if (random() % 8 == 0) /* nothing alive */
             REQUIRE(rig_delete(&r, "a", "z") == 0);
-        if (r.apply->compact_rev < r.apply->rev)
-            compact(&r, random() % 2 ? r.apply->rev
-                                     : r.apply->compact_rev + 1 + random() % (r.apply->rev - r.apply->compact_rev));
+        from = r.apply->compact_rev > 0 ? r.apply->compact_rev : 0; /* that to 0 is compaction_to_0's */
+        if (from < r.apply->rev)
+            compact(&r, random() % 2 ? r.apply->rev : from + 1 + random() % (r.apply->rev - from));
         if (random() % 3 == 0) /* twice, with nothing written to disk in between */
             continue;
         check_kept(&r);
