@@ -5,7 +5,7 @@
 #   make demo       packages, build, a member, a mount, a tour   (ONCE=1: the tour, then exit)
 #   make test       packages, build, every test; ends with "N passed, N failed"
 #   make check      the tests without the packages              (T=pattern: only those)
-#   make robust N=100   histories of three members under faults, each checked    (FIRST=seed J=at-a-time)
+#   make robust N=100   histories of three members under faults, each checked    (MEMBERS=5 FIRST=seed J=at-a-time)
 #   make sim SEED=7      one simulated cluster, a line per event    make sim SEEDS=1000   many, on two cores
 #   make mutants    planted bugs: how soon is each caught?
 #   make bench      Cairn beside etcd and the limit             (ETCD=path: another etcd)
@@ -104,7 +104,7 @@ bench: deps
 	@O=$O tests/bench/run.sh
 
 robust: all $O/tests/robust/robust
-	@O=$O tests/robust/run.sh $(or $N,10)
+	@O=$O MEMBERS=$(or $(MEMBERS),3) tests/robust/run.sh $(or $N,10)
 
 # Whole members over a simulated disk, network and clock; tests/unit/sim.c.
 sim: deps

@@ -399,9 +399,10 @@ static void check_hashes(struct check *c)
     }
 }
 
-unsigned history_check(const struct history *h, const struct journal *logs, FILE *out, struct check_facts *ret_facts)
+unsigned history_check(const struct history *h, const struct journal *logs, int n_logs, FILE *out,
+                       struct check_facts *ret_facts)
 {
-    struct check c = {.h = h, .out = out};
+    struct check c = {.h = h, .out = out, .n_logs = n_logs};
 
     tide_all(&c);
     order_build(&c);

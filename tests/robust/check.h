@@ -20,13 +20,12 @@
 #include "history.h"
 #include "journal.h"
 
-enum { JOURNALS = 3 };
-
 struct check_facts {
     uint64_t revisions, writes, refused, unknown, unknown_found, reads, serializable, watches, events, progress;
     uint64_t leases_expired, leases_revoked, keepalives, compactions;
     uint64_t entries, entries_from, entries_cut, entries_revs; /* of the logs: how many, from which index; revisions */
 };
 
-/* The number of problems; each is told to `out` (the first ones of many). logs: JOURNALS of them, or NULL. */
-unsigned history_check(const struct history *h, const struct journal *logs, FILE *out, struct check_facts *ret_facts);
+/* The number of problems; each is told to `out` (the first ones of many). logs: of all members, or NULL. */
+unsigned history_check(const struct history *h, const struct journal *logs, int n_logs, FILE *out,
+                       struct check_facts *ret_facts);

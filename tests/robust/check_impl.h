@@ -39,6 +39,7 @@ struct value_owner {
 struct check {
     const struct history *h;
     FILE *out;
+    int n_logs; /* members, if their logs are there */
     unsigned problems;
     struct check_facts facts;
     int64_t last;                 /* the highest revision */

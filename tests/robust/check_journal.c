@@ -15,7 +15,7 @@
 #include <stdarg.h>
 
 /* FOUNDED: of the founding itself, the members' configuration; it is in no log. */
-enum { ALARMS = 16, MAJORITY = 2, FOUNDED = 1 };
+enum { ALARMS = 16, FOUNDED = 1 };
 
 /* A request, in a record or in an entry of the log. */
 struct asked {
@@ -81,11 +81,11 @@ static void check_all_written(struct check *c, const struct journal *logs)
     struct written *all;
     size_t n = 0, room = 1;
 
-    for (int l = 0; l < JOURNALS; l++)
+    for (int l = 0; l < c->n_logs; l++)
         room += logs[l].n + logs[l].n_cut;
     all = malloc(room * sizeof *all);
     assert(all);
-    for (int l = 0; l < JOURNALS; l++) {
+    for (int l = 0; l < c->n_logs; l++) {
         for (size_t i = 0; i < logs[l].n; i++)
             all[n++] = (struct written){&logs[l].entries[i], l};
         for (size_t i = 0; i < logs[l].n_cut; i++)
@@ -128,18 +128,23 @@ static void check_matching(struct check *c, const struct journal *a, const struc
     }
 }
 
+static int majority(const struct check *c)
+{
+    return c->n_logs / 2 + 1;
+}
+
 static void check_committed(struct check *c, const struct journal *logs)
 {
     uint64_t commit = 0;
 
-    for (int l = 0; l < JOURNALS; l++)
+    for (int l = 0; l < c->n_logs; l++)
         if (logs[l].commit > commit)
             commit = logs[l].commit;
     for (uint64_t i = FOUNDED + 1; i <= commit; i++) {
         uint64_t term = 0;
         int has = 0;
 
-        for (int l = 0; l < JOURNALS; l++) {
+        for (int l = 0; l < c->n_logs; l++) {
             const struct journal_entry *e = journal_at(&logs[l], i);
 
             has += e != NULL || i <= logs[l].base;
@@ -149,36 +154,42 @@ static void check_committed(struct check *c, const struct journal *logs)
             if (e)
                 term = e->term;
         }
-        if (has < MAJORITY)
+        if (has < majority(c))
             problem(c, NULL, "log: index %" PRIu64 " is committed, and on %d members", i, has);
     }
 }
 
-static const struct journal_entry *entry_of_any(const struct journal *logs, uint64_t index)
+static const struct journal_entry *entry_of_any(const struct check *c, const struct journal *logs, uint64_t index)
 {
-    for (int l = 0; l < JOURNALS; l++)
+    for (int l = 0; l < c->n_logs; l++)
         if (journal_at(&logs[l], index))
             return journal_at(&logs[l], index);
     return NULL;
 }
 
+/* How many have the entry that member `l` has there. */
+static int sharers(const struct check *c, const struct journal *logs, int l, uint64_t index)
+{
+    const struct journal_entry *x = journal_at(&logs[l], index);
+    int n = 0;
+
+    for (int k = 0; x && k < c->n_logs; k++) {
+        const struct journal_entry *y = journal_at(&logs[k], index);
+
+        n += y && x->term == y->term;
+    }
+    return n;
+}
+
 /* The last index that is the same on a majority: all has come to rest, so there is nothing to be committed after it. */
-static uint64_t last_of_most(const struct journal *logs)
+static uint64_t last_of_most(const struct check *c, const struct journal *logs)
 {
     uint64_t end = 0;
 
-    for (int a = 0; a < JOURNALS; a++)
-        for (int b = a + 1; b < JOURNALS; b++) {
-            uint64_t i = journal_last(&logs[a]) < journal_last(&logs[b]) ? journal_last(&logs[a])
-                                                                         : journal_last(&logs[b]);
-
-            for (; i > end; i--) {
-                const struct journal_entry *x = journal_at(&logs[a], i), *y = journal_at(&logs[b], i);
-
-                if (x && y && x->term == y->term)
-                    end = i;
-            }
-        }
+    for (int l = 0; l < c->n_logs; l++)
+        for (uint64_t i = journal_last(&logs[l]); i > end; i--)
+            if (sharers(c, logs, l, i) >= majority(c))
+                end = i;
     return end;
 }
 
@@ -465,10 +476,10 @@ static void check_counts(struct order *o, bool whole)
 void check_journals(struct check *c, const struct journal *logs)
 {
     struct order o = {.c = c};
-    uint64_t end = last_of_most(logs), first = end + 1;
+    uint64_t end = last_of_most(c, logs), first = end + 1;
     bool sound = true;
 
-    for (int l = 0; l < JOURNALS; l++) {
+    for (int l = 0; l < c->n_logs; l++) {
         if (logs[l].error[0])
             problem(c, NULL, "log: of member %d: %s", l + 1, logs[l].error);
         sound &= logs[l].error[0] == 0;
@@ -476,17 +487,17 @@ void check_journals(struct check *c, const struct journal *logs)
     if (!sound)
         return; /* the rest of that one was not read */
     check_all_written(c, logs);
-    for (int a = 0; a < JOURNALS; a++)
-        for (int b = a + 1; b < JOURNALS; b++)
+    for (int a = 0; a < c->n_logs; a++)
+        for (int b = a + 1; b < c->n_logs; b++)
             check_matching(c, &logs[a], &logs[b], a + 1, b + 1);
     check_committed(c, logs);
-    while (first > FOUNDED + 1 && entry_of_any(logs, first - 1))
+    while (first > FOUNDED + 1 && entry_of_any(c, logs, first - 1))
         first--;
     c->facts.entries = end + 1 - first;
     c->facts.entries_from = first;
     o.rev = first == FOUNDED + 1;
     for (uint64_t i = first; i <= end && !o.over; i++)
-        do_entry(&o, entry_of_any(logs, i));
+        do_entry(&o, entry_of_any(c, logs, i));
     if (!o.over) {
         if (o.rev != c->last)
             problem(c, NULL, "log: it ends at revision %" PRId64 ", the witness at %" PRId64, o.rev, c->last);

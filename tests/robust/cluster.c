@@ -97,7 +97,7 @@ static int net_make(struct cluster *c, const char **ret_what)
     hub = new_netns();
     if (hub < 0)
         return hub;
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= c->n; i++) {
         c->members[i].netns = new_netns();
         if (c->members[i].netns < 0)
             return c->members[i].netns;
@@ -107,7 +107,7 @@ static int net_make(struct cluster *c, const char **ret_what)
     if (!ip("link set lo up") || !ip("link add br0 type bridge") || !ip("addr add 10.77.0.254/24 dev br0") ||
         !ip("link set br0 up"))
         return -ENOTSUP;
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= c->n; i++) {
         bool done;
 
         if (!ip("link add v%d type veth peer name eth0 netns /proc/%d/fd/%d", i, (int)getpid(), c->members[i].netns) ||
@@ -225,9 +225,14 @@ static void mounts_of_others_off(void)
 
 int cluster_make(struct cluster *c, const char *program, const char *dir, const char **ret_what)
 {
+    const char *members = getenv("MEMBERS");
     char size[32];
     int r;
 
+    c->n = members && *members ? atoi(members) : 3;
+    *ret_what = "MEMBERS between 3 and 5";
+    if (c->n < 3 || c->n > MEMBERS_MAX)
+        return -EINVAL;
     *ret_what = "root";
     if (geteuid() != 0)
         return -EPERM;
@@ -242,7 +247,7 @@ int cluster_make(struct cluster *c, const char *program, const char *dir, const 
     (void)snprintf(c->dir, sizeof c->dir, "%s", dir);
     (void)snprintf(size, sizeof size, "size=%dm,mode=0700", DISK_MB);
     *ret_what = "tmpfs";
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= c->n; i++) {
         struct member *m = &c->members[i];
 
         m->number = i;
@@ -267,7 +272,7 @@ bool member_start(struct cluster *c, struct member *m)
                                   "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
                                   "--initial-cluster", all, "--initial-cluster-token", token,
                                   "--initial-cluster-state", "new"};
-    int n = 0, pair[2], r;
+    int n = 0, used = 0, pair[2], r;
     posix_spawn_file_actions_t close_ours;
 
     assert(m->pid == 0);
@@ -279,7 +284,8 @@ bool member_start(struct cluster *c, struct member *m)
     (void)snprintf(data, sizeof data, "%s/data", m->dir);
     (void)snprintf(client, sizeof client, "http://10.77.0.%d:2379", m->number);
     (void)snprintf(peer, sizeof peer, "http://10.77.0.%d:2380", m->number);
-    (void)snprintf(all, sizeof all, "m1=http://10.77.0.1:2380,m2=http://10.77.0.2:2380,m3=http://10.77.0.3:2380");
+    for (int i = 1; i <= c->n; i++)
+        used += snprintf(all + used, sizeof all - (size_t)used, "%sm%d=http://10.77.0.%d:2380", i > 1 ? "," : "", i, i);
     (void)snprintf(token, sizeof token, "robust-%llu", (unsigned long long)c->token);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
         return false;
@@ -392,7 +398,7 @@ void member_resume(struct member *m)
 
 void cluster_end(struct cluster *c)
 {
-    for (int i = 1; i <= MEMBERS; i++)
+    for (int i = 1; i <= c->n; i++)
         (void)member_kill(&c->members[i], SIGKILL); /* always enough */
 }
 
@@ -416,7 +422,7 @@ int cluster_leader(struct cluster *c, int timeout_ms)
     uint64_t term = 0;
     int leader = 0;
 
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= c->n; i++) {
         Etcdserverpb__StatusResponse *s;
 
         if (!member_status(&c->members[i], timeout_ms, &s))

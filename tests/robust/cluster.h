@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cluster.h - three members on this machine, each behind a link of its own, and what can go wrong with them.
+/* cluster.h - three to five members on this machine, each behind a link of its own, and what can go wrong with them.
  *
  *     harness, 10.77.0.254 --- bridge --+-- veth --- member 1, 10.77.0.1, in a network namespace, data on a tmpfs
  *                                       +-- veth --- member 2, 10.77.0.2
- *                                       +-- veth --- member 3, 10.77.0.3
+ *                                       +-- veth --- member 3, 10.77.0.3, and so on
  *
  * All of it, mounts too, lives in namespaces without a name that end with the process: nothing is left behind.
  *
@@ -15,7 +15,7 @@
 #include <sys/types.h>
 #include "calls.h"
 
-enum { MEMBERS = 3, MEMBERS_END = MEMBERS + 1 };
+enum { MEMBERS_MAX = 5, MEMBERS_END = MEMBERS_MAX + 1 };
 
 struct member {
     int number;                     /* from 1 */
@@ -38,11 +38,13 @@ struct cluster {
     char dir[256];
     char *const *flags;             /* further ones for each member, NULL at the end */
     uint64_t token;
+    int n;                          /* members */
     unsigned cuts[MEMBERS_END][MEMBERS_END]; /* [from][to]: how many faults want that one not to hear the first */
     struct member members[MEMBERS_END]; /* [0] is not used */
 };
 
-/* 0, or -errno with a word on what this machine lacks in ret_what. Before any thread starts. */
+/* Of as many members as MEMBERS in the environment says, or three. 0, or -errno with a word on what this machine lacks
+ * in ret_what. Before any thread starts. */
 int cluster_make(struct cluster *c, const char *program, const char *dir, const char **ret_what);
 /* Has all that clients have sent arrived? A call that was given up may still be on its way: after a link was down the
  * kernel sends again as late as the link was down for, also of a connection that is closed. */

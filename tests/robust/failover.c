@@ -84,13 +84,21 @@ static bool put_once(struct failover *f, int member)
     return true;
 }
 
+static bool put_everywhere(struct failover *f)
+{
+    for (int i = 1; i <= f->cluster.n; i++)
+        if (!put_once(f, i))
+            return false;
+    return true;
+}
+
 /* All members serve, and one leads. Its number; 0: not within the time. */
 static int steady(struct failover *f)
 {
     int64_t end = now_ns() + SERVE_MS * INT64_C(1000000);
 
     while (now_ns() < end) {
-        if (put_once(f, 1) && put_once(f, 2) && put_once(f, 3)) {
+        if (put_everywhere(f)) {
             int leader = cluster_leader(&f->cluster, 1000);
 
             pause_ms(300); /* what begins an election late begins it now */
@@ -108,7 +116,7 @@ static bool move(struct failover *f, int leader)
     Etcdserverpb__StatusResponse *s;
     ProtobufCMessage *resp = NULL;
 
-    if (!member_status(&f->cluster.members[1 + leader % MEMBERS], 1000, &s))
+    if (!member_status(&f->cluster.members[1 + leader % f->cluster.n], 1000, &s))
         return false;
     req.targetid = s->header->member_id;
     protobuf_c_message_free_unpacked(&s->base, NULL);
@@ -175,14 +183,14 @@ static int by_size(const void *a, const void *b)
 
 static bool start(struct failover *f)
 {
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= f->cluster.n; i++) {
         caller_open(&f->cluster.members[i].admin, f->cluster.members[i].address);
         if (!member_start(&f->cluster, &f->cluster.members[i]))
             return false;
     }
     if (steady(f) == 0)
         return false;
-    for (int i = 1; i <= MEMBERS; i++)
+    for (int i = 1; i <= f->cluster.n; i++)
         for (int k = 0; k < PUTTERS; k++) {
             f->putters[i][k] = (struct putter){.f = f, .member = i, .number = k};
             if (pthread_create(&f->putters[i][k].thread, NULL, put_on, &f->putters[i][k]) != 0)

@@ -333,8 +333,9 @@ static void *client_main(void *arg)
 {
     struct worker *w = arg;
     struct load *l = w->load;
-    struct client c = {.load = l, .number = (uint32_t)w->number, .member = 1 + (uint32_t)w->number % MEMBERS};
+    struct client c = {.load = l, .number = (uint32_t)w->number};
 
+    c.member = 1 + c.number % (uint32_t)l->cluster->n;
     c.seed = l->seed * 1000003 + (uint64_t)w->number * 7919 + 1;
     free(w);
     caller_open(&c.caller, l->cluster->members[c.member].address);

@@ -14,7 +14,7 @@ enum { ROUND_FAULTS = 3, LOOK_MS = 5, STATUS_MS = 300, MORE_MS = 20000, ROUNDS =
 
 struct fault {
     enum fault_kind kind;
-    int member, other;
+    int member, other, ally; /* other: of a pair; ally: shares the lot, and hears and is heard; 0: none */
     int64_t begin_ns, end_ns;
     uint64_t before; /* drops or held syncs when it began */
     bool on, happened, all;
@@ -45,6 +45,8 @@ static void note(struct nemesis *n, const struct fault *f, const char *what)
     (void)fprintf(n->log, "%.6f %s %s member %d", (double)now_ns() / 1e9, names[f->kind], what, f->member);
     if (f->other)
         (void)fprintf(n->log, " and %d", f->other);
+    if (f->ally)
+        (void)fprintf(n->log, " with %d", f->ally);
     (void)fputs("\n", n->log);
     (void)fflush(n->log);
 }
@@ -52,35 +54,50 @@ static void note(struct nemesis *n, const struct fault *f, const char *what)
 /* ---- partitions ---------------------------------------------------------------------------------- */
 
 /* Who does not hear whom, in a fault on m: deaf, mute or both; or the pair alone. */
-static void cut(struct nemesis *n, const struct fault *f, bool (*act)(struct cluster *, int, int))
+static void cut_member(struct nemesis *n, const struct fault *f, int m, bool (*act)(struct cluster *, int, int))
 {
-    for (int i = 1; i <= MEMBERS; i++) {
-        if (i == f->member || (f->other && i != f->other))
+    for (int i = 1; i <= n->cluster->n; i++) {
+        if (i == f->member || i == f->ally || (f->other && i != f->other))
             continue;
         if (f->kind != FAULT_MUTE)
-            (void)act(n->cluster, i, f->member); /* that it worked is seen by the drops */
+            (void)act(n->cluster, i, m); /* that it worked is seen by the drops */
         if (f->kind != FAULT_DEAF)
-            (void)act(n->cluster, f->member, i);
+            (void)act(n->cluster, m, i);
     }
+}
+
+static void cut(struct nemesis *n, const struct fault *f, bool (*act)(struct cluster *, int, int))
+{
+    cut_member(n, f, f->member, act);
+    if (f->ally)
+        cut_member(n, f, f->ally, act);
 }
 
 static uint64_t drops(struct nemesis *n)
 {
     uint64_t all = 0;
 
-    for (int i = 1; i <= MEMBERS; i++)
+    for (int i = 1; i <= n->cluster->n; i++)
         all += link_dropped(n->cluster, i);
     return all;
 }
 
 /* ---- one fault ----------------------------------------------------------------------------------- */
 
+/* All, or the majority that follows the member. */
+static bool is_of_most(const struct nemesis *n, const struct fault *f, int i)
+{
+    int after = (i - f->member + n->cluster->n) % n->cluster->n;
+
+    return f->all || (after > 0 && after <= n->cluster->n / 2 + 1);
+}
+
 static void kill_most(struct nemesis *n, struct fault *f)
 {
     f->all = below(&n->seed, 2);
     f->happened = true;
-    for (int i = 1; i <= MEMBERS; i++)
-        if (f->all || i != f->member)
+    for (int i = 1; i <= n->cluster->n; i++)
+        if (is_of_most(n, f, i))
             (void)member_kill(member_of(n, i), SIGKILL); /* always enough */
 }
 
@@ -89,7 +106,7 @@ static void move_leader(struct nemesis *n, struct fault *f)
     Etcdserverpb__MoveLeaderRequest req = ETCDSERVERPB__MOVE_LEADER_REQUEST__INIT;
     Etcdserverpb__StatusResponse *s;
     ProtobufCMessage *resp = NULL;
-    int from = cluster_leader(n->cluster, STATUS_MS), to = 1 + from % MEMBERS;
+    int from = cluster_leader(n->cluster, STATUS_MS), to = 1 + from % n->cluster->n;
 
     if (from == 0 || !member_status(member_of(n, to), STATUS_MS, &s))
         return;
@@ -191,8 +208,8 @@ static void end(struct nemesis *n, struct fault *f)
         start_again(n, f->member);
         break;
     case FAULT_KILL_MOST:
-        for (int i = 1; i <= MEMBERS; i++)
-            if (f->all || i != f->member)
+        for (int i = 1; i <= n->cluster->n; i++)
+            if (is_of_most(n, f, i))
                 start_again(n, i);
         break;
     case FAULT_PAUSE:
@@ -245,7 +262,8 @@ static enum fault_class class_of(enum fault_kind k)
  * and one that is paused does not use it. */
 static bool clash(const struct fault *a, const struct fault *b)
 {
-    bool same = a->member == b->member || a->kind == FAULT_KILL_MOST || b->kind == FAULT_KILL_MOST;
+    bool same = a->member == b->member || (a->ally && (a->ally == b->member || a->ally == b->ally)) ||
+                b->ally == a->member || a->kind == FAULT_KILL_MOST || b->kind == FAULT_KILL_MOST;
 
     if (class_of(a->kind) == class_of(b->kind))
         return same || a->kind == FAULT_MOVE;
@@ -277,18 +295,20 @@ static int64_t length_ms(struct nemesis *n, enum fault_kind kind)
 
 static void choose(struct nemesis *n, struct fault *f, enum fault_kind kind, int leader)
 {
-    *f = (struct fault){.kind = kind, .member = 1 + (int)below(&n->seed, MEMBERS)};
+    *f = (struct fault){.kind = kind, .member = 1 + (int)below(&n->seed, (uint64_t)n->cluster->n)};
     if (leader && below(&n->seed, 2))
         f->member = leader;
     if (kind == FAULT_PAIR)
-        f->other = 1 + f->member % MEMBERS;
+        f->other = 1 + f->member % n->cluster->n;
+    if (n->cluster->n > 4 && kind >= FAULT_PARTITION && kind <= FAULT_MUTE && below(&n->seed, 2))
+        f->ally = 1 + (f->member + (int)below(&n->seed, 3)) % n->cluster->n;
     f->end_ns = now_ns() + length_ms(n, kind) * 1000000;
 }
 
 /* Members that ended without being told to are started again, and counted. */
 static void look_after(struct nemesis *n, const struct fault *faults, int n_faults)
 {
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= n->cluster->n; i++) {
         bool may_end = false;
 
         for (int k = 0; k < n_faults; k++)

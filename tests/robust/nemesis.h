@@ -5,12 +5,12 @@
 
 enum fault_kind {
     FAULT_KILL,       /* SIGKILL; started again after a while */
-    FAULT_KILL_MOST,  /* two or all three at once */
+    FAULT_KILL_MOST,  /* a majority or all at once */
     FAULT_PAUSE,      /* SIGSTOP, 50 ms to 30 s */
-    FAULT_PARTITION,  /* one member is alone; clients reach it */
-    FAULT_DEAF,       /* it does not hear the others */
-    FAULT_MUTE,       /* they do not hear it */
-    FAULT_PAIR,       /* two do not hear each other, the third hears both */
+    FAULT_PARTITION,  /* one member is alone, or of five two; clients reach them */
+    FAULT_DEAF,       /* it does not hear the others, or two of five do not */
+    FAULT_MUTE,       /* they do not hear it, or the two */
+    FAULT_PAIR,       /* two do not hear each other, the others hear both */
     FAULT_LINK_DOWN,  /* neither members nor clients reach it */
     FAULT_SLOW_DISK,  /* each sync takes long */
     FAULT_STALL_DISK, /* no sync ends */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* robust.c - one history: three real members, clients, faults, and at the end the checker's word.
+/* robust.c - one history: three to five real members, clients, faults, and at the end the checker's word.
  *
  *     robust run PROGRAM DIRECTORY [FLAG...]     PROGRAM is cairnd or etcd; the flags go to each member
  *     robust check FILE                          checks a saved history again, with the logs in kept/ beside it
@@ -7,8 +7,8 @@
  *     robust failover PROGRAM DIRECTORY HOW ROUNDS [FLAG...]     measures (failover.c)
  *     robust probe                               exit 0: this machine can; 77: it cannot, and why
  *
- * From the environment: SEED; FAULT_S, seconds of faults (6); FAULT, its main fault (by the seed), ALONE=1: no other;
- * TOGETHER=1: never one alone (every other seed); LEAST, calls that must have been answered (2000); LONGEST,
+ * From the environment: SEED; MEMBERS (3); FAULT_S, seconds of faults (6); FAULT, its main fault (by the seed);
+ * ALONE=1: no other; TOGETHER=1: never one alone (every other seed); LEAST, calls that must have been answered (2000); LONGEST,
  * milliseconds of a pause (3000, and 30000 for one of four whose main fault it is).
  * Prints one line: "ok" or "not ok", the seed, what happened. DIRECTORY then holds history, faults and logs; the
  * members' data is copied there when something was wrong, for it lies on file systems that end with this process.
@@ -33,7 +33,7 @@ struct run {
     struct load load;
     struct nemesis nemesis;
     struct caller finals[MEMBERS_END];
-    struct journal logs[JOURNALS];
+    struct journal logs[MEMBERS_MAX];
     bool has_logs;
     unsigned problems;
     int64_t healed_ms;
@@ -81,7 +81,7 @@ static bool await(struct run *r, bool (*holds)(struct run *), int64_t ms)
     while (!holds(r)) {
         if (fair_ns() > end)
             return false;
-        for (int i = 1; i <= MEMBERS; i++)
+        for (int i = 1; i <= r->cluster.n; i++)
             if (member_ended(&r->cluster.members[i])) {
                 fault(r, "member %d ended by itself, status %#x", i, (unsigned)r->cluster.members[i].status);
                 return false;
@@ -102,14 +102,17 @@ static bool read_all(struct run *r, int member, bool serializable, struct rec *r
 
 static bool reads_everywhere(struct run *r)
 {
-    return read_all(r, 1, false, NULL) && read_all(r, 2, false, NULL) && read_all(r, 3, false, NULL);
+    for (int i = 1; i <= r->cluster.n; i++)
+        if (!read_all(r, i, false, NULL))
+            return false;
+    return true;
 }
 
 static bool writes_everywhere(struct run *r)
 {
     static int n;
 
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= r->cluster.n; i++) {
         Etcdserverpb__PutRequest req = ETCDSERVERPB__PUT_REQUEST__INIT;
         char value[24];
         int len = snprintf(value, sizeof value, "%d.%d.", CLIENT_FINAL, n++);
@@ -143,7 +146,7 @@ static bool is_at_rest(struct run *r)
     int64_t rev = 0;
     struct rec rec;
 
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= r->cluster.n; i++) {
         if (!read_all(r, i, i > 1, &rec) || (rev && rec_header(&rec)->revision != rev))
             return false;
         rev = rec_header(&rec)->revision;
@@ -192,7 +195,7 @@ static bool writes_without_alarms(struct run *r)
 
 static bool begin(struct run *r)
 {
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= r->cluster.n; i++) {
         caller_open(&r->cluster.members[i].admin, r->cluster.members[i].address);
         caller_open(&r->finals[i], r->cluster.members[i].address);
         if (!member_start(&r->cluster, &r->cluster.members[i]))
@@ -208,7 +211,7 @@ static void hashes(struct run *r)
 {
     int64_t rev = atomic_load(&r->load.rev_seen);
 
-    for (int i = 1; i <= MEMBERS; i++) {
+    for (int i = 1; i <= r->cluster.n; i++) {
         Etcdserverpb__HashKVRequest hash = ETCDSERVERPB__HASH_KVREQUEST__INIT;
         Etcdserverpb__LeaseLeasesRequest leases = ETCDSERVERPB__LEASE_LEASES_REQUEST__INIT;
 
@@ -255,7 +258,7 @@ static void read_logs(struct run *r)
 {
     int n = 0;
 
-    for (int i = 0; i < JOURNALS; i++) {
+    for (int i = 0; i < r->cluster.n; i++) {
         char path[320];
 
         (void)snprintf(path, sizeof path, "%s/data", r->cluster.members[i + 1].dir);
@@ -263,7 +266,7 @@ static void read_logs(struct run *r)
         n += r->logs[i].there;
     }
     r->has_logs = n > 0;
-    if (n > 0 && n < JOURNALS)
+    if (n > 0 && n < r->cluster.n)
         fault(r, "only %d members have a log", n);
 }
 
@@ -290,9 +293,9 @@ static void keep_everything(struct run *r)
 {
     char command[1200];
 
-    (void)snprintf(command, sizeof command, "for m in 1 2 3; do mkdir -p '%s/kept' && rm -f '%s/m'$m/balloon && "
-                   "cp -a --sparse=always '%s/m'$m '%s/kept/'; done", r->cluster.dir, r->cluster.dir, r->cluster.dir,
-                   r->cluster.dir);
+    (void)snprintf(command, sizeof command, "for m in $(seq %d); do mkdir -p '%s/kept' && rm -f '%s/m'$m/balloon && "
+                   "cp -a --sparse=always '%s/m'$m '%s/kept/'; done", r->cluster.n, r->cluster.dir, r->cluster.dir,
+                   r->cluster.dir, r->cluster.dir);
     if (system(command) != 0)
         (void)fprintf(r->report, "problem: the data could not be kept\n");
 }
@@ -334,7 +337,7 @@ static void history_of_run(struct run *r, const char *dir)
         cluster_end(&r->cluster);
         read_logs(r);
         check_s = (double)now_ns() / 1e9;
-        r->problems += history_check(&r->history, r->has_logs ? r->logs : NULL, r->report, &facts);
+        r->problems += history_check(&r->history, r->has_logs ? r->logs : NULL, r->cluster.n, r->report, &facts);
         check_s = (double)now_ns() / 1e9 - check_s;
     }
     (void)snprintf(path, sizeof path, "%s/history", dir);
@@ -374,7 +377,7 @@ static int run_main(int argc, char **argv)
     r.cluster.token = r.load.seed;
     r.load.history = &r.history;
     r.load.cluster = &r.cluster;
-    r.load.clients = (int)number_of("CLIENTS", 9);
+    r.load.clients = (int)number_of("CLIENTS", r.cluster.n == 3 ? 9 : 10);
     r.load.watchers = (int)number_of("WATCHERS", 6);
     r.load.rest_us = (int)number_of("REST_US", 4000);
     (void)snprintf(path, sizeof path, "%s/faults", argv[3]);
@@ -395,22 +398,22 @@ static int run_main(int argc, char **argv)
 
 static int file_main(const char *path, bool show)
 {
-    struct journal logs[JOURNALS];
+    struct journal logs[MEMBERS_MAX];
     struct check_facts facts;
     struct history h;
     unsigned problems = 0;
-    bool whole = true;
-    int r;
+    int r, n = 0;
 
     history_init(&h);
     r = history_load(&h, path);
-    for (int i = 0; i < JOURNALS; i++) {
+    for (int i = 0; i < MEMBERS_MAX; i++) {
         const char *slash = strrchr(path, '/');
         char data[400];
 
         (void)snprintf(data, sizeof data, "%.*skept/m%d/data", slash ? (int)(slash + 1 - path) : 0, path, i + 1);
         journal_read(&logs[i], data);
-        whole &= logs[i].there;
+        if (n == i && logs[i].there)
+            n++;
     }
     if (r < 0) {
         (void)fprintf(stderr, "robust: %s: %s\n", path, strerror(-r));
@@ -419,12 +422,12 @@ static int file_main(const char *path, bool show)
     for (size_t i = 0; show && i < h.n; i++)
         rec_print(stdout, &h.recs[i]);
     if (!show) {
-        problems = history_check(&h, whole ? logs : NULL, stdout, &facts);
+        problems = history_check(&h, n > 2 ? logs : NULL, n, stdout, &facts);
         printf("%zu records, %" PRIu64 " revisions, %s, %u problems\n", h.n, facts.revisions,
-               whole ? "with the logs" : "without logs", problems);
+               n > 2 ? "with the logs" : "without logs", problems);
     }
     history_fini(&h);
-    for (int i = 0; i < JOURNALS; i++)
+    for (int i = 0; i < MEMBERS_MAX; i++)
         journal_fini(&logs[i]);
     return problems != 0;
 }

@@ -4,9 +4,9 @@
 #
 #   tests/robust/run.sh N [PROGRAM [FLAG...]]     N histories of seeds FIRST, FIRST + 1, ... (FIRST=1)
 #
-# From the environment: J, how many at a time (2); what robust.c reads. Each has a line; at the end there are sums, and
-# "N ok, N failed". A failed one leaves history, faults, logs and data in build/robust/SEED. Exit 77: this machine cannot,
-# and why.
+# From the environment: J, how many at a time (2); what robust.c reads, MEMBERS=5 among it. Each has a line; at the end
+# there are sums, and "N ok, N failed". A failed one leaves history, faults, logs and data in build/robust/SEED. Exit 77:
+# this machine cannot, and why.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 O=${O:-build}

@@ -253,9 +253,9 @@ void *watcher_main(void *arg)
     bool open = false;
 
     w.seed = w.load->seed * 69069 + (uint64_t)w.number * 104729 + 1;
-    w.member = 1 + w.number % MEMBERS;
+    w.member = 1 + w.number % w.load->cluster->n;
     free(worker);
-    for (int i = 1; i <= MEMBERS; i++)
+    for (int i = 1; i <= w.load->cluster->n; i++)
         caller_open(&w.callers[i], w.load->cluster->members[i].address);
     while (!at_end(&w) || (is_witness(&w) && !open && fair_ns() < w.load->final_ns)) {
         if (open)
@@ -268,14 +268,14 @@ void *watcher_main(void *arg)
         if (!open) {
             pause_ms(20);
             if (w.number % 2 == 0) /* even ones go to another member, odd ones stay with theirs */
-                w.member = 1 + w.member % MEMBERS;
+                w.member = 1 + w.member % w.load->cluster->n;
         }
     }
     if (open) {
         finish(&w);
         stream_close(&w.stream);
     }
-    for (int i = 1; i <= MEMBERS; i++)
+    for (int i = 1; i <= w.load->cluster->n; i++)
         caller_close(&w.callers[i]);
     return NULL;
 }

@@ -277,7 +277,7 @@ static void correct_histories_pass(void)
 
         bug = NO_BUG;
         make_history(&h);
-        problems = history_check(&h, NULL, stdout, &f);
+        problems = history_check(&h, NULL, 0, stdout, &f);
         CHECK(problems == 0);
         all.writes += f.writes;
         all.reads += f.reads;
@@ -305,7 +305,7 @@ static void wrong_answers_are_found(void)
             bug = NO_BUG;
             make_history(&h);
             if (make_wrong(&h, (enum wrong)w))
-                look(&h, NULL, wrong_names[w]);
+                look(&h, NULL, 0, wrong_names[w]);
             history_fini(&h);
         }
         CHECK(made_wrong > before);
@@ -330,7 +330,7 @@ static void broken_stores_are_found(void)
             bug = (enum bug)b;
             make_history(&h);
             if (bug_done)
-                look(&h, NULL, bug_names[b]);
+                look(&h, NULL, 0, bug_names[b]);
             history_fini(&h);
         }
         CHECK(made_wrong > before);
@@ -353,7 +353,7 @@ static void a_saved_history_is_the_same(void)
     CHECK(history_save(&h, path) == 0);
     CHECK(history_load(&again, path) == 0);
     CHECK(again.n == h.n);
-    CHECK(history_check(&again, NULL, stdout, NULL) == 0);
+    CHECK(history_check(&again, NULL, 0, stdout, NULL) == 0);
     history_fini(&h);
     history_fini(&again);
     (void)unlink(path);
