@@ -373,6 +373,51 @@ void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *o
     resume(op);
 }
 
+/* ---- reading what is to be changed ---------------------------------------------------------------- */
+
+static void change_read(struct wait *w, int err);
+
+static void change_read_start(struct op *op)
+{
+    op->wait = (struct wait){.done = change_read};
+    tree_open_read(op->fs->tree, op->node, &op->wait);
+}
+
+static void change_read_again(struct gate *g, int err)
+{
+    struct op *op = (struct op *)((char *)g - offsetof(struct op, gate));
+
+    if (err)
+        op->read_done(&op->wait, err);
+    else
+        change_read_start(op);
+}
+
+static void change_read(struct wait *w, int err)
+{
+    struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
+
+    if ((err ? err != ETIMEDOUT : !w->stale) || client_now_ms() >= op->read_until_ms) {
+        if (err == 0 && w->stale) {
+            value_unref(w->value);
+            err = EROFS;
+        }
+        op->read_done(w, err);
+        return;
+    }
+    if (err == 0)
+        value_unref(w->value);
+    op->gate = (struct gate){.fs = op->fs, .done = change_read_again};
+    gate_pass(&op->gate, false);
+}
+
+void op_read_for_change(struct op *op, void (*done)(struct wait *w, int err))
+{
+    op->read_done = done;
+    op->read_until_ms = client_now_ms() + op->fs->opt.timeout_ms;
+    change_read_start(op);
+}
+
 /* ---- while a directory is renamed ----------------------------------------------------------------- */
 
 bool fs_is_moving(const struct fs *fs, const struct node *n)

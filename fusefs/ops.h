@@ -91,6 +91,8 @@ struct op {
     struct fuse_file_info fi;
     struct handle *handle; /* the kernel's to release once it has been told; else ours to free */
     struct gate gate;
+    void (*read_done)(struct wait *w, int err); /* of op_read_for_change(), and until when it asks again */
+    int64_t read_until_ms;
     struct commit_wait commit;
     struct timer timer;
     uint8_t *data; /* owned: what a WRITE that waits brought */
@@ -139,6 +141,9 @@ pid_t thread_group(pid_t tid); /* 0: unknown (another pid namespace, or it is go
 struct node *fs_child(struct fs *fs, struct node *dir, const char *name, struct ofile **ret_ofile);
 /* Runs resume once no commit of a released handle of n is under way. */
 void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *op));
+/* What a change begins with: the value of op->node, as tree_open_read(). What no quorum confirms is waited for, at most for
+ * the grace (EROFS), as any change is. Uses op->wait and op->gate. */
+void op_read_for_change(struct op *op, void (*done)(struct wait *w, int err));
 /* Is it in the directory that is being renamed? What is to be changed there would be so under the old name. */
 bool fs_is_moving(const struct fs *fs, const struct node *n);
 /* Runs resume once neither the op's node nor node2 is; perhaps at once. */

@@ -76,10 +76,6 @@ static void open_read_done(struct wait *w, int err)
     bool writable = (op->fi.flags & O_ACCMODE) != O_RDONLY;
     struct handle *h;
 
-    if (err == 0 && w->stale && writable) {
-        value_unref(w->value);
-        err = EROFS; /* no quorum: what would be written could not be published */
-    }
     if (err) {
         op_err(op, err == ETIMEDOUT && writable ? EROFS : err);
         op_free(op);
@@ -180,7 +176,9 @@ static void open_resume(struct op *op)
             open_truncated(op);
     } else {
         op->wait.done = open_read_done;
-        if (fs->opt.cached && !writable)
+        if (writable)
+            op_read_for_change(op, open_read_done);
+        else if (fs->opt.cached)
             tree_open_cached(fs->tree, op->node, &op->wait);
         else
             tree_open_read(fs->tree, op->node, &op->wait);
@@ -497,10 +495,6 @@ static void truncate_read(struct wait *w, int err)
     struct op *op = op_of_wait(w);
     struct handle *h = NULL;
 
-    if (err == 0 && w->stale) {
-        value_unref(w->value);
-        err = EROFS;
-    }
     if (err == 0) {
         h = handle_new(op->fs, op->node, NULL, O_WRONLY, op->pid, w->value);
         err = h ? handle_truncate(h, op->size) : ENOMEM;
@@ -518,8 +512,7 @@ static void truncate_read(struct wait *w, int err)
 
 static void truncate_resume(struct op *op)
 {
-    op->wait.done = truncate_read;
-    tree_open_read(op->fs->tree, op->node, &op->wait);
+    op_read_for_change(op, truncate_read);
 }
 
 /* A key has no mode and no owner: only what they are anyway can be set. The mode given to mkdir is ignored

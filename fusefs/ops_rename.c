@@ -150,8 +150,7 @@ static void move_done(struct txn *t, void *arg, int err)
             renaming_end(r, EEXIST);
             return;
         }
-        op->wait = (struct wait){.done = move_read};
-        tree_open_read(op->fs->tree, op->node, &op->wait);
+        op_read_for_change(op, move_read);
         return;
     }
     if (err == 0) {
@@ -245,11 +244,8 @@ static void move_read(struct wait *w, int err)
     struct renaming *r = (struct renaming *)(uintptr_t)op->arg;
     struct node *there = renaming_target(op);
 
-    if (err == 0) {
+    if (err == 0)
         r->value = w->value;
-        if (w->stale)
-            err = EROFS;
-    }
     if (err) {
         renaming_end(r, err == ESTALE ? ENOENT : err);
     } else if (r->flags & FLAG_EXCHANGE) {
@@ -280,8 +276,7 @@ static void move_resume(struct op *op)
         renaming_end(r, to ? 0 : ENOMEM);
         return;
     }
-    op->wait = (struct wait){.done = move_read};
-    tree_open_read(op->fs->tree, op->node, &op->wait);
+    op_read_for_change(op, move_read);
 }
 
 static void move_released(struct op *op)
