@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Proves: a mount of three members' endpoints goes on when the one in use is killed, stopped or removed, and through the election
-# after the leader's end: reads never fail, saves fail at most for the few that were under way, each event comes once and in order.
+# after the leader's end: reads never fail, saves fail at most for the few that were under way, each event comes once and in order,
+# files are made and renamed by one only.
 # Without a quorum reads go on and are marked, saves end with EROFS after the grace, and nothing hangs; all of it heals by itself.
 # The times that it takes are printed; on an idle machine moving takes some milliseconds after a kill, half a second after a stop.
 # shellcheck source=tests/e2e/mount_lib.sh
@@ -10,7 +11,7 @@
 MEMBERS="1 2 3"
 declare -A MEMBER_PID
 STOPPED=''
-GRACE=4
+GRACE=4 MADE=0
 
 # Where a member is, and how to run it there: mount_partition.sh has others.
 client_at() { echo "127.0.0.1:$((PORT + 2 * $1))"; }
@@ -175,6 +176,31 @@ PY
     umount "$M.2" || umount -l "$M.2"
     member_cont "$n" && all_healthy && return $rc
 }
+# creations LOSE HEAL MEMBER: two mounts make and rename files, some of them the same, while the endpoint that one of them uses is
+# lost: all go on soon, nobody is told that he won what another one has, what was acknowledged is there. In doubt may be only
+# who had to be the first, once for each loss.
+creations() {
+    local lose=$1 heal=$2 n=$3 rc=0 work slowest dir
+    dir=made$((MADE += 1))
+    use "$n" && mount_at "$M.2" "grace=$GRACE" "$(endpoints "$(other_than "$n")" "$(other_than "$n" "$(other_than "$n")")")" && rm -f "$T/stop" || return 1
+    timeout 60 python3 tests/e2e/mount_create.py "$M/$dir" "$M.2/$dir" "$T/stop" >"$T/create" 2>&1 &
+    work=$!
+    await 10 eval '[ "$(ls "$M.2/$dir/both_excl" | wc -l)" -gt 5 ]' && $lose "$n" && moves_away "$n" 20 || rc=1
+    await 20 eval 'timeout 15 sh -c "echo 9 >$M/c/after"' || rc=1
+    touch "$T/stop"
+    wait $work || rc=1
+    echo "#   $CHECK: $(tail -n 1 "$T/create")" >&3
+    grep WRONG "$T/create" && rc=1
+    grep -q '"wrong": 0,' "$T/create" && ! grep -q '"errors": \["' "$T/create" || rc=1
+    slowest=$(sed -n 's/.*"slowest": \([0-9]*\),.*/\1/p' "$T/create")
+    [ "${slowest:-9999}" -lt "${4:-4000}" ] || rc=1
+    grep -o '"new": {[^}]*}\|"replace": {[^}]*}\|"rename": {[^}]*}' "$T/create" | grep -v '"doubt": 0' && rc=1
+    umount "$M.2" || umount -l "$M.2"
+    $heal "$n" && all_healthy && return $rc
+}
+creations_stopped() { creations member_stop member_cont "$(follower)"; }
+creations_killed() { creations member_kill member_start "$(follower)"; }
+creations_leader_killed() { creations member_kill member_start "$(leader)" 8000; }
 # What was left comes back and is used again, when the other one in use goes.
 used_again() {
     local a b c
@@ -243,6 +269,9 @@ run() {
     check "the endpoint in use is stopped" stopped_in_use
     check "the leader is stopped, and is the endpoint in use" stopped_leader_in_use
     check "two mounts append while the endpoint in use is stopped" appends_stopped
+    check "files are made while the endpoint in use is stopped" creations_stopped
+    check "files are made while the endpoint in use is killed" creations_killed
+    check "files are made while the leader is killed, and is the endpoint in use" creations_leader_killed
     check "what came back is used again" used_again
     check "no quorum: reads go on, saves are refused after the grace, and it heals" no_quorum
     check "the member in use is removed" removed

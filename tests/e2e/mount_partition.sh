@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Proves: a mount leaves an endpoint that is alive but cut off from the other members, be it a follower or the leader, for one on
-# the side of the quorum, and an endpoint that it cannot reach any more without anybody saying so. Reads never fail, saves go on.
+# the side of the quorum, and an endpoint that it cannot reach any more without anybody saying so. Reads never fail, saves go on,
+# and so does the making of files, each by one only.
 # Each member has a network namespace with two links of its own: one to the clients, one to the other members.
 [ -n "${IN_NET:-}" ] || { unshare --net true 2>/dev/null || { echo "needs network namespaces"; exit 77; }; IN_NET=1 exec unshare --net "$0" "$@"; }
 CLUSTER_LIB=1
@@ -59,12 +60,17 @@ follower_cut_off() { away 78 "$(follower)"; }
 leader_cut_off() { away 78 "$(leader)"; }
 silent() { away 77 "$(follower)"; }
 
+creations_silent() { creations "net_cut 77" "net_heal 77" "$(follower)"; }
+creations_leader_cut_off() { creations "net_cut 78" "net_heal 78" "$(leader)" 8000; }
+
 run_partition() {
     net_up || { say_bad "the network"; return; }
     begin || return
     check "a follower in use is cut off from the others" follower_cut_off
     check "the leader in use is cut off from the others" leader_cut_off
     check "the endpoint in use is out of reach, and nothing says so" silent
+    check "files are made while the endpoint in use is out of reach" creations_silent
+    check "files are made while the leader in use is cut off from the others" creations_leader_cut_off
     for i in "${MEMBER_PID[@]}"; do kill -9 "$i" 2>/dev/null; done
     net_down
 }
