@@ -150,6 +150,7 @@ const char *rec_path(enum rec_kind kind)
         [REC_LEASES] = "/etcdserverpb.Lease/LeaseLeases",
         [REC_HASH] = "/etcdserverpb.Maintenance/HashKV",
         [REC_WATCH] = "/etcdserverpb.Watch/Watch",
+        [REC_RENAME] = "/cairn.Tree/Rename",
     };
 
     return paths[kind];

@@ -100,6 +100,7 @@ static bool is_linearizable(const struct rec *r)
     case REC_PUT:
     case REC_DELETE:
     case REC_TXN:
+    case REC_RENAME:
     case REC_GRANT:
     case REC_REVOKE:
         return true;

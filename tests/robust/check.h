@@ -23,6 +23,7 @@
 struct check_facts {
     uint64_t revisions, writes, refused, unknown, unknown_found, reads, serializable, watches, events, progress;
     uint64_t leases_expired, leases_revoked, keepalives, compactions;
+    uint64_t renames, renames_none; /* answered: done; nothing was changed */
     uint64_t entries, entries_from, entries_cut, entries_revs; /* of the logs: how many, from which index; revisions */
 };
 

@@ -318,6 +318,8 @@ static bool is_refused(const struct order *o, const struct rec *r)
 
     if (r->kind == REC_PUT)
         return nospace(o) || put_is_refused(o, (const void *)r->req);
+    if (r->kind == REC_RENAME)
+        return nospace(o);
     return r->kind == REC_TXN && nospace(o) &&
            (has_puts(t->success, t->n_success) || has_puts(t->failure, t->n_failure));
 }
@@ -377,7 +379,7 @@ static void do_request(struct order *o, enum rec_kind kind, struct slice body)
         return;
     }
     bytes = asked_bytes(kind, req);
-    if (kind == REC_PUT || kind == REC_DELETE || kind == REC_TXN)
+    if (kind == REC_PUT || kind == REC_DELETE || kind == REC_TXN || kind == REC_RENAME)
         do_write(o, kind, req, bytes);
     else if (kind == REC_REVOKE)
         end_of_lease(o, ((const Etcdserverpb__LeaseRevokeRequest *)req)->id);
@@ -392,6 +394,7 @@ static void do_entry(struct order *o, const struct journal_entry *e)
     static const enum rec_kind kinds[JOURNAL_KINDS] = {
         [JOURNAL_PUT] = REC_PUT,         [JOURNAL_DELETE] = REC_DELETE, [JOURNAL_TXN] = REC_TXN,
         [JOURNAL_COMPACT] = REC_COMPACT, [JOURNAL_GRANT] = REC_GRANT,   [JOURNAL_REVOKE] = REC_REVOKE,
+        [JOURNAL_RENAME] = REC_RENAME,
     };
     enum journal_kind kind;
     uint64_t term;
@@ -405,7 +408,7 @@ static void do_entry(struct order *o, const struct journal_entry *e)
     }
     if (term && term != e->term)
         return; /* it means nothing in another term than its own */
-    if (kind >= JOURNAL_PUT && kind <= JOURNAL_REVOKE) {
+    if ((kind >= JOURNAL_PUT && kind <= JOURNAL_REVOKE) || kind == JOURNAL_RENAME) {
         do_request(o, kinds[kind], body);
     } else if (kind == JOURNAL_EXPIRE) {
         for (size_t i = 0; i + 8 <= body.len && !o->over; i += 8)

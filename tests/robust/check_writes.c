@@ -2,7 +2,8 @@
 /* check_writes.c - calls done again on the state before them, and every write compared with the committed order.
  *
  * Values are unique, so a put in the order names the call it came from. A delete has no value: one that was answered is
- * known by its revision, one that was not may be any delete without an owner, as often as it was asked for.
+ * known by its revision, one that was not may be any delete without an owner, as often as it was asked for. A rename
+ * moves values that stand already; it is known by its new name, which nobody used before.
  */
 #include "check_impl.h"
 #include <inttypes.h>
@@ -222,6 +223,78 @@ static void replay_txn(struct replay *p, const Etcdserverpb__TxnRequest *t, cons
     }
 }
 
+/* May all below `from` move, by the state? One bit for each answer that is true. */
+static unsigned rename_outcomes(const struct replay *p, const Cairn__RenameRequest *r, int64_t *ret_keys)
+{
+    struct slice from = bytes_of(r->from), to = bytes_of(r->to);
+    bool changed = false;
+
+    *ret_keys = 0;
+    for (size_t i = key_lower(p->c, from); i < p->c->n_keys && slice_has_prefix(p->c->keys[i].name, from); i++) {
+        const Mvccpb__KeyValue *kv = replay_get(p, p->c->keys[i].name);
+
+        changed |= kv && kv->mod_revision > r->revision;
+        *ret_keys += kv != NULL;
+    }
+    for (size_t i = key_lower(p->c, to); i < p->c->n_keys && slice_has_prefix(p->c->keys[i].name, to); i++)
+        changed |= replay_get(p, p->c->keys[i].name) != NULL;
+    if (!changed && *ret_keys)
+        return 1u << CAIRN__RENAME_RESPONSE__OUTCOME__DONE;
+    return (changed ? 1u << CAIRN__RENAME_RESPONSE__OUTCOME__CHANGED : 0) |
+           (*ret_keys == 0 ? 1u << CAIRN__RENAME_RESPONSE__OUTCOME__NOTHING : 0);
+}
+
+/* The name that a key below `from` has below `to`, as the order has it: nowhere else is it kept. NULL: nowhere. */
+static const struct state_key *renamed(const struct replay *p, const Cairn__RenameRequest *r, struct slice name)
+{
+    struct slice to = bytes_of(r->to), rest = slice_of(name.ptr + r->from.len, name.len - r->from.len);
+
+    for (size_t i = key_lower(p->c, to); i < p->c->n_keys && slice_has_prefix(p->c->keys[i].name, to); i++) {
+        struct slice new = p->c->keys[i].name;
+
+        if (slice_eq(slice_of(new.ptr + to.len, new.len - to.len), rest))
+            return &p->c->keys[i];
+    }
+    return NULL;
+}
+
+static void rename_move(struct replay *p, const Cairn__RenameRequest *r)
+{
+    struct slice from = bytes_of(r->from);
+    size_t first = key_lower(p->c, from), end = first;
+
+    for (; end < p->c->n_keys && slice_has_prefix(p->c->keys[end].name, from); end++)
+        if (state_at(p->c, p->c->keys[end].name, p->base))
+            replay_change(p, state_at(p->c, p->c->keys[end].name, p->base), true);
+    for (size_t i = first; i < end; i++) {
+        const Mvccpb__KeyValue *old = state_at(p->c, p->c->keys[i].name, p->base);
+        const struct state_key *new = old ? renamed(p, r, p->c->keys[i].name) : NULL;
+        Mvccpb__KeyValue kv = MVCCPB__KEY_VALUE__INIT;
+
+        if (old == NULL)
+            continue;
+        kv.key = new ? (ProtobufCBinaryData){new->name.len, (uint8_t *)(uintptr_t)new->name.ptr} : old->key;
+        kv.value = old->value;
+        kv.lease = old->lease;
+        kv.mod_revision = kv.create_revision = p->base + 1;
+        kv.version = 1;
+        replay_change(p, &kv, false);
+    }
+}
+
+static void replay_rename(struct replay *p, const Cairn__RenameRequest *r, const Cairn__RenameResponse *resp)
+{
+    int64_t keys;
+    unsigned outcomes = rename_outcomes(p, r, &keys);
+    bool done = outcomes == 1u << CAIRN__RENAME_RESPONSE__OUTCOME__DONE;
+
+    if (resp && (!(outcomes >> resp->outcome & 1) || resp->keys != (done ? keys : 0)))
+        problem(p->c, p->rec, "rename: of %" PRId64 " keys at revision %" PRId64 ", where %#x may be answered", keys,
+                p->base, outcomes);
+    if (done)
+        rename_move(p, r);
+}
+
 void replay(struct replay *p, struct check *c, const struct rec *r, int64_t base)
 {
     const void *resp = r->outcome == DONE ? r->resp : NULL;
@@ -236,6 +309,8 @@ void replay(struct replay *p, struct check *c, const struct rec *r, int64_t base
         replay_delete(p, (const void *)r->req, resp);
     else if (r->kind == REC_TXN)
         replay_txn(p, (const void *)r->req, resp);
+    else if (r->kind == REC_RENAME)
+        replay_rename(p, (const void *)r->req, resp);
 }
 
 bool replay_is(const struct replay *p, const struct commit *m)
@@ -270,7 +345,7 @@ static void check_effect(struct check *c, const struct rec *r, int64_t rev)
 
 bool is_write(const struct rec *r)
 {
-    return r->kind == REC_PUT || r->kind == REC_DELETE || r->kind == REC_TXN;
+    return r->kind == REC_PUT || r->kind == REC_DELETE || r->kind == REC_TXN || r->kind == REC_RENAME;
 }
 
 bool has_effect(const struct rec *r)
@@ -279,6 +354,8 @@ bool has_effect(const struct rec *r)
 
     if (r->kind == REC_PUT)
         return true;
+    if (r->kind == REC_RENAME)
+        return ((const Cairn__RenameResponse *)r->resp)->outcome == CAIRN__RENAME_RESPONSE__OUTCOME__DONE;
     if (r->kind == REC_DELETE)
         return ((const Etcdserverpb__DeleteRangeResponse *)r->resp)->deleted > 0;
     for (size_t i = 0; i < t->n_responses; i++) {
@@ -306,6 +383,8 @@ static void place_acked(struct check *c)
             continue;
         rev = revision_told(r);
         c->facts.writes++;
+        c->facts.renames += r->kind == REC_RENAME && has_effect(r);
+        c->facts.renames_none += r->kind == REC_RENAME && !has_effect(r);
         if (rev < 1 + has_effect(r) || rev > c->last) {
             problem(c, r, "writes: acknowledged at revision %" PRId64 ", the last is %" PRId64, rev, c->last);
         } else if (!has_effect(r)) {
@@ -339,6 +418,34 @@ static void commit_of_put(struct check *c, int64_t rev, struct value_owner *o)
     if (o->rev)
         problem(c, r, "writes: stands twice, at revisions %" PRId64 " and %" PRId64, o->rev, rev);
     o->rev = rev;
+    if (r->outcome == REFUSED)
+        problem(c, r, "writes: was refused, and stands at revision %" PRId64, rev);
+    if (r->outcome == DONE && c->acked[rev] != r)
+        problem(c, r, "writes: stands at revision %" PRId64 ", which is not what it was answered", rev);
+    c->facts.unknown_found += r->outcome == UNKNOWN;
+    check_effect(c, r, rev);
+}
+
+/* Deletes, then puts below a name that a rename was to make: the rename. NULL: it is another write. */
+static const struct rec *commit_rename(const struct check *c, const struct commit *m)
+{
+    const Mvccpb__Event *last = m->n > 1 ? m->events[m->n - 1] : NULL;
+
+    if (last == NULL || last->type != MVCCPB__EVENT__EVENT_TYPE__PUT ||
+        m->events[0]->type != MVCCPB__EVENT__EVENT_TYPE__DELETE)
+        return NULL;
+    for (size_t i = 0; i < c->h->n; i++)
+        if (c->h->recs[i].kind == REC_RENAME &&
+            slice_has_prefix(bytes_of(last->kv->key), bytes_of(((const Cairn__RenameRequest *)c->h->recs[i].req)->to)))
+            return &c->h->recs[i];
+    return NULL;
+}
+
+static void commit_of_rename(struct check *c, int64_t rev, const struct rec *r)
+{
+    for (int64_t before = 2; before < rev; before++)
+        if (c->commits[before].writer == r)
+            problem(c, r, "writes: stands twice, at revisions %" PRId64 " and %" PRId64, before, rev);
     if (r->outcome == REFUSED)
         problem(c, r, "writes: was refused, and stands at revision %" PRId64, rev);
     if (r->outcome == DONE && c->acked[rev] != r)
@@ -396,9 +503,12 @@ void check_writes(struct check *c)
 
     place_acked(c);
     for (int64_t rev = 2; rev <= c->last; rev++) {
+        const struct rec *rename = commit_rename(c, &c->commits[rev]);
         struct value_owner *o = commit_owner(c, &c->commits[rev]);
 
-        if (o)
+        if (rename)
+            commit_of_rename(c, rev, rename);
+        else if (o)
             commit_of_put(c, rev, o);
         else if (c->acked[rev] && c->acked[rev]->kind == REC_DELETE)
             check_effect(c, c->acked[rev], rev);

@@ -40,6 +40,7 @@ static const struct {
                    &etcdserverpb__watch_response__descriptor},
     [REC_NOTICE] = {"notice", &etcdserverpb__watch_create_request__descriptor,
                     &etcdserverpb__watch_response__descriptor},
+    [REC_RENAME] = {"rename", &cairn__rename_request__descriptor, &cairn__rename_response__descriptor},
 };
 
 const ProtobufCMessageDescriptor *rec_request(enum rec_kind kind) { return kinds[kind].req; }

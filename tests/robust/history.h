@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include "bytes.h"
 #include "rpc.pb-c.h"
+#include "tree.pb-c.h"
 
 enum rec_kind {
     REC_PUT,
@@ -26,6 +27,7 @@ enum rec_kind {
     REC_HASH,      /* HashKV, after everything has come to rest */
     REC_WATCH,     /* a watch was asked for: req is its WatchCreateRequest */
     REC_NOTICE,    /* resp: a WatchResponse of watch `stream`, arrived at end_ns; start_ns is the same */
+    REC_RENAME,    /* cairn.Tree/Rename, which no etcd has */
     REC_KINDS
 };
 

@@ -49,6 +49,7 @@ enum journal_kind {
     JOURNAL_REVOKE = 6,
     JOURNAL_EXPIRE = 7, /* n x u64le lease ids */
     JOURNAL_ALARM = 9,
+    JOURNAL_RENAME = 13,
     JOURNAL_KINDS = 14
 };
 

@@ -3,6 +3,7 @@
  *
  *     k/00 .. k/11    puts, deletes, transactions over them, reads of one and of all
  *     l/LEASE/0..2    keys of leases; only a lease's end deletes them
+ *     r/NEW/0..3      directories that are renamed, to a name that nobody has used before
  *
  * Every value is unique ("CLIENT.NUMBER." and padding), so that who wrote what is always known. A transaction that
  * deletes also puts, for the same reason.
@@ -15,7 +16,7 @@ struct client {
     struct load *load;
     struct caller caller;
     uint64_t seed;
-    uint32_t number, member, values, leases;
+    uint32_t number, member, values, leases, dirs;
     struct { int64_t id; uint32_t keys; } lease[LEASES_KEPT];
     Mvccpb__KeyValue last; /* something read not long ago: for comparisons; value is ours */
 };
@@ -69,6 +70,7 @@ static bool is_refusal(int status, const char *text)
     case GRPC_STATUS_FAILED_PRECONDITION:
     case GRPC_STATUS_OUT_OF_RANGE:
     case GRPC_STATUS_RESOURCE_EXHAUSTED:
+    case GRPC_STATUS_UNIMPLEMENTED: /* a rename, of an etcd */
         return true;
     default:
         return strstr(text, "failed to connect") != NULL;
@@ -329,6 +331,54 @@ static void do_compact(struct client *c)
     (void)ask(c, REC_COMPACT, r, NULL);
 }
 
+/* The directory of a key, or its own new one. */
+static ProtobufCBinaryData dir_of(struct client *c, const Mvccpb__KeyValue *kv)
+{
+    char name[40];
+    const uint8_t *slash = kv ? memrchr(kv->key.data, '/', kv->key.len) : NULL;
+
+    if (slash)
+        return bin(kv->key.data, (size_t)(slash + 1 - kv->key.data));
+    return bin(name, (size_t)snprintf(name, sizeof name, "r/%u.%u/", c->number, c->dirs++));
+}
+
+/* As at a mount: files come and go, and all of a directory is moved, if it is still as it was read. */
+static void do_dir(struct client *c)
+{
+    Etcdserverpb__RangeRequest *all = message(&etcdserverpb__range_request__descriptor);
+    const Etcdserverpb__RangeResponse *found;
+    const Mvccpb__KeyValue *kv;
+    uint64_t what = below(&c->seed, 10);
+    struct rec r;
+
+    all->key = bin("r/", 2);
+    all->range_end = bin("r0", 2);
+    if (ask(c, REC_RANGE, all, &r) != 0)
+        return;
+    found = (const void *)r.resp;
+    kv = found->n_kvs ? found->kvs[below(&c->seed, found->n_kvs)] : NULL;
+    if (kv == NULL || what < 5) {
+        ProtobufCBinaryData dir = dir_of(c, found->n_kvs < 8 && what < 2 ? NULL : kv);
+        char key[80];
+
+        (void)ask(c, REC_PUT, new_put(c, bin(key, (size_t)snprintf(key, sizeof key, "%.*s%u", (int)dir.len, dir.data,
+                                                                   (unsigned)below(&c->seed, 4)))), NULL);
+        free(dir.data);
+    } else if (what == 5) {
+        Etcdserverpb__DeleteRangeRequest *d = message(&etcdserverpb__delete_range_request__descriptor);
+
+        d->key = bin(kv->key.data, kv->key.len);
+        (void)ask(c, REC_DELETE, d, NULL);
+    } else {
+        Cairn__RenameRequest *m = message(&cairn__rename_request__descriptor);
+
+        m->from = dir_of(c, kv);
+        m->to = dir_of(c, NULL);
+        m->revision = found->header->revision - (int64_t)(below(&c->seed, 4) ? 0 : below(&c->seed, 50));
+        (void)ask(c, REC_RENAME, m, NULL);
+    }
+}
+
 static void *client_main(void *arg)
 {
     struct worker *w = arg;
@@ -348,6 +398,8 @@ static void *client_main(void *arg)
             do_delete(&c);
         else if (what < 48)
             do_txn(&c);
+        else if (what < 56)
+            do_dir(&c);
         else if (what < 80)
             do_range(&c);
         else if (what < 99)

@@ -8,8 +8,8 @@
  *     robust probe                               exit 0: this machine can; 77: it cannot, and why
  *
  * From the environment: SEED; MEMBERS (3); FAULT_S, seconds of faults (6); FAULT, its main fault (by the seed);
- * ALONE=1: no other; TOGETHER=1: never one alone (every other seed); LEAST, calls that must have been answered (2000); LONGEST,
- * milliseconds of a pause (3000, and 30000 for one of four whose main fault it is).
+ * ALONE=1: no other; TOGETHER=1: never one alone (every other seed); LEAST, calls that must have been answered (2000);
+ * LONGEST, milliseconds of a pause (3000, and 30000 for one of four whose main fault it is).
  * Prints one line: "ok" or "not ok", the seed, what happened. DIRECTORY then holds history, faults and logs; the
  * members' data is copied there when something was wrong, for it lies on file systems that end with this process.
  */
@@ -311,10 +311,10 @@ static void tell(struct run *r, const struct check_facts *f, double check_s)
     printf("; %" PRIu64 " calls answered, %" PRIu64 " revisions, %" PRIu64 " writes, %" PRIu64 " refused, %" PRIu64
            " unknown (%" PRIu64 " found), %" PRIu64 " reads (%" PRIu64 " serializable), %" PRIu64 " watches (%" PRIu64
            " events, %" PRIu64 " progress), leases %" PRIu64 " expired %" PRIu64 " revoked, %" PRIu64
-           " renewals, %" PRIu64 " compactions",
+           " renewals, %" PRIu64 " compactions, %" PRIu64 " renames and %" PRIu64 " not done",
            atomic_load(&r->load.done), f->revisions, f->writes, f->refused, f->unknown, f->unknown_found, f->reads,
            f->serializable, f->watches, f->events, f->progress, f->leases_expired, f->leases_revoked, f->keepalives,
-           f->compactions);
+           f->compactions, f->renames, f->renames_none);
     printf("; logs: %" PRIu64 " entries from index %" PRIu64 ", %" PRIu64 " cut, %" PRIu64 " revisions; healed in %"
            PRId64 " ms, checked in %.2f s\n", f->entries, f->entries_from, f->entries_cut, f->entries_revs,
            r->healed_ms, check_s);

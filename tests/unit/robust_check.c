@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* robust_check.c - the checker of histories (tests/robust/check.c) is tried itself: it says nothing against histories
  * of a correct store (robust_store.inc), and finds nearly everything that a broken one could have done. One thing is
- * made wrong, of 24 kinds: in what was answered, or in what the store does. robust_logs.c does the same to logs.
+ * made wrong, of 27 kinds: in what was answered, or in what the store does. robust_logs.c does the same to logs.
  *
  *   SEED=n    CLEAN=n histories without a fault (150)    EACH=n of each kind with one (30)
  */
@@ -75,6 +75,11 @@ static bool is_deleted(struct history *h, struct rec *r)
     return r->kind == REC_DELETE && r->outcome == DONE;
 }
 static bool is_hash(struct history *h, struct rec *r) { (void)h; return r->kind == REC_HASH; }
+static bool is_renamed(struct history *h, struct rec *r)
+{
+    (void)h;
+    return r->kind == REC_RENAME && r->outcome == DONE;
+}
 static bool put_prev(struct history *h, struct rec *r)
 {
     (void)h;
@@ -132,6 +137,8 @@ enum wrong {
     W_DELETE_COUNT,
     W_PUT_PREV,
     W_HASH,
+    W_RENAME_KEYS,
+    W_RENAME_OUTCOME,
     WRONGS
 };
 static const char *const wrong_names[] = {"commit lost",
@@ -151,7 +158,9 @@ static const char *const wrong_names[] = {"commit lost",
                                           "other branch",
                                           "deletes counted",
                                           "prev_kv of a put",
-                                          "hash"};
+                                          "hash",
+                                          "keys renamed",
+                                          "outcome of a rename"};
 
 static bool make_wrong(struct history *h, enum wrong w)
 {
@@ -172,7 +181,9 @@ static bool make_wrong(struct history *h, enum wrong w)
                                                                          [W_TXN_BRANCH] = is_txn,
                                                                          [W_DELETE_COUNT] = is_deleted,
                                                                          [W_PUT_PREV] = put_prev,
-                                                                         [W_HASH] = is_hash};
+                                                                         [W_HASH] = is_hash,
+                                                                         [W_RENAME_KEYS] = is_renamed,
+                                                                         [W_RENAME_OUTCOME] = is_renamed};
     struct rec *r = pick(h, fits[w]);
     int64_t at;
 
@@ -259,6 +270,12 @@ static bool make_wrong(struct history *h, enum wrong w)
     case W_HASH:
         ((Etcdserverpb__HashKVResponse *)r->resp)->hash++;
         break;
+    case W_RENAME_KEYS:
+        ((Cairn__RenameResponse *)r->resp)->keys++;
+        break;
+    case W_RENAME_OUTCOME:
+        ((Cairn__RenameResponse *)r->resp)->outcome ^= 1;
+        break;
     case WRONGS:
         break;
     }
@@ -283,6 +300,8 @@ static void correct_histories_pass(void)
         all.reads += f.reads;
         all.events += f.events;
         all.unknown_found += f.unknown_found;
+        all.renames += f.renames;
+        all.renames_none += f.renames_none;
         all.leases_expired += f.leases_expired;
         all.leases_revoked += f.leases_revoked;
         history_fini(&h);
@@ -290,6 +309,7 @@ static void correct_histories_pass(void)
             return;
     }
     /* Else they would have been of nothing. */
+    CHECK(all.renames && all.renames_none);
     CHECK(all.writes && all.reads && all.events && all.unknown_found && all.leases_expired && all.leases_revoked);
 }
 
@@ -318,7 +338,7 @@ static void broken_stores_are_found(void)
 {
     static const char *const bug_names[] = {
         "",           "lease ends early",  "key outlives its lease",  "acknowledged, never done",
-        "done twice", "refused, and done", "renewed when it was gone"};
+        "done twice", "refused, and done", "renewed when it was gone", "renamed but for one key"};
 
     made_wrong = found = 0;
     for (int b = NO_BUG + 1; b < BUGS; b++) {
