@@ -109,6 +109,7 @@ mutant 'the last key of a directory is not moved'   sim daemon/txn_rename.c 's/e
 mutant 'a rename of what is newer than was read'    sim daemon/txn_rename.c 's/        if (c.rev.main > req->revision)/        if (0)/'
 mutant 'a rename of one key more than the limit'    sim daemon/txn_rename.c 's/f->n > LIMIT_RENAME_KEYS/f->n > LIMIT_RENAME_KEYS + 1/'
 mutant 'a rename in the reverse order of its keys'  sim daemon/txn_rename.c 's/    for (size_t i = 0; !err \&\& i < f->n; i++)$/    for (size_t i = f->n; !err \&\& i-- > 0;)/'
+mutant 'unstored entries leave the cache'           sim daemon/entry.c 's/    if (e->index < c->keep_from)/    if (0)/'
 mutant 'a faulty member votes'                      sim raftcore/election.c 's/ || r->fence) {/) {/'
 mutant 'a faulty member stands'                     sim raftcore/election.c 's/ \&\& r->fence == 0 \&\& / \&\& /'
 mutant 'repaired by what is older than the fence'   sim raftcore/raft.c 's/termlog_term(&r->log, r->apply_to) > r->fence)/r->apply_to)/'
