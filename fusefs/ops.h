@@ -91,6 +91,7 @@ struct op {
     struct fuse_file_info fi;
     struct handle *handle; /* the kernel's to release once it has been told; else ours to free */
     struct gate gate;
+    struct key_meta made; /* of the key made at once */
     void (*read_done)(struct wait *w, int err); /* of op_read_for_change(), and until when it asks again */
     int64_t read_until_ms;
     struct commit_wait commit;
@@ -166,6 +167,13 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
 void open_flags(const struct fs *fs, struct fuse_file_info *fi, const struct handle *h);
 /* ops_create.c */
 int fs_check_name(const struct fs *fs, const struct node *dir, const char *name, bool is_dir);
+/* What is made at once in op->node, as key, is made only if the directory is there still: others may have renamed or removed
+ * it. That can be told of one that has a marker: by the marker, and if that has gone (it is looked at on failure), or the
+ * watch has said that the directory has, by any key below. op->off says which; the caller begins anew when make_refused() is -1, else that is its error. */
+void make_in_dir(struct op *op, struct txn *t, struct slice key);
+int make_refused(struct op *op, const struct txn *t);
+/* It was made. Runs done once its directory is listed here, or else (gone since) with an error, perhaps at once. */
+void make_shown(struct op *op, void (*done)(struct wait *w, int err));
 /* ops_dir.c */
 void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);

@@ -51,18 +51,63 @@ static void create_ofile(fuse_req_t req, struct node *dir, const char *name, enu
     }
 }
 
+/* ---- in a directory that is there still ---------------------------------------------------------- */
+
+enum { BY_MARKER, BY_ANY_KEY }; /* op->off */
+
+void make_in_dir(struct op *op, struct txn *t, struct slice key)
+{
+    uint8_t *marker = NULL, *end = NULL;
+    size_t len, end_len;
+
+    if (!op->node->present)
+        op->off = BY_ANY_KEY; /* it has gone, as far as is known here */
+    op->size = op->node->parent && (op->node->dir->marker.mod_rev || op->off == BY_ANY_KEY);
+    if (op->size == 0 || node_key(op->fs->tree, op->node, &marker, &len) != 0 || (end = malloc(len + 1)) == NULL) {
+        op->size = 0;
+    } else if (op->off == BY_MARKER) {
+        txn_compare(t, slice_of(marker, len), SLICE_NONE, TXN_CREATE_REV, TXN_GREATER, 0);
+        txn_look_on_failure(t, slice_of(marker, len));
+    } else {
+        end_len = codec_prefix_end(slice_of(marker, len), end); /* of no key at all the server says 0 */
+        txn_compare(t, slice_of(marker, len), slice_of(end, end_len), TXN_CREATE_REV, TXN_GREATER, 0);
+        txn_look_on_failure(t, key);
+    }
+    free(marker);
+    free(end);
+}
+
+int make_refused(struct op *op, const struct txn *t)
+{
+    if (op->size == 0 || txn_now_rev(t))
+        return EEXIST;
+    if (op->off == BY_ANY_KEY)
+        return tree_child(op->fs->tree, op->node, slice_str(op->name)) ? EEXIST : ENOENT;
+    op->off = BY_ANY_KEY;
+    return -1;
+}
+
+void make_shown(struct op *op, void (*done)(struct wait *w, int err))
+{
+    op->wait = (struct wait){.done = done};
+    if (tree_child(op->fs->tree, op->node, slice_str(op->name)) || !op->node->present)
+        done(&op->wait, 0);
+    else
+        tree_enter(op->fs->tree, op->node, &op->wait);
+}
+
 /* ---- as a key at once --------------------------------------------------------------------------- */
 
-static void born_done(struct txn *t, void *arg, int err)
+static void create_exclusive(struct op *op);
+
+static void born_shown(struct wait *w, int err)
 {
-    struct op *op = arg;
-    struct fs *fs = op->fs;
-    struct node *n = err == 0 ? tree_child(fs->tree, op->node, slice_str(op->name)) : NULL;
-    const struct key_meta *meta = txn_put_meta(t, 0);
+    struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
+    struct node *n = err == 0 ? tree_child(op->fs->tree, op->node, slice_str(op->name)) : NULL;
     struct handle *h;
 
     if (n == NULL || n->kind == NODE_DIR) {
-        op_err(op, err == -1 ? EEXIST : err ? err : EIO);
+        op_err(op, err ? err : ESTALE); /* made, and gone or moved by others since: the kernel looks again */
         op_free(op);
         return;
     }
@@ -71,18 +116,32 @@ static void born_done(struct txn *t, void *arg, int err)
         op_free(op);
         return;
     }
-    h = handle_new(fs, n, NULL, op->fi.flags, op->pid,
-                   value_new(SLICE_NONE, meta ? meta : &(struct key_meta){0}));
+    h = handle_new(op->fs, n, NULL, op->fi.flags, op->pid, value_new(SLICE_NONE, &op->made));
     if (h == NULL) {
         op_err(op, ENOMEM);
     } else {
         h->now.whole = true; /* it is ours: what we write replaces the emptiness it was born with */
-        h->expected_rev = txn_rev(t);
-        open_flags(fs, &op->fi, h);
+        h->expected_rev = op->made.mod_rev;
+        open_flags(op->fs, &op->fi, h);
         if (!op_create(op, n, &op->fi))
             handle_free(h);
     }
     op_free(op);
+}
+
+static void born_done(struct txn *t, void *arg, int err)
+{
+    struct op *op = arg;
+
+    if (err == -1 && (err = make_refused(op, t)) == -1) {
+        create_exclusive(op);
+    } else if (err) {
+        op_err(op, err);
+        op_free(op);
+    } else {
+        op->made = txn_put_meta(t, 0) ? *txn_put_meta(t, 0) : (struct key_meta){.mod_rev = txn_rev(t)};
+        make_shown(op, born_shown);
+    }
 }
 
 static void create_exclusive(struct op *op)
@@ -102,6 +161,7 @@ static void create_exclusive(struct op *op)
     } else {
         txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_put(t, slice_of(key, len), empty, 0);
+        make_in_dir(op, t, slice_of(key, len));
         txn_exclusive(t);
         keep_new_file(fs->keeper, op->node, t);
         txn_run(t);

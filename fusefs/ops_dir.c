@@ -282,18 +282,32 @@ bool fs_made_dir(const struct fs *fs, const struct node *n, pid_t tid)
     return false;
 }
 
-static void mkdir_done(struct txn *t, void *arg, int err)
+static void mkdir_start(struct op *op);
+
+static void mkdir_shown(struct wait *w, int err)
 {
-    struct op *op = arg;
+    struct op *op = (struct op *)((char *)w - offsetof(struct op, wait));
     struct node *n = err == 0 ? tree_child(op->fs->tree, op->node, slice_str(op->name)) : NULL;
 
-    (void)t;
     if (n) {
         remember_made(op->fs, n, op->pid);
         (void)op_entry(op, n);
     } else
-        op_err(op, err == -1 ? EEXIST : err ? err : EIO);
+        op_err(op, err ? err : ESTALE); /* made, and gone or moved by others since: the kernel looks again */
     op_free(op);
+}
+
+static void mkdir_done(struct txn *t, void *arg, int err)
+{
+    struct op *op = arg;
+
+    if (err == -1 && (err = make_refused(op, t)) == -1) {
+        mkdir_start(op);
+    } else if (err) {
+        op_err(op, err);
+        op_free(op);
+    } else
+        make_shown(op, mkdir_shown);
 }
 
 /* Neither the file's key nor anything below the directory's may exist. */
@@ -318,6 +332,7 @@ static void mkdir_start(struct op *op)
         txn_compare(t, slice_of(marker.ptr, marker.len - 1), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_compare(t, marker, slice_of(end, end_len), TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_put(t, marker, empty, 0);
+        make_in_dir(op, t, marker);
         txn_exclusive(t);
         txn_run(t);
     }

@@ -105,6 +105,60 @@ left = [d for d in os.listdir(m) if d.startswith("busy") and d != "busy%d" % mov
 assert left == [], left
 PY
 }
+# makers DIR DIR: names are made and removed at once by one mount while the other (or the same) renames the directory above them:
+# none lands under an old name, each that was acknowledged is there. Of the same mount none fails. By another one a name may be
+# made and move before its maker is told: to it the place is gone.
+makers() {
+    timeout 100 python3 - "$@" <<'PY'
+import errno, os, sys, threading
+renamer, maker = sys.argv[1:]
+same, stop, bad, made, lost = renamer == maker, threading.Event(), [], [set() for i in range(4)], []
+os.makedirs(renamer + "/made0/in/deep")
+at = [0]
+def work(i):
+    n = 0
+    while not stop.is_set():
+        n += 1
+        d, name = (inside if same else f"{maker}/made{at[0]}/in/deep"), f"{i}-{n}"
+        try:
+            if n % 4 == 0: os.mkdir(f"{d}/{name}")
+            else: os.close(os.open(f"{d}/{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            made[i].add(name)
+            if n % 4 == 1 and same:
+                os.rename(f"{d}/{name}", f"{d}/{name}.moved")
+                made[i].remove(name), made[i].add(name + ".moved")
+            elif n % 4 == 2 and same:
+                os.unlink(f"{d}/{name}")
+                made[i].remove(name)
+        except OSError as e:
+            (bad if same or e.errno not in (errno.ENOENT, errno.ESTALE) else lost).append((name, e))
+os.chdir(renamer + "/made0/in/deep")
+inside = "."
+if not same: os.listdir(maker + "/made0/in/deep")
+ts = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+[t.start() for t in ts]
+moved = 0
+for k in range(40):
+    try:
+        os.rename(f"{renamer}/made{moved}", f"{renamer}/made{moved + 1}"); moved += 1
+        at[0] = moved
+    except OSError as e:
+        if e.errno != errno.EXDEV: raise  # somebody works in it: mv would copy
+    if sum(map(len, made)) > 60: break    # more go by another call, which only one server has
+stop.set()
+[t.join() for t in ts]
+print(moved, sum(map(len, made)), "made,", len(lost), "not")
+assert not bad, bad[:5]
+assert moved > 2, moved
+there = set(os.listdir(f"{renamer}/made{moved}/in/deep"))
+told, unsure = set().union(*made), {name for name, e in lost}
+assert told <= there <= told | unsure, (told - there, there - told - unsure)
+left = [d for d in os.listdir(renamer) if d.startswith("made") and d != f"made{moved}"]
+assert left == [], left
+PY
+}
+made_inside() { makers "$M" "$M" && same "$(ctl get --prefix made --keys-only | grep -o '^made[0-9]*/' | sort -u | wc -l)" 1 && ctl del --prefix made >/dev/null; }
+made_by_another() { mount_at "$M.maker" "" && makers "$M" "$M.maker" && same "$(ctl get --prefix made --keys-only | grep -o '^made[0-9]*/' | sort -u | wc -l)" 1 && umount "$M.maker" && ctl del --prefix made >/dev/null; }
 swap_file() { # a file that is only here goes along
     mkdir "$M/sw" && echo text >"$M/sw/k" && echo swap >"$M/sw/.k.swp" && mv "$M/sw" "$M/sw2" && same "$(cat "$M/sw2/.k.swp")" swap && same "$(value sw2/.k.swp)" "" &&
         same "$(value sw2/k)" text && rm "$M/sw2/.k.swp" && same "$(ls -A "$M/sw2")" k
@@ -229,6 +283,8 @@ run() {
     check "open files follow" open_files
     check "locks by O_EXCL" excl_lock
     check "commits under way" busy_writers
+    check "names are made and removed in it" made_inside
+    check "names are made in it by another mount" made_by_another
     check "the overlay's files" swap_file
     check "a bind mount of a file" bound
     command -v inotifywait >/dev/null && check "a watcher" watched
