@@ -12,7 +12,7 @@
 #   IDLE=1  the mount itself reads and saves nothing: what is lost is seen by its watch alone
 #
 # Each round prints, in ms, the longest time without: read  a linearizable read (option strict); save  a save of one file, opened, written
-# and closed; event  an event of a key that another mount saves, by another endpoint; other  one of its saves.
+# and closed; new  a file that was not there, written and closed; excl  one that is made by O_EXCL; event  an event of a key that another mount saves, by another endpoint; other  one of its saves.
 # terms says how many terms went by: more than one are elections that failed, which no mount can shorten.
 # Links are cut on the bridge's side, so that nobody is told. Then the distribution: p50, p90, p99, max; and what failed.
 import errno, json, os, random, shutil, signal, subprocess, sys, tempfile, threading, time, traceback
@@ -96,7 +96,8 @@ def calm(seconds=60):
     raise SystemExit("not calm: " + open(M + "/.etcd/status").read())
 
 # ---- the work: when each kind last went well --------------------------------------------------------------------------------
-done = {"read": [], "save": [], "event": [], "other": []}
+done = {"read": [], "save": [], "new": [], "excl": [], "event": [], "other": []}
+OURS = "read", "save", "new", "excl"  # what the mount itself does
 failed = {}
 other_at = None
 def worker(kind, pause, what):
@@ -119,6 +120,16 @@ def put(path, n):
     try: os.write(f, str(n).encode())
     finally: os.close(f)
 def save(n): put(M + "/c/save", n)
+def make(path, flags):
+    f = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644)
+    try: os.write(f, b"new")
+    finally: os.close(f)
+    made.append(path)
+made = []
+def new_file(n): make(f"{M}/c/new{n}", os.O_TRUNC)
+def excl(n): make(f"{M}/c/excl{n}", os.O_EXCL)
+def sweep():  # what was made, between the rounds
+    while made: os.unlink(made.pop())
 def other(n): put(f"{T}/mnt{other_at}/c/other", n)
 def events():
     f, rest = os.open(M + "/.etcd/events/c/.all", os.O_RDONLY), b""
@@ -150,6 +161,7 @@ def heal(i):
 def one_round():
     global other_at
     ids, leader = calm()
+    sweep()
     i = in_use()
     if (leader == i) != (ROLE == "leader"):
         to = i if ROLE == "leader" else next(k for k in MEMBERS if k != i)
@@ -164,11 +176,11 @@ def one_round():
     lose(lost)
     time.sleep(0.2)
     while time.monotonic() < t0 + 15:
-        recent = [bool(d) and d[-1] > t0 + 0.2 for k, d in done.items() if not (IDLE and k in ("read", "save"))]
+        recent = [bool(d) and d[-1] > t0 + 0.2 for k, d in done.items() if not (IDLE and k in OURS)]
         if all(recent) and time.monotonic() > t0 + 2.5: break
         time.sleep(0.05)
     t1 = time.monotonic()
-    row = {k: gap(k, t0, t1) for k in done if not (IDLE and k in ("read", "save"))}
+    row = {k: gap(k, t0, t1) for k in done if not (IDLE and k in OURS)}
     row["terms"], row["moved"] = term() - term0, in_use() != i
     heal(lost)
     return row
@@ -186,7 +198,7 @@ def main():
     for name in "read", "save", "other": open(f"{M}/c/{name}", "w").write("still here")
     other_at = 2
     threading.Thread(target=events, daemon=True).start()
-    if not IDLE: worker("read", 0.01, read), worker("save", 0.02, save)
+    if not IDLE: worker("read", 0.01, read), worker("save", 0.02, save), worker("new", 0.02, new_file), worker("excl", 0.02, excl)
     worker("other", 0.02, other)
     rows = []
     while len(rows) < ROUNDS:
