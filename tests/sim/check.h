@@ -30,7 +30,7 @@
  * AUTH        no part of a cluster's agreement: tests of the services
  * MEMBERSHIP  SameOnAllMembers ApplyDeterministic (the rows are hashed), model_alarm · NoZombie: one that was removed leads
  *             no more, check_leader, and is asked all the same until it is ended · QuorumNeverLostByAcceptedChange liveness
- *             IdNeverReused model_conf_check: the members must refuse it too
+ *             IdNeverReused model_conf_check: the members must refuse it too · AnswersAreAskedFor (of states) net_check
  * RESOURCE    by tests of each limit (ARCHITECTURE.md), no matter of a schedule
  * LIVENESS    LeaderWithin, Progress, EveryMemberCatchesUp liveness · ShutdownWithin: real threads, tests/unit/rpc.c
  */

@@ -67,6 +67,7 @@ struct sim_member {
     struct account *account;
     struct lease_table *leases;
     uint64_t boot;
+    uint64_t state_asked[MEMBERS_SIM_MAX]; /* in this boot, by each member: the highest index whose state hash it wants */
 
     uint64_t at[THREADS];
     uint64_t disk_us; /* a write takes up to this */
@@ -658,6 +659,7 @@ static inline bool member_start(struct sim_member *m)
     assert(!m->up && m->exists);
     m->failed = m->crashing = false;
     m->boot++;
+    memset(m->state_asked, 0, sizeof m->state_asked);
     err = member_open_dir(m);
     if (err)
         world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": no data directory", m->id);

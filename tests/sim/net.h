@@ -6,7 +6,8 @@
  * mostly; a packet may straggle. A cut link eats; whoever sends may be told (turn_unreachable). A process that dies is
  * noticed by some (turn_suspect).
  *
- * Here too is what every message must be true to: a vote or a match that is said is on the platters of who says it.
+ * Here too is what every message must be true to: a vote or a match that is said is on the platters of who says it; an
+ * answer about the state was asked for.
  */
 #pragma once
 #include "daemon/peer.h"
@@ -60,6 +61,9 @@ static inline void net_check(struct sim_member *m, const struct peer_msg *msg)
     const struct raft_msg *r = &msg->raft;
     struct world *w = m->w;
 
+    if (msg->kind == PEER_STATE_ANSWER && msg->to < MEMBERS_SIM_MAX && msg->index > m->state_asked[msg->to])
+        world_fail(w, "AnswersAreAskedFor", "member %" PRIu64 " tells %" PRIu64 " its state at %" PRIu64, m->id, msg->to,
+                   msg->index);
     if (msg->kind != PEER_RAFT)
         return;
     if (r->from != m->id)
@@ -251,6 +255,8 @@ static inline void net_arrive(struct sim *s, struct datagram *p)
         return;
     }
     net_line(s, "hears", msg);
+    if (msg->kind == PEER_STATE_HASH && msg->index > m->state_asked[p->from])
+        m->state_asked[p->from] = msg->index;
     datagram_free(p);
     turn_receive(m->turn, msg);
 }
