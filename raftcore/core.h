@@ -106,7 +106,7 @@ struct raft {
     bool lease_over;              /* for the rest of this term: we told somebody to campaign */
 
     /* Deadlines; UINT64_MAX: none. */
-    uint64_t election_at, heartbeat_at, quorum_at, transfer_at;
+    uint64_t election_at, heartbeat_at, quorum_at, transfer_at, read_at;
 
     uint64_t dropped;
 
@@ -172,7 +172,8 @@ void leader_deadlines(struct raft *r);
 void leader_stored(struct raft *r);
 void leader_applied(struct raft *r);
 void leader_conf_changed(struct raft *r);
-void leader_heartbeat(struct raft *r);
+void leader_heartbeat(struct raft *r); /* to all */
+void leader_heartbeat_to(struct raft *r, const struct progress *p);
 void leader_on_append_reply(struct raft *r, const struct raft_msg *m);
 void leader_on_heartbeat_reply(struct raft *r, const struct raft_msg *m);
 void leader_on_unreachable(struct raft *r, uint64_t id);

@@ -89,23 +89,24 @@ static void commit_moved(struct raft *r)
         tell_commit(r);
 }
 
+void leader_heartbeat_to(struct raft *r, const struct progress *p)
+{
+    struct raft_msg *m = raft_send(r, RAFT_HEARTBEAT, p->id);
+
+    if (m == NULL)
+        return;
+    /* Never beyond what is known to agree there: a follower takes it without a comparison. */
+    m->commit = p->match < r->commit ? p->match : r->commit;
+    m->index = r->commit; /* for as much as it knows by itself to agree */
+    m->ctx = r->read_seq;
+}
+
 void leader_heartbeat(struct raft *r)
 {
     read_lease_probe(r);
-    for (uint32_t i = 0; i < r->n_prs; i++) {
-        const struct progress *p = &r->prs[i];
-        struct raft_msg *m;
-
-        if (p->id == r->id)
-            continue;
-        m = raft_send(r, RAFT_HEARTBEAT, p->id);
-        if (m == NULL)
-            return;
-        /* Never beyond what is known to agree there: a follower takes it without a comparison. */
-        m->commit = p->match < r->commit ? p->match : r->commit;
-        m->index = r->commit; /* for as much as it knows by itself to agree */
-        m->ctx = r->read_seq;
-    }
+    for (uint32_t i = 0; i < r->n_prs; i++)
+        if (r->prs[i].id != r->id)
+            leader_heartbeat_to(r, &r->prs[i]);
     r->heartbeat_at = r->now + r->heartbeat_ms;
 }
 
@@ -335,8 +336,10 @@ void leader_deadlines(struct raft *r)
     }
     if (r->now >= r->quorum_at && !check_quorum(r))
         return;
-    if (r->now >= r->heartbeat_at)
+    if (r->now >= r->heartbeat_at || r->now >= r->read_at) {
+        r->read_at = UINT64_MAX; /* whoever was asked for the round is slow: all are */
         leader_heartbeat(r);
+    }
 }
 
 /* ---- answers ----------------------------------------------------------------------------------- */

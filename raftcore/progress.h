@@ -19,6 +19,7 @@ struct progress {
     bool recent_active; /* heard from since the last quorum check */
     bool paused;        /* PROBE: one is on its way. REPLICATE: the window is full */
     uint64_t read_ack;  /* the newest read round it has confirmed */
+    bool read_quick;    /* a voter that had confirmed the last round by the time a majority had */
     /* The last index of each APPEND on its way, oldest at head; ascending. */
     uint64_t window[RAFT_INFLIGHT_MAX];
     uint32_t window_head, window_n;

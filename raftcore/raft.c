@@ -43,7 +43,7 @@ void raft_become_follower(struct raft *r, uint64_t term, uint64_t leader)
     r->campaign = CAMPAIGN_NONE;
     r->vote_seq = 0;
     r->transferee = 0;
-    r->heartbeat_at = r->quorum_at = r->transfer_at = UINT64_MAX;
+    r->heartbeat_at = r->quorum_at = r->transfer_at = r->read_at = UINT64_MAX;
     raft_reset_election(r);
 }
 
@@ -133,6 +133,7 @@ static uint64_t next_deadline(const struct raft *r)
 {
     uint64_t at = r->heartbeat_at < r->quorum_at ? r->heartbeat_at : r->quorum_at;
 
+    at = r->read_at < at ? r->read_at : at;
     if (r->role != RAFT_LEADER && r->wanted != CAMPAIGN_NONE && r->applied < r->commit) {
         /* To stand it waits for its state machine, which wakes nobody: look again soon. */
         uint64_t soon = r->now + r->heartbeat_ms / 50 + 1;
@@ -232,7 +233,7 @@ int raft_init(void *mem, const struct raft_params *p, struct raft **ret_raft)
     r->apply_to = r->commit;
     r->stable = p->last_index;
     r->conf_index = p->applied;
-    r->heartbeat_at = r->quorum_at = r->transfer_at = UINT64_MAX;
+    r->heartbeat_at = r->quorum_at = r->transfer_at = r->read_at = UINT64_MAX;
     raft_set_conf(r, &p->conf);
     raft_reset_election(r);
     /* Nobody else could be the leader, so there is nothing to wait for. */

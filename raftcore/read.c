@@ -7,6 +7,11 @@
  * round that began after its heartbeat left. No number and no context is used twice: etcd's did repeat
  * when a read was tried again, and an old reply answered the new read (etcd issue 20418).
  *
+ * Asked are as few voters as make a majority, those that were quickest the last time; all, when they take long, and now
+ * and then, to see who is quickest. A follower's request is an answer, too: it left after its reads had come, in this
+ * term, so nobody can have led in a later one by then with that follower's vote or with the leader's. Where the two are a
+ * majority, as of three, the request is answered at once.
+ *
  * A leader without a commit in its term does not know what its predecessors committed: rounds wait.
  *
  * With lease_reads every heartbeat is a round of that kind, and extends a lease: who confirmed it will not help to
@@ -15,6 +20,8 @@
  */
 #include "core.h"
 #include "err.h"
+
+#define ASK_ALL_EVERY 64u /* rounds */
 
 static struct read_round *round_at(struct raft *r, uint32_t i)
 {
@@ -74,33 +81,71 @@ static uint64_t read_ack_of(const struct progress *p)
     return p->read_ack;
 }
 
+static void reply(struct raft *r, uint64_t to, uint64_t ctx, uint64_t index)
+{
+    struct raft_msg *m = raft_send(r, RAFT_READ_REPLY, to);
+
+    if (m) {
+        m->ctx = ctx;
+        m->index = index;
+    }
+}
+
 /* The oldest round is done. */
 static void answer_round(struct raft *r)
 {
     const struct read_round *d = round_at(r, 0);
 
-    if (d->from == r->id) {
+    if (d->from == r->id)
         finish_round(r, d->ctx, d->index);
-    } else {
-        struct raft_msg *m = raft_send(r, RAFT_READ_REPLY, d->from);
-
-        if (m) {
-            m->ctx = d->ctx;
-            m->index = d->index;
-        }
-    }
+    else
+        reply(r, d->from, d->ctx, d->index);
     pop_round(r);
+}
+
+/* Every answer that had come when the round was confirmed: the last one made the majority. */
+static void note_quick(struct raft *r, uint64_t seq)
+{
+    for (uint32_t i = 0; i < r->n_prs; i++)
+        r->prs[i].read_quick = r->prs[i].read_ack >= seq && r->prs[i].id != r->id &&
+                               raft_set_has(&r->conf.voters, r->prs[i].id);
 }
 
 void read_check(struct raft *r)
 {
-    uint64_t reached;
+    uint64_t reached, done = 0;
 
     raft_progress_of(r, r->id)->read_ack = r->read_seq;
     reached = raft_quorum_reached(r, read_ack_of);
     lease_extend(r, reached);
-    while (r->reads_n && round_at(r, 0)->seq && round_at(r, 0)->seq <= reached)
+    while (r->reads_n && round_at(r, 0)->seq && round_at(r, 0)->seq <= reached) {
+        done = round_at(r, 0)->seq;
         answer_round(r);
+    }
+    if (done)
+        note_quick(r, done);
+    if (r->reads_n == 0)
+        r->read_at = UINT64_MAX;
+}
+
+/* False: all are to be asked. */
+static bool ask_few(struct raft *r)
+{
+    uint32_t need = r->conf.voters.n / 2, quick = 0; /* besides this member */
+
+    if (r->lease_reads || r->conf.outgoing.n || !raft_set_has(&r->conf.voters, r->id) || r->read_seq % ASK_ALL_EVERY == 0)
+        return false;
+    for (uint32_t i = 0; i < r->n_prs; i++)
+        quick += r->prs[i].read_quick;
+    if (quick < need)
+        return false;
+    for (uint32_t i = 0; i < r->n_prs && need; i++)
+        if (r->prs[i].read_quick) {
+            leader_heartbeat_to(r, &r->prs[i]);
+            need--;
+        }
+    r->read_at = r->now + (r->heartbeat_ms + 9) / 10;
+    return true;
 }
 
 /* Rounds that have not begun begin now, all with one heartbeat. */
@@ -123,7 +168,8 @@ static void begin_rounds(struct raft *r)
         answer_round(r);
     if (!any || r->reads_n == 0)
         return;
-    leader_heartbeat(r);
+    if (!ask_few(r))
+        leader_heartbeat(r);
     read_check(r);
 }
 
@@ -155,8 +201,26 @@ int read_begin(struct raft *r)
     return 0;
 }
 
+/* This member and another one are a majority. */
+static bool two_suffice(const struct raft *r, uint64_t other)
+{
+    const struct raft_set *halves[] = {&r->conf.voters, &r->conf.outgoing};
+
+    for (int h = 0; h < 2; h++) {
+        uint32_t yes = (uint32_t)raft_set_has(halves[h], r->id) + (uint32_t)raft_set_has(halves[h], other);
+
+        if (quorum_vote(yes, 0, halves[h]->n) != QUORUM_WON)
+            return false;
+    }
+    return true;
+}
+
 void read_on_request(struct raft *r, const struct raft_msg *m)
 {
+    if (leader_confirmed(r) && two_suffice(r, m->from)) {
+        reply(r, m->from, m->ctx, r->commit);
+        return;
+    }
     if (r->role != RAFT_LEADER || r->reads_n == RAFT_READS_MAX) {
         raft_drop(r);
         return;
@@ -199,4 +263,5 @@ void read_lose(struct raft *r)
         if (round_at(r, i)->from == r->id)
             r->out.flags |= RAFT_OUT_READS_LOST;
     r->reads_n = 0;
+    r->read_at = UINT64_MAX;
 }

@@ -35,6 +35,8 @@ mutant '5 entries of older terms committed by count' leader.c 's/ || termlog_ter
 mutant '6 read index without a quorum'         read.c     's/    reached = raft_quorum_reached(r, read_ack_of);/    reached = r->read_seq;/'
 mutant '7 a late heartbeat reply confirms a newer round' read.c 's/    p->read_ack = seq;/    p->read_ack = r->read_seq;/; s/if (seq <= p->read_ack)/if (0)/'
 mutant 'T17 read before a commit of the own term' read.c  's/    if (!leader_confirmed(r))/    if (0)/'
+mutant 'T17a a request answered before a commit' read.c  's/    if (leader_confirmed(r) \&\& two_suffice/    if (r->role == RAFT_LEADER \&\& two_suffice/'
+mutant '6a a follower and the leader of five'  read.c     's/quorum_vote(yes, 0, halves\[h\]->n) != QUORUM_WON/halves[h]->n \&\& yes < 2/'
 mutant '9 conflicting suffix not cut'          follower.c 's/    i <= m->last \&\& i <= r->log.last \&\& termlog_term(&r->log, i) == msg_term(m, i)/i <= m->last \&\& i <= r->log.last/; s/while (i <= m->last && i <= r->log.last && termlog_term(&r->log, i) == msg_term(m, i))/while (i <= m->last \&\& i <= r->log.last)/'
 mutant '10 a snapshot over a newer state'       follower.c 's/    if (m->index <= r->commit) {/    if (0) {/; s/    if (termlog_term(\&r->log, m->index) == m->log_term) {/    if (0) {/'
 mutant '11 old configuration after a snapshot' output.c     's/^    raft_set_conf(r, conf);$/    (void)conf;/'

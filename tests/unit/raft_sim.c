@@ -117,13 +117,21 @@ static void cut_off(struct node *n)
         c.cut[i][n->id] = c.cut[n->id][i] = (uint64_t)i != n->id;
 }
 
-/* Everybody else takes the leader's process for dead, whatever it is; it goes on reading. */
+/* A leader that is cut off, with one that still believes in it. */
+static void strand(struct node *leader, struct node *with)
+{
+    for (int i = 1; i <= c.n; i++)
+        c.cut[with->id][i] = c.cut[i][with->id] = c.cut[leader->id][i] && (uint64_t)i != with->id;
+    c.cut[leader->id][with->id] = c.cut[with->id][leader->id] = false;
+}
+
+/* Everybody who does not hear it takes the leader's process for dead, whatever it is; it goes on reading. */
 static void slander(struct node *leader)
 {
     for (int i = 1; i <= c.n; i++) {
         struct node *n = &c.nodes[i];
 
-        if (n->up && !n->paused && n->st.leader == leader->id && n != leader)
+        if (n->up && !n->paused && n->st.leader == leader->id && c.cut[leader->id][i])
             node_raft(&c, n, (struct raft_in){.type = RAFT_IN_SUSPECT, .member = leader->id});
     }
 }
@@ -186,14 +194,18 @@ static void ambush(uint64_t *elections)
     } else if (c.lease_reads && cluster_random(&c, 600) == 0) {
         tempt(leader);
     } else if (cluster_random(&c, 600) == 0) {
+        struct node *with = any_node();
+
         cut_off(leader);
+        if (with != leader && c.n > 3)
+            strand(leader, with);
         slander(leader);
         for (uint32_t ms = 5 * c.heartbeat_ms; ms && !c.failed; ms--) {
             struct node *other = any_node();
 
             cluster_tick(&c);
-            begin_read(leader);
-            if (other != leader)
+            begin_read(cluster_chance(&c, 50) ? leader : with);
+            if (other != leader && other != with)
                 propose(other, 1);
         }
         heal();
