@@ -67,6 +67,7 @@ struct sim_member {
     struct account *account;
     struct lease_table *leases;
     uint64_t boot;
+    bool judges, condemned; /* in this boot: has asked the others for their state; was told that its own is wrong */
     uint64_t state_asked[MEMBERS_SIM_MAX]; /* in this boot, by each member: the highest index whose state hash it wants */
 
     uint64_t at[THREADS];
@@ -615,6 +616,9 @@ static inline void member_damaged_state(void *ctx, const char *what)
 {
     struct sim_member *m = ctx;
 
+    if (!m->judges && !m->condemned)
+        world_fail(m->w, "SameOnAllMembers", "member %" PRIu64 " gives its state up, and no majority has told it: %s", m->id,
+                   what);
     if (!m->s->o.planted[m->id]) /* a snapshot may have mended it meanwhile: it does not know */
         world_fail(m->w, "SameOnAllMembers", "member %" PRIu64 " gives its state up: %s", m->id, what);
     member_start_anew(m);
@@ -660,6 +664,7 @@ static inline bool member_start(struct sim_member *m)
     m->failed = m->crashing = false;
     m->boot++;
     memset(m->state_asked, 0, sizeof m->state_asked);
+    m->judges = m->condemned = false;
     err = member_open_dir(m);
     if (err)
         world_fail(m->w, "RestartPreservesAcked", "member %" PRIu64 ": no data directory", m->id);

@@ -64,6 +64,7 @@ static inline void net_check(struct sim_member *m, const struct peer_msg *msg)
     if (msg->kind == PEER_STATE_ANSWER && msg->to < MEMBERS_SIM_MAX && msg->index > m->state_asked[msg->to])
         world_fail(w, "AnswersAreAskedFor", "member %" PRIu64 " tells %" PRIu64 " its state at %" PRIu64, m->id, msg->to,
                    msg->index);
+    m->judges |= msg->kind == PEER_STATE_HASH;
     if (msg->kind != PEER_RAFT)
         return;
     if (r->from != m->id)
@@ -257,6 +258,7 @@ static inline void net_arrive(struct sim *s, struct datagram *p)
     net_line(s, "hears", msg);
     if (msg->kind == PEER_STATE_HASH && msg->index > m->state_asked[p->from])
         m->state_asked[p->from] = msg->index;
+    m->condemned |= msg->kind == PEER_STATE_WRONG;
     datagram_free(p);
     turn_receive(m->turn, msg);
 }
