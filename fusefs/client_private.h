@@ -140,7 +140,8 @@ extern const struct method client_methods[CLIENT_METHODS];
 /* An answer to it proves a quorum, of the current endpoint. */
 bool client_op_proves(const struct client_op *op);
 
-struct client_op *client_op_new(struct client *c, enum client_method m, const ProtobufCMessage *msg, int64_t timeout_ms);
+struct client_op *client_op_new(struct client *c, enum client_method m, const ProtobufCMessage *msg,
+                                int64_t timeout_ms);
 void client_op_wait(struct client *c, struct client_op *op); /* into c->waiting */
 /* The current endpoint is connected: from here on the request counts as sent. */
 void client_op_start(struct client *c, struct client_op *op);

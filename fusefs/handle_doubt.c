@@ -15,13 +15,15 @@
  *
  * Else it is refused in the usual way: by sending it once more, as it can take effect no more.
  *
- * Bytes are no signature. For a save that is all right: what was wanted is there. One who asked to be the only one (O_EXCL,
- * mkdir, RENAME_NOREPLACE) must not be told so on such a ground, nor that there is another one: it ends with ETIMEDOUT at
- * once. The store keeps nothing else that could tell two creations of one empty file apart, but for a lease. What cannot
- * be told apart otherwise are two equal appends, or two equal renames of one file, by two mounts in that very moment.
+ * Bytes are no signature. For a save that is all right: what was wanted is there. One who asked to be the only one
+ * (O_EXCL, mkdir, RENAME_NOREPLACE) must not be told so on such a ground, nor that there is another one: it ends with
+ * ETIMEDOUT at once. The store keeps nothing else that could tell two creations of one empty file apart, but for a
+ * lease. What cannot be told apart otherwise are two equal appends, or two equal renames of one file, by two mounts in
+ * that very moment.
  *
- * An absent key can be made, and deleted, and so be absent once more. Then the first one, should a member that stood still
- * send it on much later, makes it again: a file that nobody holds. No request of etcd's rules that out, sent again or not.
+ * An absent key can be made, and deleted, and so be absent once more. Then the first one, should a member that stood
+ * still send it on much later, makes it again: a file that nobody holds. No request of etcd's rules that out, sent
+ * again or not.
  *
  * Owner: the core thread.
  */

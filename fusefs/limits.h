@@ -27,7 +27,8 @@
 #define CODEC_NAME_MAX 4095                 /* encoded component, kernel >= 6.15 */
 #define CODEC_NAME_MAX_OLD 1024             /* before */
 #define TREE_VALUES_BYTES (64u << 20)       /* values kept in memory beside those of open handles */
-#define TREE_NODES_MAX 1000000              /* names in memory; beyond it listings are forgotten, as tree_unload.c may */
+#define TREE_NODES_MAX 1000000              /* names in memory; beyond it listings are forgotten, as tree_unload.c
+                                             * may */
 #define TREE_UNLOAD_IDLE_MS 600000          /* of a directory that the kernel knows: not entered for so long */
 #define TREE_UNLOAD_LOOK_MS 5000            /* between two looks for such */
 #define TREE_ANCHORS 1024                   /* pairs of revision and wall time, for mtime */
@@ -49,7 +50,8 @@
 #define FEED_OWN_REVS 16384                 /* own commits remembered until the watch brings them */
 #define FEED_RETRY_MS 100                   /* before a broken watch is opened anew */
 #define FEED_STOOD_MS 1000                  /* one that stood for so long is opened anew at once */
-#define FEED_KEPT_BYTES (64u << 20)         /* of events that wait for the end of a rename; then the watch is opened anew */
+#define FEED_KEPT_BYTES (64u << 20)         /* of events that wait for the end of a rename; then the watch is opened
+                                             * anew */
 #define FEED_WATCH_OPEN_MS 5000             /* a watch that is not created by then is opened anew */
 
 /* ---- injections and invalidations ------------------------------------------- */
@@ -94,7 +96,8 @@
 /* ---- overlay ------------------------------------------------------------------- */
 #define OVERLAY_BYTES (64u << 20)           /* contents of all files that are only here */
 #define OVERLAY_NAMES_BYTES 1024            /* of a list of patterns in .etcd/config */
-#define OVERLAY_LINGER_MS 2000              /* a temporary file after its last close; a key renamed to an editor's name */
+#define OVERLAY_LINGER_MS 2000              /* a temporary file after its last close; a key renamed to an editor's
+                                             * name */
 
 #define QUOTA_DEFAULT_BYTES (2ll << 30)     /* etcd's, for servers older than 3.6, which do not tell theirs */
 #define STATFS_WAIT_MS 300                  /* how long df waits for the server's figures; then the last ones do */

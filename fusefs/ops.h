@@ -142,8 +142,8 @@ pid_t thread_group(pid_t tid); /* 0: unknown (another pid namespace, or it is go
 struct node *fs_child(struct fs *fs, struct node *dir, const char *name, struct ofile **ret_ofile);
 /* Runs resume once no commit of a released handle of n is under way. */
 void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *op));
-/* What a change begins with: the value of op->node, as tree_open_read(). What no quorum confirms is waited for, at most for
- * the grace (EROFS), as any change is. Uses op->wait and op->gate. */
+/* What a change begins with: the value of op->node, as tree_open_read(). What no quorum confirms is waited for, at most
+ * for the grace (EROFS), as any change is. Uses op->wait and op->gate. */
 void op_read_for_change(struct op *op, void (*done)(struct wait *w, int err));
 /* Is it in the directory that is being renamed? What is to be changed there would be so under the old name. */
 bool fs_is_moving(const struct fs *fs, const struct node *n);
@@ -167,9 +167,10 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, s
 void open_flags(const struct fs *fs, struct fuse_file_info *fi, const struct handle *h);
 /* ops_create.c */
 int fs_check_name(const struct fs *fs, const struct node *dir, const char *name, bool is_dir);
-/* What is made at once in op->node, as key, is made only if the directory is there still: others may have renamed or removed
- * it. That can be told of one that has a marker: by the marker, and if that has gone (it is looked at on failure), or the
- * watch has said that the directory has, by any key below. op->off says which; the caller begins anew when make_refused() is -1, else that is its error. */
+/* What is made at once in op->node, as key, is made only if the directory is there still: others may have renamed or
+ * removed it. That can be told of one that has a marker: by the marker, and if that has gone (it is looked at on
+ * failure), or the watch has said that the directory has, by any key below. op->off says which; the caller begins anew
+ * when make_refused() is -1, else that is its error. */
 void make_in_dir(struct op *op, struct txn *t, struct slice key);
 int make_refused(struct op *op, const struct txn *t);
 /* It was made. Runs done once its directory is listed here, or else (gone since) with an error, perhaps at once. */

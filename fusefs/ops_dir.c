@@ -394,8 +394,8 @@ static void rmdir_done(struct txn *t, void *arg, int err)
     op_free(op);
 }
 
-/* Never recursive: the marker goes only if no key but it begins with the directory's name and a slash. known_rev: of the
- * marker, so that it can be sent again if its outcome stays unknown; 0: as it is. */
+/* Never recursive: the marker goes only if no key but it begins with the directory's name and a slash. known_rev: of
+ * the marker, so that it can be sent again if its outcome stays unknown; 0: as it is. */
 static void rmdir_start(struct op *op, int64_t known_rev)
 {
     struct fs *fs = op->fs;

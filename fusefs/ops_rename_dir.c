@@ -9,9 +9,9 @@
  * times EXDEV, since somebody works in it. Each can take effect once only, so one with an unknown outcome can be sent
  * again while the first key is still what it was.
  *
- * The nodes go along (tree_move.c), and with them handles, working directories and files of the overlay. So commits below
- * the directory wait, and so does whatever makes or removes a name there: those under way before it begins, new ones
- * until it has ended and they have their new key; the watch is held until the answer is there. One at a time.
+ * The nodes go along (tree_move.c), and with them handles, working directories and files of the overlay. So commits
+ * below the directory wait, and so does whatever makes or removes a name there: those under way before it begins, new
+ * ones until it has ended and they have their new key; the watch is held until the answer is there. One at a time.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -241,8 +241,8 @@ static void look_in(struct dir_renaming *d, uint64_t ms)
     session_timer_set(&op->fs->session, &op->timer, ms);
 }
 
-/* The first of the keys under its old name, and under its new one. It can take effect once only, so while the old one is
- * as it was it is sent again. */
+/* The first of the keys under its old name, and under its new one. It can take effect once only, so while the old one
+ * is as it was it is sent again. */
 static void looked_now(struct dir_renaming *d, const Mvccpb__KeyValue *from, const Mvccpb__KeyValue *to)
 {
     const Mvccpb__KeyValue *first = d->keys->kvs[0];

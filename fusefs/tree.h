@@ -14,8 +14,8 @@
  * Names in the tree are encoded names (codec.h), so .value cannot meet a key's component.
  *
  * A directory is UNLOADED until it is first entered; then its children are listed at one revision and from
- * there kept up by the watch (feed.h), until memory is short and it is unloaded again (tree_unload.c). A node whose parent is not loaded does not exist. Markers (key "dir/"
- * with empty value) are no child: they set dir->marker.
+ * there kept up by the watch (feed.h), until memory is short and it is unloaded again (tree_unload.c). A node whose
+ * parent is not loaded does not exist. Markers (key "dir/" with empty value) are no child: they set dir->marker.
  *
  * tree.c       nodes, lookup counts
  * tree_names.c names, keys, attributes, listings

@@ -114,7 +114,8 @@ static inline void rig_new(struct rig *r)
     uint8_t bytes[RAFTCONF_BYTES_MAX];
     struct base_options o;
 
-    *r = (struct rig){.clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1, .map_bytes = UINT64_C(1) << 32};
+    *r = (struct rig){
+        .clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1, .map_bytes = UINT64_C(1) << 32};
     snprintf(r->dir, sizeof r->dir, "/tmp/cairn-apply-XXXXXX");
     REQUIRE(mkdtemp(r->dir) != NULL);
     o = rig_base_options(r);

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* crashfs.h - the calls by which this program changes one directory tree, recorded; and what a power cut may leave.
  *
- * Includes the calls themselves (open, write, pwrite, pwritev, ftruncate, fsync, fdatasync, rename, mkdir, unlink, rmdir
- * and their kin): this program's come before the C library's, also for the LMDB library. While crashfs_recording is
- * set, what they do below its root is noted as operations on inodes, so that renames and open files are followed.
- * No sync reaches a disk: what is durable is this file's to say.
+ * Includes the calls themselves (open, write, pwrite, pwritev, ftruncate, fsync, fdatasync, rename, mkdir, unlink,
+ * rmdir and their kin): this program's come before the C library's, also for the LMDB library. While crashfs_recording
+ * is set, what they do below its root is noted as operations on inodes, so that renames and open files are followed. No
+ * sync reaches a disk: what is durable is this file's to say.
  *
  * After the first k operations a crash may have left: whatever a sync of that file or directory covers, and of the
  * rest any subset: each 512-byte sector of each write, each change of a size, each directory entry made, removed or
- * renamed (both names of a rename are one) by itself; writes of one sector in their order. A file that has lost its last
- * sectors is shorter, or as long as it was and zero there. A write through O_DSYNC is durable when it returns, by itself
- * only. This is more than a journaling file system loses, and all that POSIX allows it to.
+ * renamed (both names of a rename are one) by itself; writes of one sector in their order. A file that has lost its
+ * last sectors is shorter, or as long as it was and zero there. A write through O_DSYNC is durable when it returns, by
+ * itself only. This is more than a journaling file system loses, and all that POSIX allows it to.
  *
  * Not followed: the bytes of lock.mdb, which LMDB writes through a mapping and makes anew for its first user.
  * crashfs_is_true compares the record with the tree: a call that was not seen would show.

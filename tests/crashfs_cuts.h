@@ -17,7 +17,8 @@ struct crashfs_cuts {
     uint64_t *seen; /* [CRASHFS_SEEN] */
 };
 
-static inline void crashfs_cuts_init(struct crashfs_cuts *x, bool (*check)(struct crashfs *, const struct crashfs_tree *),
+static inline void crashfs_cuts_init(struct crashfs_cuts *x,
+                                     bool (*check)(struct crashfs *, const struct crashfs_tree *),
                                      uint64_t (*dice)(uint64_t below))
 {
     *x = (struct crashfs_cuts){.check = check, .dice = dice, .seen = calloc(CRASHFS_SEEN, sizeof *x->seen)};
@@ -87,8 +88,8 @@ static inline bool crashfs_is_new(struct crashfs_cuts *x, uint64_t print)
     }
 }
 
-static inline bool crashfs_cut_one(struct crashfs_cuts *x, struct crashfs *f, uint32_t k, const struct crashfs_units *us,
-                                   uint64_t salt)
+static inline bool crashfs_cut_one(struct crashfs_cuts *x, struct crashfs *f, uint32_t k,
+                                   const struct crashfs_units *us, uint64_t salt)
 {
     struct crashfs_tree *t = crashfs_after(f, k, us);
     uint64_t print = crashfs_print(t, 0, 1) + salt * 0x9e3779b97f4a7c15u;

@@ -397,8 +397,8 @@ static void check_prev(const struct client_watcher *w, const Mvccpb__Event *e, c
     }
 }
 
-/* A change that a later one of the same revision hides is gone once that revision is compacted to, as in etcd: who reads
- * that revision after the sweep does not see it. */
+/* A change that a later one of the same revision hides is gone once that revision is compacted to, as in etcd: who
+ * reads that revision after the sweep does not see it. */
 static bool may_be_swept(const struct rig_change *l)
 {
     if (l->main > rig.compact)

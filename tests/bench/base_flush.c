@@ -128,7 +128,8 @@ static size_t arg(int argc, char **argv, int i, size_t otherwise)
 int main(int argc, char **argv)
 {
     size_t updates = arg(argc, argv, 2, 500000), batch = arg(argc, argv, 3, 100000);
-    struct bench b = {.rev = 1, .compact = -1, .keys = arg(argc, argv, 1, 1000000), .lease_every = arg(argc, argv, 4, 0)};
+    struct bench b = {
+        .rev = 1, .compact = -1, .keys = arg(argc, argv, 1, 1000000), .lease_every = arg(argc, argv, 4, 0)};
     char dir[] = "./bench-base-XXXXXX", path[64];
     struct base_options o = {.path = dir, .map_bytes = 1ull << 40, .readers_max = 8};
     uint64_t file, in_use;

@@ -25,7 +25,8 @@ static struct stat attr_of(fuse_ino_t ino)
 
 static void do_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    struct fuse_entry_param e = {.ino = FILE_INO, .attr = attr_of(FILE_INO), .attr_timeout = TIMEOUT_S, .entry_timeout = TIMEOUT_S};
+    struct fuse_entry_param e = {
+        .ino = FILE_INO, .attr = attr_of(FILE_INO), .attr_timeout = TIMEOUT_S, .entry_timeout = TIMEOUT_S};
 
     if (parent == FUSE_ROOT_ID && strcmp(name, "k") == 0)
         (void)fuse_reply_entry(req, &e);

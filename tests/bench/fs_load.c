@@ -3,9 +3,9 @@
  *
  *     fs_load stat|read|save FILE times
  *
- * read is open+read+close, save is open(O_TRUNC)+write of 256 bytes+close. Prints microseconds: the mean of the fastest of
- * BATCHES batches. On a machine that does other things as well the mean of all measures those: of two file systems that do
- * the same with the same system calls it made one 1.1 and another time 1.8 times as slow as the other. */
+ * read is open+read+close, save is open(O_TRUNC)+write of 256 bytes+close. Prints microseconds: the mean of the fastest
+ * of BATCHES batches. On a machine that does other things as well the mean of all measures those: of two file systems
+ * that do the same with the same system calls it made one 1.1 and another time 1.8 times as slow as the other. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* load.c - a small, cheap load generator: gRPC over cleartext HTTP/2 by hand, so that on two cores the server is what is measured.
+/* load.c - a small, cheap load generator: gRPC over cleartext HTTP/2 by hand, so that on two cores the server is what
+ * is measured.
  *
  *     load put    PORT conns streams requests keys value_bytes [first_key]    puts, to random keys (keys = 1: always the same)
  *     load fill   PORT conns streams requests keys value_bytes [first_key]    puts, to the keys in order
@@ -7,9 +8,10 @@
  *     load watch  PORT streams watchers puts                                  one put at a time to streams x watchers watchers
  *     load sync   FILE writes                                                 no server: 512 bytes and fdatasync, over and over
  *
- * Prints one line: rate, mean, p50, p99, p99.9 and max in microseconds, errors. A call counts as good when a message came before
- * its trailers (an error of gRPC's has none). From the environment: SEED; SPIN=1: looks for answers without sleeping, so that
- * what it costs to wake this client (30 us where the other processor idles) is not taken for the server's. */
+ * Prints one line: rate, mean, p50, p99, p99.9 and max in microseconds, errors. A call counts as good when a message
+ * came before its trailers (an error of gRPC's has none). From the environment: SEED; SPIN=1: looks for answers without
+ * sleeping, so that what it costs to wake this client (30 us where the other processor idles) is not taken for the
+ * server's. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -216,8 +218,8 @@ static void call_ended(struct conn *c, uint32_t id)
     load.done++;
 }
 
-/* gRPC messages inside a DATA frame of a watch: they are small and the server does not split them over frames unless blocked, so
- * a message's remainder is carried per connection. */
+/* gRPC messages inside a DATA frame of a watch: they are small and the server does not split them over frames unless
+ * blocked, so a message's remainder is carried per connection. */
 static size_t carry[CONNS_MAX];
 
 static void count_messages(unsigned conn, const uint8_t *p, size_t n)

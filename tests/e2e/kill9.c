@@ -3,8 +3,8 @@
  *
  *     kill9 CAIRND DIRECTORY PORT KILLS
  *
- * Workers put, delete and write pairs of keys in transactions, some with leases, each on keys of its own and one call at
- * a time; others compact (half of them physically, which flushes and sweeps) and defragment. At a random moment the
+ * Workers put, delete and write pairs of keys in transactions, some with leases, each on keys of its own and one call
+ * at a time; others compact (half of them physically, which flushes and sweeps) and defragment. At a random moment the
  * server gets SIGKILL, now and then already while it starts. After each start:
  *
  *   - a key holds what was last acknowledged, with its revision and lease, or what was asked for last without an answer;

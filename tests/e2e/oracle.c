@@ -12,8 +12,9 @@
  * keys, Leases) it is made the same first.
  *
  * Not asked, because etcd 3.4 differs from 3.7 or falls over: sort enums out of range; HashKV at or below the
- * compacted revision (of etcd 3.6 and later: of compactions made in this run); a compaction to 0, of which etcd 3.6 keeps
- * a hash for HashKV(0); a from-key delete and an ignore_value put in one txn; a watch from the compacted revision. */
+ * compacted revision (of etcd 3.6 and later: of compactions made in this run); a compaction to 0, of which etcd 3.6
+ * keeps a hash for HashKV(0); a from-key delete and an ignore_value put in one txn; a watch from the compacted
+ * revision. */
 #include "oracle_wire.inc"
 #include "oracle_requests.inc"
 

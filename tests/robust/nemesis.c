@@ -258,8 +258,8 @@ static enum fault_class class_of(enum fault_kind k)
     return classes[k]; /* the others are of processes */
 }
 
-/* Of one class only one on a member; kill-most is on all of them. No program ends before its disk does what it was told,
- * and one that is paused does not use it. */
+/* Of one class only one on a member; kill-most is on all of them. No program ends before its disk does what it was
+ * told, and one that is paused does not use it. */
 static bool clash(const struct fault *a, const struct fault *b)
 {
     bool same = a->member == b->member || (a->ally && (a->ally == b->member || a->ally == b->ally)) ||

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* check.h - what must hold after every step of a member, and the steps themselves.
  *
- * The invariants of RELIABILITY A.3, each with where it is checked (a function here if no file is named), or why not here:
+ * The invariants of RELIABILITY A.3, each with where it is checked (a function here if no file is named), or why not
+ * here:
  *
  * RAFT        ElectionSafety check_leader, transfer_judge (client.h) · LogMatching oracle_see (oracle.h), of all that is stored
  *             LeaderCompleteness check_leader, check_leader_commit · StateMachineSafety check_commit, oracle_commit

@@ -6,8 +6,8 @@
  * order. With few units every subset is made; with many: none, all, every prefix and suffix, each one alone, all but
  * each one, and some at random. States that are byte for byte the same are made once.
  *
- * A file that has lost its newest sectors is shorter, or zero there. With `stale` some have grown all the same, and what
- * is lost reads as whatever the blocks held before: the bytes of a file that is gone, for one.
+ * A file that has lost its newest sectors is shorter, or zero there. With `stale` some have grown all the same, and
+ * what is lost reads as whatever the blocks held before: the bytes of a file that is gone, for one.
  */
 #pragma once
 #include "fakedisk.h"
@@ -90,7 +90,8 @@ static inline void explore_uncover(const struct fake_inode *from, const struct e
         for (size_t u = 0; u < us->n && !written; u++) {
             const struct fake_write *w = us->u[u].write;
 
-            for (const struct fake_write *own = kept[u] && us->u[u].op == 0 ? from->waiting : NULL; own; own = own->next)
+            for (const struct fake_write *own = kept[u] && us->u[u].op == 0 ? from->waiting : NULL; own;
+                 own = own->next)
                 written |= own == w && w->offset + us->u[u].from <= at && at < w->offset + us->u[u].from + us->u[u].n;
         }
         if (!written)

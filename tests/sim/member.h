@@ -2,8 +2,8 @@
 /* member.h - a whole member in the simulated world: log, store, apply and turn, stepped by hand.
  *
  * Its threads are moments: when the turn, the WAL thread, apply, the flush thread and the hub come round next. A nudge
- * of its mailbox calls one in a little later (the WAL thread: as late as its disk is slow); between two moments anything
- * may happen elsewhere. Its log lies on a fakedisk, its base is LMDB without syncs on a tmpfs.
+ * of its mailbox calls one in a little later (the WAL thread: as late as its disk is slow); between two moments
+ * anything may happen elsewhere. Its log lies on a fakedisk, its base is LMDB without syncs on a tmpfs.
  *
  * A crash throws away all memory. After a power cut the log's disk keeps what was synced and any part of the rest; a
  * cut within a write is a disk whose n-th call from now on fails. base's file is its last commit: a cut before the
@@ -68,7 +68,8 @@ struct sim_member {
     struct lease_table *leases;
     uint64_t boot;
     bool judges, condemned; /* in this boot: has asked the others for their state; was told that its own is wrong */
-    uint64_t state_asked[MEMBERS_SIM_MAX]; /* in this boot, by each member: the highest index whose state hash it wants */
+    uint64_t state_asked[MEMBERS_SIM_MAX]; /* in this boot, by each member: the highest index whose state hash it
+                                            * wants */
 
     uint64_t at[THREADS];
     uint64_t disk_us; /* a write takes up to this */
@@ -385,7 +386,8 @@ static inline void member_init(struct sim *s, uint64_t id)
     m->disk_us = 200;
 }
 
-/* May the log lack this entry, which was stored? Only if a batch under way has replaced it, and not if it is committed. */
+/* May the log lack this entry, which was stored? Only if a batch under way has replaced it, and not if it is
+ * committed. */
 static inline bool member_may_lack(const struct sim_member *m, uint64_t index)
 {
     const struct oracle *o = &m->s->o;

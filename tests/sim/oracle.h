@@ -95,7 +95,8 @@ static inline void oracle_init(struct oracle *o)
     o->log[1] = (struct agreed){.term = 1, .rev = 1, .compact_rev = -1};
 }
 
-/* Where a term's row is: a rebuilt member's fence raises terms by RAFT_FENCE_TERMS at a time. SIM_TERMS_MAX: too many. */
+/* Where a term's row is: a rebuilt member's fence raises terms by RAFT_FENCE_TERMS at a time. SIM_TERMS_MAX: too
+ * many. */
 static inline uint64_t term_row(uint64_t term)
 {
     uint64_t jumps = term / RAFT_FENCE_TERMS, n = term % RAFT_FENCE_TERMS;

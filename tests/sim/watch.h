@@ -7,7 +7,8 @@
  * that comes back asks for the revision after the last one it was told of, by an event or by a progress notice
  * (Resumable, Bookmarkable). When all is healed every watcher has been told all (watches_settled).
  *
- * Not here: a reader so slow that its queue is full (tests/unit/hub.c: a megabyte of events is no matter for a simulation).
+ * Not here: a reader so slow that its queue is full (tests/unit/hub.c: a megabyte of events is no matter for a
+ * simulation).
  */
 #pragma once
 #include "check.h"

@@ -7,8 +7,9 @@
  *     1->2 append ...
  *     <empty line>
  *
- * A line that begins with a blank goes on with the command above it. trace_run calls fn for each command line and compares what it printed with what the file says; UPDATE=1 in the
- * environment rewrites the file instead: then read the diff. No output is no
+ * A line that begins with a blank goes on with the command above it. trace_run calls fn for each command line and
+ * compares what it printed with what the file says; UPDATE=1 in the environment rewrites the file instead: then read
+ * the diff. No output is no
  * line between "----" and the empty line. */
 #pragma once
 #include <dirent.h>
@@ -41,7 +42,8 @@ static const char *trace_want; /* what the file says of the command being run */
 
 /* Returns the number of commands whose answer differs; they are printed. -1: the file cannot be read or written.
  * ran, if not NULL, gets the number of commands. */
-static inline int trace_run(const char *path, void (*fn)(void *ctx, FILE *out, int n, char **words), void *ctx, int *ran)
+static inline int trace_run(const char *path, void (*fn)(void *ctx, FILE *out, int n, char **words), void *ctx,
+                            int *ran)
 {
     FILE *in = fopen(path, "r"), *next;
     char line[1024], command[1024] = "", *text = NULL, *words[TRACE_WORDS_MAX];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: entries do to the state what reference 02-semantics says (puts, deletes, txns, compactions, leases, alarms);
- * a refused entry leaves no trace but its index; the scrub finds damage nobody asks for; answers say what was there; all of it the same after a flush and
- * after a restart that replays. */
+ * a refused entry leaves no trace but its index; the scrub finds damage nobody asks for; answers say what was there;
+ * all of it the same after a flush and after a restart that replays. */
 #include <errno.h>
 #include "apply_rig.h"
 
@@ -127,7 +127,8 @@ static void puts_and_deletes(void)
     CHECK(rig_delete(&r, "a", "c") == 0);
     del_resp = r.p.response;
     CHECK(del_resp->deleted == 2 && del_resp->n_prev_kvs == 2 && del_resp->header->revision == 6);
-    CHECK(del_resp->n_prev_kvs == 2 && del_resp->prev_kvs[0]->key.data[0] == 'a' && del_resp->prev_kvs[1]->key.data[0] == 'b');
+    CHECK(del_resp->n_prev_kvs == 2 && del_resp->prev_kvs[0]->key.data[0] == 'a' &&
+          del_resp->prev_kvs[1]->key.data[0] == 'b');
     CHECK_DUMP(&r, 0, "c=4@5.5.1.0");
     CHECK_DUMP(&r, 5, "a=2@2.3.2.0 b=3@4.4.1.0 c=4@5.5.1.0");
     CHECK(r.apply->key_count == 1);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: a configuration entry changes the raft configuration and the member's row together or neither; what etcd refuses is
- * refused at apply with its errors; an id that was removed never comes back, also after a restart; whoever asks is told of each
- * change. */
+/* Proves: a configuration entry changes the raft configuration and the member's row together or neither; what etcd
+ * refuses is refused at apply with its errors; an id that was removed never comes back, also after a restart; whoever
+ * asks is told of each change. */
 #include "apply_rig.h"
 #include "daemon/member_row.h"
 #include "daemon/turn.h"

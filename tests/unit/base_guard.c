@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: a fatal signal inside LMDB, or in what LMDB has called, is told from one in our own code; and a base is read whole by a
- * child process, which says sound, says what is damaged, or crashes on it, which counts as damage. */
+/* Proves: a fatal signal inside LMDB, or in what LMDB has called, is told from one in our own code; and a base is read
+ * whole by a child process, which says sound, says what is damaged, or crashes on it, which counts as damage. */
 #include <errno.h>
 #include <fcntl.h>
 #include <lmdb.h>
@@ -70,7 +70,8 @@ static void crash_below_lmdb(void)
     MDB_txn *txn;
     MDB_dbi dbi;
 
-    if (mdb_env_create(&env) || mdb_env_open(env, dir, 0, 0600) || mdb_txn_begin(env, NULL, 0, &txn) || mdb_dbi_open(txn, NULL, 0, &dbi))
+    if (mdb_env_create(&env) || mdb_env_open(env, dir, 0, 0600) || mdb_txn_begin(env, NULL, 0, &txn) ||
+        mdb_dbi_open(txn, NULL, 0, &dbi))
         return;
     (void)mdb_set_compare(txn, dbi, compare);
     (void)mdb_put(txn, dbi, &a, &a, 0);

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* base_rot.c - a grid of damage to the store's file, each cell many times: what is answered is right or refused, also after
- * more has been written to it. The one thing that no read can tell is a leaf as an older commit left it; the check does.
+/* base_rot.c - a grid of damage to the store's file, each cell many times: what is answered is right or refused, also
+ * after more has been written to it. The one thing that no read can tell is a leaf as an older commit left it; the
+ * check does.
  *
  *     page    LMDB's newer and older meta page, branch pages, leaf pages, its list of free pages
  *     how     a bit, a sector of zeros, the page as an older commit left it (a write that was lost), another page in its place (a write
  *             that went astray), a number of entries that cannot be (LMDB runs off or asserts)
  *
- * Each case is a child process: open, ask all; write four commits, ask all after each. Of what is wrong the check is asked. What a
- * crash inside LMDB leads to: tests/e2e/cluster_damage.sh.
+ * Each case is a child process: open, ask all; write four commits, ask all after each. Of what is wrong the check is
+ * asked. What a crash inside LMDB leads to: tests/e2e/cluster_damage.sh.
  *
  *     ROT=n    n cases a cell (default 6)
  */

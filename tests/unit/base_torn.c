@@ -2,9 +2,9 @@
 /* base_torn.c - proves that a damaged file is refused or read rightly, never answered from wrongly.
  *
  * Rows: one byte of each row's value in turn is changed; every answer is then right or -EUCLEAN, and at least one is
- * -EUCLEAN; a pass of the scrub finds it, in slices of any size. A power cut within a commit: any part of its pages written, but not LMDB's meta page: the state before.
- * A truncated file, a torn meta page: refused, or the state before or after the commit. A byte changed in any page:
- * the same, or base_check finds it.
+ * -EUCLEAN; a pass of the scrub finds it, in slices of any size. A power cut within a commit: any part of its pages
+ * written, but not LMDB's meta page: the state before. A truncated file, a torn meta page: refused, or the state before
+ * or after the commit. A byte changed in any page: the same, or base_check finds it.
  */
 #include <sys/wait.h>
 #include "base_ask.h"

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: of three and of five members each takes writes and linearizable reads, whoever leads; what was acknowledged is
- * there after the leader is killed, cut off or stalls, and nothing happens twice, though messages come twice; all
+/* Proves: of three and of five members each takes writes and linearizable reads, whoever leads; what was acknowledged
+ * is there after the leader is killed, cut off or stalls, and nothing happens twice, though messages come twice; all
  * members end with the same state. Reads that come during a round wake nobody. Leadership is handed over on demand, and
- * by a leader whose disk hangs. A lease is renewed and asked of at any member, by nobody who has been replaced; it never
- * runs out early, and not much later than it should however often the leader changes. */
+ * by a leader whose disk hangs. A lease is renewed and asked of at any member, by nobody who has been replaced; it
+ * never runs out early, and not much later than it should however often the leader changes. */
 #include "cluster_rig.h"
 #include "err.h"
 
@@ -248,7 +248,8 @@ static void hand_over(int to)
     REQUIRE(w.err == 0 && cr_leader() == to);
 }
 
-/* A write on its way to a leader of old, who leads again when it arrives: it has been made by way of another meanwhile. */
+/* A write on its way to a leader of old, who leads again when it arrives: it has been made by way of another
+ * meanwhile. */
 static void a_write_that_comes_late(void)
 {
     int a, b, f;
@@ -532,8 +533,8 @@ static void who_is_cut_off_promises_nothing(void)
     cr_free();
 }
 
-/* A leader that stood still while it was replaced, and is asked as soon as it goes on, believes that it still leads: the
- * votes of its followers are of before. What it promises must hold with the next one. */
+/* A leader that stood still while it was replaced, and is asked as soon as it goes on, believes that it still leads:
+ * the votes of its followers are of before. What it promises must hold with the next one. */
 static void the_last_promise_holds(void)
 {
     struct lease_ask a;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves, best under TSan: three members with all their threads, stepped by whichever thread has something for them,
- * take writes and linearizable reads of many threads at once while leadership is handed around; each write happens once,
- * each call is answered once, a read never misses what was acknowledged before it, and all end with the same state. */
+ * take writes and linearizable reads of many threads at once while leadership is handed around; each write happens
+ * once, each call is answered once, a read never misses what was acknowledged before it, and all end with the same
+ * state. */
 #include <sched.h>
 #include "cluster_rig.h"
 #include "err.h"

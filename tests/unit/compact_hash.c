@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: HashKV(C) of a compaction to C is etcd's, and the same before its flush, while it is computed, after its sweep
- * and, with others on top, as long as it is one of the ten newest; the sweep waits for it. The reference is etcd's own way
- * (hash what there is while deleting) over a plain list of records. Random operations (SEED). */
+/* Proves: HashKV(C) of a compaction to C is etcd's, and the same before its flush, while it is computed, after its
+ * sweep and, with others on top, as long as it is one of the ten newest; the sweep waits for it. The reference is
+ * etcd's own way (hash what there is while deleting) over a plain list of records. Random operations (SEED). */
 #include "apply_rig.h"
 #include "daemon/crc32c.h"
 

@@ -55,7 +55,8 @@ static void fresh_then_again(void)
     datadir_close(&d);
     REQUIRE(datadir_open(&d, path, "") == 0);
     CHECK(d.base == 2 && !exists("base-1"));
-    CHECK(datadir_make_base(&d, 1, base) == 0 && datadir_make_base(&d, 3, base) == 0 && datadir_make_base(&d, 30, base) == 0);
+    CHECK(datadir_make_base(&d, 1, base) == 0 && datadir_make_base(&d, 3, base) == 0 &&
+          datadir_make_base(&d, 30, base) == 0);
     touch("base-30/data.mdb");
     touch("base-4x");
     CHECK(mkdir(strcat(strcpy(base, path), "/wal-9"), 0700) == 0);

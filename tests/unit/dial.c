@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dial.c - proves of connecting: one attempt tries every address and ends once, with a socket or the reason; a port that
- * refuses, a unix socket that is gone and a name nobody knows are told apart; a silent address holds up nobody else; a
- * delay is kept, and dropped by hurry; what is given up says nothing.
+/* dial.c - proves of connecting: one attempt tries every address and ends once, with a socket or the reason; a port
+ * that refuses, a unix socket that is gone and a name nobody knows are told apart; a silent address holds up nobody
+ * else; a delay is kept, and dropped by hurry; what is given up says nothing.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -123,12 +123,14 @@ static void reasons(void)
     (void)close(shut_fd);
 }
 
-/* A listener whose queue is full lets a connection wait for ever: the attempt ends by itself, others go on meanwhile. */
+/* A listener whose queue is full lets a connection wait for ever: the attempt ends by itself, others go on
+ * meanwhile. */
 static void a_silent_address(void)
 {
     unsigned port, open_port;
     int silent_fd = bound(0, &port), open_fd = bound(16, &open_port), fd;
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+    struct sockaddr_in a = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
     int fill[8];
     char urls[64];
     struct told t, other_t;

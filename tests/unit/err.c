@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: each refusal of etcd 3.7.1 that crosses the wire is in err.h once, with the very text and code etcd sends (its
- * clients know errors by the text), and err.h has no others but those named here.
+/* Proves: each refusal of etcd 3.7.1 that crosses the wire is in err.h once, with the very text and code etcd sends
+ * (its clients know errors by the text), and err.h has no others but those named here.
  *
  * Source: etcd v3.7.1 api/v3rpc/rpctypes/error.go and server/etcdserver/api/v3rpc/util.go; typed from reference
  * 03-errors, not from err.h. */

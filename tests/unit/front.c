@@ -2,8 +2,8 @@
 /* front.c - proves, over real sockets, that one port serves gRPC and HTTP/1.1 and nothing else; that several URLs and
  * unix sockets are served, a port in use is reported and a dead socket file replaced; that a client which does not read
  * is not read either and gets every byte in the end; that what the guard forbids is answered by GOAWAY; that clients
- * wait when no descriptors are left; that /health, /livez and /readyz say what they are asked; and that a stop ends them
- * while a read still waits.
+ * wait when no descriptors are left; that /health, /livez and /readyz say what they are asked; and that a stop ends
+ * them while a read still waits.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -93,7 +93,8 @@ static int make_front(const struct url *urls, size_t n, struct front **ret_front
 {
     struct front_options o = {
         .listen = &(struct url_list){(struct url *)(uintptr_t)urls, n},
-        .rpc = {.methods = methods, .n_methods = 1, .threads = 1, .max_request_bytes = 1 << 20, .keepalive_min_ms = 5000},
+        .rpc =
+            {.methods = methods, .n_methods = 1, .threads = 1, .max_request_bytes = 1 << 20, .keepalive_min_ms = 5000},
         .http = {.version = "3.7.1",
                  .cluster_version = "3.7.0",
                  .metrics = metrics,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fs_doubt.c - proves of changes whose answers are lost: who is told that it was done did it, once, and who is told that it
- * was not did not; several who want to be the only one are never told so twice; and what can be sent again is, without
- * waiting for the deadline. The server is a small model that carries requests out, loses them, answers or does not, or does
- * it much later, in any order. SEED=n picks the random numbers; ROUNDS=n how many of each kind. */
+/* fs_doubt.c - proves of changes whose answers are lost: who is told that it was done did it, once, and who is told
+ * that it was not did not; several who want to be the only one are never told so twice; and what can be sent again is,
+ * without waiting for the deadline. The server is a small model that carries requests out, loses them, answers or does
+ * not, or does it much later, in any order. SEED=n picks the random numbers; ROUNDS=n how many of each kind. */
 #include <errno.h>
 
 #include "fusefs/ops.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fs_feed.c - proves what the feed tells of each event, once: the kind, whether it is to be injected, and what becomes of
- * own commits when the watch comes before or after the answer. No server: events are fed by hand to a listed
+/* fs_feed.c - proves what the feed tells of each event, once: the kind, whether it is to be injected, and what becomes
+ * of own commits when the watch comes before or after the answer. No server: events are fed by hand to a listed
  * root. */
 #include <stdio.h>
 

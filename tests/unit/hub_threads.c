@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: with a writer at full speed, a flush thread that flushes and sweeps, compactions, and clients on other threads
- * that create, cancel, read slowly, close and open streams at any moment, each watcher gets what the log of changes
- * says, and nothing is left over. Under TSan: without a race. SEED=n repeats the choices (not the timing). */
+/* Proves: with a writer at full speed, a flush thread that flushes and sweeps, compactions, and clients on other
+ * threads that create, cancel, read slowly, close and open streams at any moment, each watcher gets what the log of
+ * changes says, and nothing is left over. Under TSan: without a race. SEED=n repeats the choices (not the timing). */
 #include <sched.h>
 #include "hub_rig.h"
 

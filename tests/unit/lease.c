@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: a lease is due when its time is up and not before, be it by the part of a millisecond that clocks do not show;
- * renewals move it, it is handed out once and again after LEASE_RETRY_MS, a renewal past the expiry waits for the
+/* Proves: a lease is due when its time is up and not before, be it by the part of a millisecond that clocks do not
+ * show; renewals move it, it is handed out once and again after LEASE_RETRY_MS, a renewal past the expiry waits for the
  * revocation, and a new leader starts all anew, spread when there are many; against a model for random operations
  * (SEED). */
 #include <unistd.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves of what may come in on the peer port: LIMIT_PEER_STREAMS streams are accepted, one more is refused; whoever floods
- * it with connections that say nothing keeps no member out, LIMIT_PEER_STRANGERS of them stay; one that says no head
- * within LIMIT_SNIFF_MS is closed; a message of LIMIT_PEER_MESSAGE_BYTES is taken and a larger one refused by
- * its head alone; messages that are not whole hold LIMIT_PEER_INCOMPLETE_BYTES together and no more; a length that is
- * only claimed costs no memory. And of what goes out: a lane takes LIMIT_PEER_BULK messages and LIMIT_PEER_BULK_BYTES of
+/* Proves of what may come in on the peer port: LIMIT_PEER_STREAMS streams are accepted, one more is refused; whoever
+ * floods it with connections that say nothing keeps no member out, LIMIT_PEER_STRANGERS of them stay; one that says no
+ * head within LIMIT_SNIFF_MS is closed; a message of LIMIT_PEER_MESSAGE_BYTES is taken and a larger one refused by its
+ * head alone; messages that are not whole hold LIMIT_PEER_INCOMPLETE_BYTES together and no more; a length that is only
+ * claimed costs no memory. And of what goes out: a lane takes LIMIT_PEER_BULK messages and LIMIT_PEER_BULK_BYTES of
  * proposals and drops what comes then, LIMIT_PEER_URGENT and drops what came first; what is dropped is told.
  *
  * peers_in.c and peers_link.c are compiled into this program with smaller bounds. */
@@ -298,7 +298,8 @@ static void lanes(void)
     l = &peer->links[LANE_URGENT];
     for (uint64_t i = 0; i < LIMIT_PEER_URGENT + 3; i++)
         link_send(l, numbered(PEER_STATE_HASH, 0, i));
-    CHECK(l->queue.n == LIMIT_PEER_URGENT && l->queue.first->index == 3 && l->queue.last->index == LIMIT_PEER_URGENT + 2);
+    CHECK(l->queue.n == LIMIT_PEER_URGENT && l->queue.first->index == 3 &&
+          l->queue.last->index == LIMIT_PEER_URGENT + 2);
     CHECK(atomic_load(&peer->lost) && atomic_load(&peer->counters->sent_failures) == 3);
     l = &peer->links[LANE_BULK];
     for (uint64_t i = 0; i < LIMIT_PEER_BULK + 3; i++)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: what other members and calls can pile up in a turn has a bound, and who comes beyond it is dropped, sent back
  * or refused, as limits.h says: LIMIT_PEER_INBOX and _BYTES, LIMIT_PEER_ENTRIES, LIMIT_PROPOSE_ENTRIES and _BYTES,
- * LIMIT_FOREIGN_PROPOSALS and _BYTES, LIMIT_LEASE_ASKS, LIMIT_LEASE_QUERIES, LIMIT_UNCOMMITTED. Afterwards all goes on. */
+ * LIMIT_FOREIGN_PROPOSALS and _BYTES, LIMIT_LEASE_ASKS, LIMIT_LEASE_QUERIES, LIMIT_UNCOMMITTED. Afterwards all goes
+ * on. */
 #include <errno.h>
 #include "cluster_rig.h"
 #include "err.h"

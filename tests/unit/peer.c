@@ -41,8 +41,16 @@ static struct entry *entry_at(uint64_t index, uint64_t term, size_t len)
 
 static struct peer_msg *append_msg(uint64_t index, uint64_t last)
 {
-    struct raft_msg r = {.type = RAFT_APPEND, .from = 1, .to = 2, .term = 9, .index = index, .log_term = 1, .last = last,
-                         .commit = 3, .n_runs = 2, .runs = {{index + 1, 2}, {8, 4}}};
+    struct raft_msg r = {.type = RAFT_APPEND,
+                         .from = 1,
+                         .to = 2,
+                         .term = 9,
+                         .index = index,
+                         .log_term = 1,
+                         .last = last,
+                         .commit = 3,
+                         .n_runs = 2,
+                         .runs = {{index + 1, 2}, {8, 4}}};
     struct peer_msg *m = peer_msg_of(&r);
 
     REQUIRE(m != NULL);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peers.c - proves of the transport between members, two or three of them in one process on 127.0.0.1 with a receiver
- * that only notes: what is sent arrives, in order within its lane; a member that is killed and comes back is found again,
- * and while its port refuses it is suspected, once; a stream of another cluster, for another member, of another version or
- * of a removed member is refused; of heartbeats that wait only the newest leaves; a heartbeat overtakes 64 MB of entries;
- * a member that reads nothing costs bounded memory; entries that are only in the log are fetched; Members answers. What
- * does not speak by hand is proved over TLS too.
+ * that only notes: what is sent arrives, in order within its lane; a member that is killed and comes back is found
+ * again, and while its port refuses it is suspected, once; a stream of another cluster, for another member, of another
+ * version or of a removed member is refused; of heartbeats that wait only the newest leaves; a heartbeat overtakes 64
+ * MB of entries; a member that reads nothing costs bounded memory; entries that are only in the log are fetched;
+ * Members answers. What does not speak by hand is proved over TLS too.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -462,7 +462,8 @@ static void heads_by_hand(void)
     pair_stop();
 }
 
-/* One stream after the other of the same member and lane, all speaking at once: the newest is heard, the rest is closed. */
+/* One stream after the other of the same member and lane, all speaking at once: the newest is heard, the rest is
+ * closed. */
 static void newer_streams_replace_older(void)
 {
     enum { N = 60 };

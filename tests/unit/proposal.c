@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: the account refuses beyond its entries and beyond its bytes and takes again after a give; a request id is
  * claimed by exactly one of many threads; an id of another boot, or used before, claims nothing; only proposals the
- * turn has taken expire, and only those are retaken that were sent by the message that is refused, or in an older term. */
+ * turn has taken expire, and only those are retaken that were sent by the message that is refused, or in an older
+ * term. */
 #include "daemon/limits.h"
 #include "daemon/proposal.h"
 #include "daemon/seam.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* raft_failover.c - how long a cluster is without a leader, in the raft-only simulation at default timers.
  *
- * Proves, over many rounds under load, with the delays of one machine room and of disks that sync in 1 to 15 ms: from the
- * moment the leader's process dies, and its followers see that (each in its own time), to the next entry that is
+ * Proves, over many rounds under load, with the delays of one machine room and of disks that sync in 1 to 15 ms: from
+ * the moment the leader's process dies, and its followers see that (each in its own time), to the next entry that is
  * committed: p50 <= 150 ms, p99 <= 500 ms; from the moment a leader falls silent: p50 <= 1.6 s, p99 <= 2.3 s; from a
  * transfer: p99 <= 100 ms. Of 3 and of 5 members.
  *
@@ -103,7 +103,8 @@ static void play(const struct scene *s, uint64_t seed, uint32_t rounds)
         if (i % 50 == 0) { /* logs of a run have an end */
             if (i)
                 cluster_fini(&c);
-            cluster_init(&c, seed + i, &(struct cluster_shape){.n = s->members, .voters = s->members, .heartbeat_ms = 100});
+            cluster_init(&c, seed + i,
+                         &(struct cluster_shape){.n = s->members, .voters = s->members, .heartbeat_ms = 100});
             c.delay_min = 0;
             c.delay_max = 2;
             c.disk_max = s->disk_max;

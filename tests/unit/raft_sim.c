@@ -136,8 +136,8 @@ static void slander(struct node *leader)
     }
 }
 
-/* The leader of a lease is cut off, perhaps while it hands over, and answers travel slowly: it reads on while everybody else
- * tries to replace it at every moment. */
+/* The leader of a lease is cut off, perhaps while it hands over, and answers travel slowly: it reads on while everybody
+ * else tries to replace it at every moment. */
 static void tempt(struct node *leader)
 {
     unsigned delay = c.delay_max;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: an entry that renames a directory comes to the very state, events and hash that a txn of one range delete and a
- * put for each key comes to, whatever lies in base and what in the deltas; it is refused, with nothing changed, when a
- * key is newer than what the caller read, when the target has keys, when there is nothing to move and when it is more
- * than the limits allow, and at the limits it is not; the alarms' say; a replay after a restart. SEED picks the keys. */
+/* Proves: an entry that renames a directory comes to the very state, events and hash that a txn of one range delete and
+ * a put for each key comes to, whatever lies in base and what in the deltas; it is refused, with nothing changed, when
+ * a key is newer than what the caller read, when the target has keys, when there is nothing to move and when it is more
+ * than the limits allow, and at the limits it is not; the alarms' say; a replay after a restart. SEED picks the
+ * keys. */
 #include <time.h>
 #include "apply_rig.h"
 #include "daemon/msg.h"

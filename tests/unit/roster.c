@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: the same flags make the ids that etcd makes of them (recorded from etcd 3.7.1); what contradicts itself is refused in
- * etcd's words; the members of a running cluster are found by their URLs in any order, also by another name of the same host. */
+/* Proves: the same flags make the ids that etcd makes of them (recorded from etcd 3.7.1); what contradicts itself is
+ * refused in etcd's words; the members of a running cluster are found by their URLs in any order, also by another name
+ * of the same host. */
 #include "daemon/roster.h"
 #include "daemon/log.h"
 #include "tap.h"
@@ -91,7 +92,8 @@ static void joining(void)
     static const char *const ua[] = {A}, *const ub[] = {B2, B1}, *const uc[] = {C}, *const other[] = {"http://127.0.0.2:1"},
                             *const name[] = {"http://127.1:22210"};
     const struct roster_known known[] = {{30, uc, 1}, {10, ua, 1}, {20, ub, 2}};
-    const struct roster_known wrong[] = {{10, ua, 1}, {20, other, 1}, {30, uc, 1}}, twice[] = {{10, ua, 1}, {11, ua, 1}, {30, uc, 1}};
+    const struct roster_known wrong[] = {{10, ua, 1}, {20, other, 1}, {30, uc, 1}},
+                              twice[] = {{10, ua, 1}, {11, ua, 1}, {30, uc, 1}};
     const struct roster_known named[] = {{10, name, 1}, {20, ub, 2}, {30, uc, 1}};
 
     flags("b", A, "a=" A ",b=" B1 ",b=" B2 ",c=" C, "t");

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sim.c - whole clusters from one seed: real log, apply, store, leases, watches and turn over a simulated disk, network and clock.
+/* sim.c - whole clusters from one seed: real log, apply, store, leases, watches and turn over a simulated disk, network
+ * and clock.
  *
  * Proves, on random schedules of faults and calls, at every step: the invariants of RELIABILITY A.3, listed with their
  * places at the top of tests/sim/check.h, and that rot is noticed; and, when all is healed, within a bound: a leader,
@@ -80,7 +81,8 @@ static bool world_step(uint64_t limit_us)
     return true;
 }
 
-/* All who vote would know of the newest change even after a power cut: until then they may need a removed one's vote. */
+/* All who vote would know of the newest change even after a power cut: until then they may need a removed one's
+ * vote. */
 static bool conf_is_known(void)
 {
     for (uint32_t i = 0; i < s.o.conf.voters.n; i++) {
@@ -265,7 +267,8 @@ static void liveness(void)
         readt = probe_step(&reads, false);
         watched = watches_settled(&s);
         alarms = disarm();
-        if (wrote && readt && watched && sound() && alarms && leases_gone() && all_applied(s.o.committed) && sim_leader(&s))
+        if (wrote && readt && watched && sound() && alarms && leases_gone() && all_applied(s.o.committed) &&
+            sim_leader(&s))
             return;
     }
     if (s.w.failed)
@@ -450,7 +453,8 @@ int main(void)
     (void)signal(SIGABRT, aborted);
     (void)signal(SIGSEGV, aborted);
     seeds = many ? strtoull(many, NULL, 0) : seed ? 1 : SEEDS_DEFAULT;
-    first_seed = seed ? strtoull(seed, NULL, 0) : 1; /* always the same ones in the suite; `make sim SEEDS=n` takes others */
+    first_seed = seed ? strtoull(seed, NULL, 0) : 1; /* always the same ones in the suite; `make sim SEEDS=n` takes
+                                                      * others */
     if (seed && !many) {
         bool ok = one(first_seed, getenv("VERBOSE") != NULL);
 

@@ -192,7 +192,8 @@ static struct fake_inode *end_of_log(struct fakedisk *d, uint64_t *ret_at)
     for (size_t k = 0; k < d->n_names; k++) {
         struct fake_inode *o = strstr(d->name[k].path, ".wal") ? d->name[k].now : NULL;
 
-        if (o && wal_segment_head_parse(slice_of(o->view, o->view_size), &h) == WAL_GOOD && h.segment > newest.segment) {
+        if (o && wal_segment_head_parse(slice_of(o->view, o->view_size), &h) == WAL_GOOD &&
+            h.segment > newest.segment) {
             newest = h;
             i = o;
         }

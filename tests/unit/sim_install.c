@@ -6,10 +6,10 @@
  * go and removes what is over. Each call by which that changes the disk is recorded (tests/crashfs.h); after each of
  * them, crash states are made and opened as the daemon opens its data directory. Proves, for each: it is never refused;
  * it is the old state whole or the new state whole, base and log fit each other, and the state is what it was at the
- * sender after as many entries; no entry, vote or snapshot that was acknowledged is missing. Some are used: the snapshot
- * is taken again, or entries are appended, flushed and found by one more start; nothing half made stays behind. Some
- * recoveries are cut themselves; and some follow a kill that lost nothing, so that what the process before had not
- * synced is still at risk when this one goes on from it.
+ * sender after as many entries; no entry, vote or snapshot that was acknowledged is missing. Some are used: the
+ * snapshot is taken again, or entries are appended, flushed and found by one more start; nothing half made stays
+ * behind. Some recoveries are cut themselves; and some follow a kill that lost nothing, so that what the process before
+ * had not synced is still at risk when this one goes on from it.
  *
  *     SEED=7 build/tests/unit/sim_install        STATES=100000 for more than the default
  */

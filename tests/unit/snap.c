@@ -2,9 +2,9 @@
 /* Proves: a base made from another member's stream answers as the one it came from: every key at every revision from C
  * to R, every event above C, the keys of each lease, HashKV at each revision, the small tables, the state hash; it is
  * sound (base_check), and entries applied to both afterwards keep them equal. It holds whether the sender's sweep was
- * done, half done or not begun, and while entries go on being applied, flushed and compacted under the sender. A damaged,
- * shortened, reordered or foreign stream is refused; the sweep stands still while a stream is made, and goes on after.
- * SEED picks the entries and the schedules. */
+ * done, half done or not begun, and while entries go on being applied, flushed and compacted under the sender. A
+ * damaged, shortened, reordered or foreign stream is refused; the sweep stands still while a stream is made, and goes
+ * on after. SEED picks the entries and the schedules. */
 #include <errno.h>
 #include "apply_entries.h"
 #include "daemon/base_db.h"
@@ -62,7 +62,8 @@ static struct snap_import_options import_options(const struct rig *b)
 /* An empty directory, and what rig_open needs besides. */
 static void receiver_new(struct rig *b)
 {
-    *b = (struct rig){.clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1, .map_bytes = UINT64_C(1) << 32};
+    *b = (struct rig){
+        .clock = {{rig_now_ms, rig_now_us, rig_wall_ms}, 1000000}, .quota = -1, .map_bytes = UINT64_C(1) << 32};
     snprintf(b->dir, sizeof b->dir, "/tmp/cairn-snap-XXXXXX");
     REQUIRE(mkdtemp(b->dir) != NULL);
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Proves: installing a snapshot is one step. A member is cut off at each call by which the installation changes the disk
- * (write, sync, rename, mkdir, unlink; LMDB's too), by a kill and by a power cut that takes what was not synced: bytes
- * of files, and names. What a restart then finds is the old state whole or the new state whole, base and log of it
- * fit each other, and the installation then succeeds. Also: in the running member the new state takes the place of the
- * old one, entries after it are applied, readers and a copy of base under way do no harm, leases, alarms and counts are
- * the sender's, and an older snapshot is never put in. SEED picks the entries. */
+/* Proves: installing a snapshot is one step. A member is cut off at each call by which the installation changes the
+ * disk (write, sync, rename, mkdir, unlink; LMDB's too), by a kill and by a power cut that takes what was not synced:
+ * bytes of files, and names. What a restart then finds is the old state whole or the new state whole, base and log of
+ * it fit each other, and the installation then succeeds. Also: in the running member the new state takes the place of
+ * the old one, entries after it are applied, readers and a copy of base under way do no harm, leases, alarms and counts
+ * are the sender's, and an older snapshot is never put in. SEED picks the entries. */
 #include <errno.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -203,7 +203,8 @@ static bool is_at(struct member_rig *m, uint64_t index)
 
 static void check_new(struct member_rig *m)
 {
-    CHECK(m->boot.wal_state.first_index == SNAP && m->boot.wal_state.term == NEW_TERM && m->boot.wal_state.vote == NEW_VOTE);
+    CHECK(m->boot.wal_state.first_index == SNAP && m->boot.wal_state.term == NEW_TERM &&
+          m->boot.wal_state.vote == NEW_VOTE);
     CHECK(m->rig.apply->compact_rev <= sender.apply->compact_rev);
 }
 

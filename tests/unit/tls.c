@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tls.c - proves of TLS over a socket, both sides in this process: bytes arrive as they were sent, however they are cut; a
- * certificate of a stranger, or one that does not name the host, is refused on either side, with the reason in words; files
- * that change are read again, ones that cannot be read leave the old in use, and are named; values are checked; handshakes
- * that stall are bounded in number and memory, and end when all stops.
+/* tls.c - proves of TLS over a socket, both sides in this process: bytes arrive as they were sent, however they are
+ * cut; a certificate of a stranger, or one that does not name the host, is refused on either side, with the reason in
+ * words; files that change are read again, ones that cannot be read leave the old in use, and are named; values are
+ * checked; handshakes that stall are bounded in number and memory, and end when all stops.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -319,7 +319,11 @@ static _Atomic int n_done, n_late, n_cancelled, n_good;
 
 static void count(struct handshake *h)
 {
-    atomic_fetch_add(h->err == 0 ? &n_good : h->err == -ECANCELED ? &n_cancelled : h->err == -ETIMEDOUT ? &n_late : &n_done, 1);
+    atomic_fetch_add(h->err == 0            ? &n_good
+                     : h->err == -ECANCELED ? &n_cancelled
+                     : h->err == -ETIMEDOUT ? &n_late
+                                            : &n_done,
+                     1);
 }
 
 static size_t rss_bytes(void)

@@ -54,7 +54,8 @@ static struct entry *make(uint64_t index, uint64_t term, uint64_t salt)
 
 static bool same(const struct entry *a, const struct entry *b)
 {
-    return a->index == b->index && a->term == b->term && a->len == b->len && memcmp(a->payload, b->payload, a->len) == 0;
+    return a->index == b->index && a->term == b->term && a->len == b->len &&
+           memcmp(a->payload, b->payload, a->len) == 0;
 }
 
 /* What the log should hold. */
@@ -213,7 +214,8 @@ static void keeps_what_was_synced(void)
     CHECK(holds(w, &synced));
     CHECK(st.cut_bytes == 0 && st.term == 6 && st.vote == 60 && st.commit == 20 && st.last_index == 22);
     CHECK(wal_runs(w, note_run, runs) == 0);
-    CHECK(runs[0] == 3 && runs[1] == 1 && runs[2] == 1 && runs[3] == 11 && runs[4] == 2 && runs[5] == 20 && runs[6] == 5);
+    CHECK(runs[0] == 3 && runs[1] == 1 && runs[2] == 1 && runs[3] == 11 && runs[4] == 2 && runs[5] == 20 &&
+          runs[6] == 5);
     wal_close(w);
     end();
 }
