@@ -114,7 +114,7 @@ static int read_change(void *ctx, const struct change *c)
     }
     b->n_changes++;
     r->wanted = false;
-    err = ranges_find(r->hub->root, c->key, note_group, r);
+    err = ranges_find(r->hub->root, c->key, note_group, r, &r->hub->looked_at);
     if (err || !r->wanted)
         return err;
     if (b->n_events == 0 || b->events[b->n_events - 1].main != c->rev.main)

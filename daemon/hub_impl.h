@@ -49,8 +49,9 @@ struct watch_group {
 
 struct watch_group *ranges_get(struct watch_group **root, struct slice from, struct slice end, uint64_t priority);
 void ranges_remove(struct watch_group **root, struct watch_group *g); /* has no watchers; frees it */
-/* Calls fn for each group whose range holds key; a non-zero fn ends it. */
-int ranges_find(struct watch_group *root, struct slice key, int (*fn)(void *ctx, struct watch_group *), void *ctx);
+/* Calls fn for each group whose range holds key; a non-zero fn ends it. Adds to looked_at how many groups were. */
+int ranges_find(struct watch_group *root, struct slice key, int (*fn)(void *ctx, struct watch_group *), void *ctx,
+                uint64_t *looked_at);
 
 /* ---- streams --------------------------------------------------------------------------- */
 
@@ -174,6 +175,7 @@ struct hub {
     int64_t seen;                 /* every live watcher has been fed up to here */
     uint64_t epoch;             /* of the store's state, as of the last step */
     struct watch_group *root;
+    uint64_t looked_at; /* groups, of all searches: a few for each change, however many there are */
     struct watcher **ids;         /* hash table by (stream, id) */
     size_t n_ids, cap_ids;
     size_t key_bytes;

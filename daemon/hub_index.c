@@ -153,10 +153,11 @@ void ranges_remove(struct watch_group **root, struct watch_group *g)
     free(g);
 }
 
-int ranges_find(struct watch_group *root, struct slice key, int (*fn)(void *ctx, struct watch_group *), void *ctx)
+int ranges_find(struct watch_group *root, struct slice key, int (*fn)(void *ctx, struct watch_group *), void *ctx,
+                uint64_t *looked_at)
 {
-    while (root && (root->max_end.ptr == NULL || slice_cmp(key, root->max_end) < 0)) {
-        int rc = ranges_find(root->left, key, fn, ctx);
+    while (root && ++*looked_at && (root->max_end.ptr == NULL || slice_cmp(key, root->max_end) < 0)) {
+        int rc = ranges_find(root->left, key, fn, ctx, looked_at);
 
         if (rc)
             return rc;
