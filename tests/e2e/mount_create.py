@@ -9,7 +9,7 @@ import errno, json, os, sys, tempfile, threading, time
 
 mounts, stop = sys.argv[1:3], sys.argv[3]  # "mount" is the directory as each of them has it
 stopped = lambda: os.path.exists(stop)
-wrong, results = [], {}  # results[kind][name][mount] = what came of it: ok, EEXIST, ...
+results = {}  # results[kind][name][mount] = what came of it: ok, EEXIST, ...
 slowest = {}
 
 def attempt(kind, name, i, what):
@@ -107,23 +107,30 @@ def value(name):
     try:
         with open(m + "/" + name) as f: return f.read()
     except FileNotFoundError: return None
-for kind, n in directories.items():
-    names = os.listdir(f"{m}/{kind}")
-    held = {name: len(os.listdir(f"{m}/{kind}/{name}")) for name in names}
-    if list(held.values()) != [n]: wrong.append(f"{kind}: {held}, not {n} files in one directory")
-there = {k: set(os.listdir(m + "/" + k)) for k in kinds}
-for kind in kinds:
-    for name, by in results.get(kind, {}).items():
-        won, doubts = [i for i in by if by[i] == "ok"], [i for i in by if by[i] == "ETIMEDOUT"]
-        exists = os.path.basename(name) in there[kind]
-        if kind == "both_claim":
-            taken = [i for i in (0, 1) if value(f"{name}.{i}") == name]
-            if len(won) > 1 or len(taken) != 1 or exists or (won and taken != won) or (not won and taken[0] not in doubts):
-                wrong.append(f"{name}: {by}, taken by {taken}, the source {'there' if exists else 'gone'}")
-        elif len(won) > 1 or (won and not exists) or (exists and not won and not doubts):
-            wrong.append(f"{name}: {by}, {'there' if exists else 'not there'}")
-        if not kind.startswith("both") and kind != "mkdir" and won and value(name) != name:
-            wrong.append(f"{name}: {by}, holds {value(name)!r}")
+def look():
+    wrong = []
+    for kind, n in directories.items():
+        names = os.listdir(f"{m}/{kind}")
+        held = {name: len(os.listdir(f"{m}/{kind}/{name}")) for name in names}
+        if list(held.values()) != [n]: wrong.append(f"{kind}: {held}, not {n} files in one directory")
+    there = {k: set(os.listdir(m + "/" + k)) for k in kinds}
+    for kind in kinds:
+        for name, by in results.get(kind, {}).items():
+            won, doubts = [i for i in by if by[i] == "ok"], [i for i in by if by[i] == "ETIMEDOUT"]
+            exists = os.path.basename(name) in there[kind]
+            if kind == "both_claim":
+                taken = [i for i in (0, 1) if value(f"{name}.{i}") == name]
+                if len(won) > 1 or len(taken) != 1 or exists or (won and taken != won) or (not won and taken[0] not in doubts):
+                    wrong.append(f"{name}: {by}, taken by {taken}, the source {'there' if exists else 'gone'}")
+            elif len(won) > 1 or (won and not exists) or (exists and not won and not doubts):
+                wrong.append(f"{name}: {by}, {'there' if exists else 'not there'}")
+            if not kind.startswith("both") and kind != "mkdir" and won and value(name) != name:
+                wrong.append(f"{name}: {by}, holds {value(name)!r}")
+    return wrong
+# What one mount did last comes to the other one's listings by its watch: a moment later.
+until, first = time.monotonic() + 10, look()
+while (wrong := look()) and time.monotonic() < until: time.sleep(0.1)
+for w in first[:20]: print("AT FIRST", w)
 for w in wrong[:20]: print("WRONG", w)
 table = {}
 for kind in kinds + list(directories):
