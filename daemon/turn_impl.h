@@ -8,6 +8,7 @@
  * turn_snap.c     a snapshot on its way through turn and WAL thread
  * turn_read.c     linearizable reads
  * turn_lease.c    expiry, checkpoints, renewals by way of the leader
+ * turn_take.c     what was stored, applied, flushed
  * turn_conf.c     a change of the configuration as bytes
  */
 #pragma once
@@ -194,6 +195,14 @@ struct turn {
         _Atomic bool active, paused;
     } pub_peers[RAFT_MEMBERS_MAX]; /* id 0: none */
 };
+
+/* turn_take.c */
+void turn_take_stored(struct turn *t);
+void turn_take_confs(struct turn *t);
+uint64_t turn_look_applied(struct turn *t);
+void turn_take_applied(struct turn *t, uint64_t applied);
+void turn_take_flushed(struct turn *t, uint64_t flushed);
+void turn_wait_for_apply(struct turn *t);
 
 /* turn.c */
 int turn_raft(struct turn *t, struct raft_in in); /* one input. 0, or what raft_step refused with */
