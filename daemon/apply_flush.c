@@ -43,12 +43,15 @@ bool apply_stalled(const struct apply *a)
            delta_bytes(store_live(a->o.store)) >= LIMIT_DELTA_STALL_BYTES;
 }
 
-static size_t freeze_bytes(const struct delta *live)
+static size_t freeze_bytes(const struct apply *a)
 {
     enum { HOT_CHANGES_A_KEY = 4 };
+    const struct delta *live = store_live(a->o.store);
     bool hot = delta_changes(live) >= HOT_CHANGES_A_KEY * delta_keys(live);
 
-    return hot ? LIMIT_DELTA_FREEZE_HOT_BYTES : LIMIT_DELTA_FREEZE_BYTES;
+    if (!hot)
+        return LIMIT_DELTA_FREEZE_BYTES;
+    return a->n_members > 1 ? LIMIT_DELTA_FREEZE_SHARED_BYTES : LIMIT_DELTA_FREEZE_HOT_BYTES;
 }
 
 static bool freeze_due(const struct apply *a, uint64_t now_ms)
@@ -57,7 +60,7 @@ static bool freeze_due(const struct apply *a, uint64_t now_ms)
 
     if (!live_dirty(a) || store_frozen(a->o.store) || a->defragmenting)
         return false;
-    return a->freeze_now || delta_bytes(live) >= freeze_bytes(live) ||
+    return a->freeze_now || delta_bytes(live) >= freeze_bytes(a) ||
            delta_keys(live) >= LIMIT_DELTA_FREEZE_KEYS || now_ms >= a->last_entry_ms + LIMIT_FREEZE_IDLE_MS;
 }
 

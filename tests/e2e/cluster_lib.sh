@@ -39,7 +39,8 @@ same() { # what want got
     printf 'want: %s\n got: %s\n' "$2" "$3" >"$T/out"
     if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1"; fi
 }
-pause() { read -rt "${1:-0.1}" <> <(:) || true; }
+exec {NEVER}<> <(:) # nothing is ever read from it
+pause() { read -rt "${1:-0.1}" -u "$NEVER" || true; }
 await() { # seconds command...
     local end=$((SECONDS + $1 * SLOW + 1))
     shift

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Proves: the live delta is sealed when it holds LIMIT_DELTA_FREEZE_BYTES (LIMIT_DELTA_FREEZE_HOT_BYTES
- * when few keys change often), when it has LIMIT_DELTA_FREEZE_KEYS distinct
+ * when few keys change often, _SHARED_ when there are other members), when it has LIMIT_DELTA_FREEZE_KEYS distinct
  * keys, and LIMIT_FREEZE_IDLE_MS after the last entry, in each case not before; the tables of alarms and members take
  * as many as they are made for and say what becomes of one more. (LIMIT_DELTA_STALL_BYTES: apply.c.) */
 #include <inttypes.h>
@@ -33,11 +33,13 @@ static void put_some(int first, int n, size_t bytes)
 }
 
 /* Puts of 60 KiB, at as many keys as there are puts, or always at one. */
-static void freeze_by_bytes_of(bool many, size_t limit)
+static void freeze_by_bytes_of(bool many, size_t members, size_t limit)
 {
-    size_t before = 0;
+    size_t before = 0, n_members;
 
     rig_new(&r);
+    n_members = r.apply->n_members;
+    r.apply->n_members = members;
     while (store_frozen(r.store) == NULL && r.last < 2000) {
         before = delta_bytes(store_live(r.store));
         CHECK(before < limit);
@@ -47,17 +49,23 @@ static void freeze_by_bytes_of(bool many, size_t limit)
     printf("# sealed after %" PRIu64 " puts\n", r.last);
     CHECK(before + (1 << 20) >= limit);
     CHECK(delta_bytes(store_live(r.store)) < (1 << 20));
+    r.apply->n_members = n_members;
     rig_free(&r);
 }
 
 static void freeze_by_bytes(void)
 {
-    freeze_by_bytes_of(true, LIMIT_DELTA_FREEZE_BYTES);
+    freeze_by_bytes_of(true, 3, LIMIT_DELTA_FREEZE_BYTES);
 }
 
 static void freeze_by_bytes_of_hot_keys(void)
 {
-    freeze_by_bytes_of(false, LIMIT_DELTA_FREEZE_HOT_BYTES);
+    freeze_by_bytes_of(false, 1, LIMIT_DELTA_FREEZE_HOT_BYTES);
+}
+
+static void freeze_by_bytes_of_hot_keys_of_several(void)
+{
+    freeze_by_bytes_of(false, 3, LIMIT_DELTA_FREEZE_SHARED_BYTES);
 }
 
 static void freeze_by_keys(void)
@@ -119,6 +127,7 @@ int main(void)
 {
     TEST(freeze_by_bytes);
     TEST(freeze_by_bytes_of_hot_keys);
+    TEST(freeze_by_bytes_of_hot_keys_of_several);
     TEST(freeze_by_keys);
     TEST(freeze_when_idle);
     TEST(alarms);
