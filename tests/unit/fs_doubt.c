@@ -228,7 +228,8 @@ static bool do_txn(const Etcdserverpb__TxnRequest *t, struct actor *a)
             const Etcdserverpb__PutRequest *p = ops[i]->request_put;
             char value[4] = "";
 
-            memcpy(value, p->value.data, p->value.len);
+            if (p->value.len)
+                memcpy(value, p->value.data, p->value.len);
             store_put((char)p->key.data[0], value, p->lease, revision);
         } else {
             history[n_history++] = (struct change){
