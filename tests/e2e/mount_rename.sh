@@ -131,7 +131,8 @@ def work(i):
                 os.unlink(f"{d}/{name}")
                 made[i].remove(name)
         except OSError as e:
-            (bad if same or e.errno not in (errno.ENOENT, errno.ESTALE) else lost).append((name, e))
+            # EEXIST: it was made, but its directory had moved by then, so ESTALE; the kernel tries once more, and finds it.
+            (bad if same or e.errno not in (errno.ENOENT, errno.ESTALE, errno.EEXIST) else lost).append((name, e))
 os.chdir(renamer + "/made0/in/deep")
 inside = "."
 if not same: os.listdir(maker + "/made0/in/deep")
