@@ -143,24 +143,21 @@ static bool holds_ours(const struct put *p, const Mvccpb__KeyValue *kv)
     return slice_eq(slice_of(kv->value.data, kv->value.len), slice_of(p->value->bytes, p->value->meta.size));
 }
 
-static void happened(struct txn *t, struct put *p, const struct key_meta *meta)
+static void happened(struct txn *t, struct put *p, const Mvccpb__KeyValue *kv)
 {
-    p->meta = *meta;
+    p->meta = meta_of(kv);
     p->meta.hash = p->value->meta.hash;
     if (p->value->meta.mod_rev == 0)
         p->value->meta = p->meta;
-    t->rev = meta->mod_rev;
+    t->rev = kv->mod_revision;
     txn_finish(t, 0);
 }
 
 static bool put_happened(struct txn *t, struct put *p, const Mvccpb__KeyValue *kv)
 {
-    struct key_meta meta;
-
     if (kv == NULL || kv->mod_revision <= t->before_rev || !holds_ours(p, kv))
         return false;
-    meta = meta_of(kv);
-    happened(t, p, &meta);
+    happened(t, p, kv);
     return true;
 }
 
@@ -183,7 +180,6 @@ static void judge_birth(struct txn *t, const Mvccpb__KeyValue *kv)
 {
     struct put *p = put_of(t, t->pin_key);
     bool signed_by_lease = t->new_lease && p->lease == t->new_lease;
-    struct key_meta meta;
 
     if (kv == NULL) {
         txn_finish(t, ETIMEDOUT);
@@ -192,8 +188,7 @@ static void judge_birth(struct txn *t, const Mvccpb__KeyValue *kv)
     } else if (t->exclusive && !signed_by_lease) {
         txn_finish(t, ETIMEDOUT);
     } else {
-        meta = meta_of(kv);
-        happened(t, p, &meta);
+        happened(t, p, kv);
     }
 }
 
@@ -276,15 +271,12 @@ static void seen_old_name(struct txn *t, const Mvccpb__KeyValue *kv)
 /* What the new name held when the old one went. */
 static void seen_target(struct txn *t, const Mvccpb__KeyValue *kv)
 {
-    struct key_meta meta;
-
     if (kv == NULL || kv->mod_revision != t->went_rev || !holds_ours(&t->puts[0], kv)) {
         refuse(t); /* it went elsewhere */
     } else if (t->exclusive) {
         txn_finish(t, ETIMEDOUT);
     } else {
-        meta = meta_of(kv);
-        happened(t, &t->puts[0], &meta);
+        happened(t, &t->puts[0], kv);
     }
 }
 
