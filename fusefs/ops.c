@@ -80,6 +80,12 @@ void op_err(struct op *op, int err)
         (void)fuse_reply_err(req, err); /* ENOENT: the caller went away */
 }
 
+void op_end(struct op *op, int err)
+{
+    op_err(op, err);
+    op_free(op);
+}
+
 void op_write(struct op *op, size_t size)
 {
     fuse_req_t req = op_take(op);

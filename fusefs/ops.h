@@ -99,6 +99,7 @@ struct op {
     uint8_t *data; /* owned: what a WRITE that waits brought */
     size_t size;
     off_t off;
+    bool dir_compared, by_any_key; /* make_in_dir(): is the directory compared too, and how? */
     void (*next)(struct op *op); /* what comes after a common step */
     uint64_t arg;
 };
@@ -113,6 +114,7 @@ fuse_req_t op_take(struct op *op);
 /* Each answers, unless that has been done already. Those that hand something to the kernel return whether
  * the kernel took it. */
 void op_err(struct op *op, int err);
+void op_end(struct op *op, int err); /* op_err(), and the op is freed */
 bool op_entry(struct op *op, struct node *n);
 bool op_create(struct op *op, struct node *n, const struct fuse_file_info *fi);
 bool op_open(struct op *op, const struct fuse_file_info *fi);
@@ -169,10 +171,11 @@ void open_flags(const struct fs *fs, struct fuse_file_info *fi, const struct han
 int fs_check_name(const struct fs *fs, const struct node *dir, const char *name, bool is_dir);
 /* What is made at once in op->node, as key, is made only if the directory is there still: others may have renamed or
  * removed it. That can be told of one that has a marker: by the marker, and if that has gone (it is looked at on
- * failure), or the watch has said that the directory has, by any key below. op->off says which; the caller begins anew
- * when make_refused() is -1, else that is its error. */
+ * failure), or the watch has said that the directory has, by any key below. */
 void make_in_dir(struct op *op, struct txn *t, struct slice key);
-int make_refused(struct op *op, const struct txn *t);
+/* How such a txn ended. True: it made nothing; the op has ended with the error, or has begun anew (again), by any key
+ * this time. */
+bool make_failed(struct op *op, const struct txn *t, int err, void (*again)(struct op *op));
 /* It was made. Runs done once its directory is listed here, or else (gone since) with an error, perhaps at once. */
 void make_shown(struct op *op, void (*done)(struct wait *w, int err));
 /* ops_dir.c */

@@ -53,19 +53,18 @@ static void create_ofile(fuse_req_t req, struct node *dir, const char *name, enu
 
 /* ---- in a directory that is there still ---------------------------------------------------------- */
 
-enum { BY_MARKER, BY_ANY_KEY }; /* op->off */
-
 void make_in_dir(struct op *op, struct txn *t, struct slice key)
 {
     uint8_t *marker = NULL, *end = NULL;
     size_t len, end_len;
 
     if (!op->node->present)
-        op->off = BY_ANY_KEY; /* it has gone, as far as is known here */
-    op->size = op->node->parent && (op->node->dir->marker.mod_rev || op->off == BY_ANY_KEY);
-    if (op->size == 0 || node_key(op->fs->tree, op->node, &marker, &len) != 0 || (end = malloc(len + 1)) == NULL) {
-        op->size = 0;
-    } else if (op->off == BY_MARKER) {
+        op->by_any_key = true; /* it has gone, as far as is known here */
+    op->dir_compared = op->node->parent && (op->node->dir->marker.mod_rev || op->by_any_key);
+    if (!op->dir_compared || node_key(op->fs->tree, op->node, &marker, &len) != 0 ||
+        (end = malloc(len + 1)) == NULL) {
+        op->dir_compared = false;
+    } else if (!op->by_any_key) {
         txn_compare(t, slice_of(marker, len), SLICE_NONE, TXN_CREATE_REV, TXN_GREATER, 0);
         txn_look_on_failure(t, slice_of(marker, len));
     } else {
@@ -77,14 +76,26 @@ void make_in_dir(struct op *op, struct txn *t, struct slice key)
     free(end);
 }
 
-int make_refused(struct op *op, const struct txn *t)
+/* A compare did not hold: the error, or -1: by any key it may be made yet. */
+static int make_refused(struct op *op, const struct txn *t)
 {
-    if (op->size == 0 || txn_now_rev(t))
+    if (!op->dir_compared || txn_now_rev(t))
         return EEXIST;
-    if (op->off == BY_ANY_KEY)
+    if (op->by_any_key)
         return tree_child(op->fs->tree, op->node, slice_str(op->name)) ? EEXIST : ENOENT;
-    op->off = BY_ANY_KEY;
+    op->by_any_key = true;
     return -1;
+}
+
+bool make_failed(struct op *op, const struct txn *t, int err, void (*again)(struct op *op))
+{
+    if (err == -1)
+        err = make_refused(op, t);
+    if (err == -1)
+        again(op);
+    else if (err)
+        op_end(op, err);
+    return err != 0;
 }
 
 void make_shown(struct op *op, void (*done)(struct wait *w, int err))
@@ -107,8 +118,7 @@ static void born_shown(struct wait *w, int err)
     struct handle *h;
 
     if (n == NULL || n->kind == NODE_DIR) {
-        op_err(op, err ? err : ESTALE); /* made, and gone or moved by others since: the kernel looks again */
-        op_free(op);
+        op_end(op, err ? err : ESTALE); /* made, and gone or moved by others since: the kernel looks again */
         return;
     }
     if (op->arg) { /* mknod */
@@ -133,15 +143,10 @@ static void born_done(struct txn *t, void *arg, int err)
 {
     struct op *op = arg;
 
-    if (err == -1 && (err = make_refused(op, t)) == -1) {
-        create_exclusive(op);
-    } else if (err) {
-        op_err(op, err);
-        op_free(op);
-    } else {
-        op->made = txn_put_meta(t, 0) ? *txn_put_meta(t, 0) : (struct key_meta){.mod_rev = txn_rev(t)};
-        make_shown(op, born_shown);
-    }
+    if (make_failed(op, t, err, create_exclusive))
+        return;
+    op->made = txn_put_meta(t, 0) ? *txn_put_meta(t, 0) : (struct key_meta){.mod_rev = txn_rev(t)};
+    make_shown(op, born_shown);
 }
 
 static void create_exclusive(struct op *op)
@@ -156,8 +161,7 @@ static void create_exclusive(struct op *op)
     if (t == NULL || empty == NULL ||
         node_child_key(fs->tree, op->node, slice_str(op->name), false, &key, &len) != 0) {
         txn_cancel(t);
-        op_err(op, over ? over : ENOMEM);
-        op_free(op);
+        op_end(op, over ? over : ENOMEM);
     } else {
         txn_compare(t, slice_of(key, len), SLICE_NONE, TXN_CREATE_REV, TXN_EQUAL, 0);
         txn_put(t, slice_of(key, len), empty, 0);
@@ -179,8 +183,7 @@ static void create_unborn(struct op *op)
     struct handle *h = n ? handle_new(fs, n, NULL, op->fi.flags, op->pid, NULL) : NULL;
 
     if (h == NULL) {
-        op_err(op, ENOMEM);
-        op_free(op);
+        op_end(op, ENOMEM);
         return;
     }
     h->expected_rev = seen_rev(fs, n, op->pid, n->present ? n->meta.mod_rev : 0);
@@ -202,12 +205,10 @@ static void create_passed(struct gate *g, int err)
 {
     struct op *op = (struct op *)((char *)g - offsetof(struct op, gate));
 
-    if (err == 0) {
+    if (err)
+        op_end(op, err);
+    else
         create_unborn(op);
-        return;
-    }
-    op_err(op, err);
-    op_free(op);
 }
 
 static void create_open_done(struct wait *w, int err)

@@ -209,8 +209,7 @@ static void entered(struct wait *w, int err)
     d->busy = false;
     if (d->released) { /* interrupted, and closed since */
         dir_handle_free(d);
-        op_err(op, EINTR);
-        op_free(op);
+        op_end(op, EINTR);
         return;
     }
     if (err == 0)
@@ -301,12 +300,7 @@ static void mkdir_done(struct txn *t, void *arg, int err)
 {
     struct op *op = arg;
 
-    if (err == -1 && (err = make_refused(op, t)) == -1) {
-        mkdir_start(op);
-    } else if (err) {
-        op_err(op, err);
-        op_free(op);
-    } else
+    if (!make_failed(op, t, err, mkdir_start))
         make_shown(op, mkdir_shown);
 }
 
@@ -323,8 +317,7 @@ static void mkdir_start(struct op *op)
     if (t == NULL || empty == NULL || node_child_key(fs->tree, op->node, slice_str(op->name), true, &key, &len) != 0 ||
         (end = malloc(len + 1)) == NULL) {
         txn_cancel(t);
-        op_err(op, over ? over : ENOMEM);
-        op_free(op);
+        op_end(op, over ? over : ENOMEM);
     } else {
         struct slice marker = slice_of(key, len);
         size_t end_len = codec_prefix_end(marker, end);
@@ -390,8 +383,7 @@ static void rmdir_done(struct txn *t, void *arg, int err)
     }
     if (err == 0)
         tree_rmdir(op->fs->tree, op->node, txn_rev(t));
-    op_err(op, err == -1 ? ENOTEMPTY : err);
-    op_free(op);
+    op_end(op, err == -1 ? ENOTEMPTY : err);
 }
 
 /* Never recursive: the marker goes only if no key but it begins with the directory's name and a slash. known_rev: of
@@ -406,8 +398,7 @@ static void rmdir_start(struct op *op, int64_t known_rev)
     if (t == NULL || node_key(fs->tree, op->node, &key, &len) != 0 || (from = malloc(len + 1)) == NULL ||
         (end = malloc(len + 1)) == NULL) {
         txn_cancel(t);
-        op_err(op, ENOMEM);
-        op_free(op);
+        op_end(op, ENOMEM);
     } else {
         memcpy(from, key, len);
         from[len] = 0;
@@ -429,12 +420,10 @@ static void rmdir_resume(struct op *op)
 {
     int over = op_is_over(op);
 
-    if (over == 0) {
+    if (over)
+        op_end(op, over);
+    else
         rmdir_start(op, op->node->dir->marker.mod_rev);
-        return;
-    }
-    op_err(op, over);
-    op_free(op);
 }
 
 void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
@@ -477,8 +466,7 @@ static void unlink_done(struct txn *t, void *arg, int err)
     }
     if (err == 0)
         handles_orphan(op->node);
-    op_err(op, err == -1 ? ENOENT : err);
-    op_free(op);
+    op_end(op, err == -1 ? ENOENT : err);
 }
 
 /* known_rev: so that it can be sent again if its outcome stays unknown; 0: it is deleted as it is. */
@@ -491,8 +479,7 @@ static void unlink_run(struct op *op, int64_t known_rev)
 
     if (t == NULL || node_key(fs->tree, op->node, &key, &len) != 0) {
         txn_cancel(t);
-        op_err(op, ENOMEM);
-        op_free(op);
+        op_end(op, ENOMEM);
         return;
     }
     if (known_rev)
@@ -509,16 +496,14 @@ static void unlink_resume(struct op *op)
     int over = op_is_over(op);
 
     if (over) {
-        op_err(op, over);
-        op_free(op);
+        op_end(op, over);
         return;
     }
     if (!op->node->present) { /* only being created, by handles here: they publish nothing any more */
         int err = node_visible(op->node) ? 0 : ENOENT;
 
         handles_orphan(op->node);
-        op_err(op, err);
-        op_free(op);
+        op_end(op, err);
         return;
     }
     unlink_run(op, op->node->meta.mod_rev);

@@ -57,8 +57,7 @@ static void open_resume(struct op *op);
 static void open_finish(struct op *op, struct handle *h)
 {
     if (h == NULL) {
-        op_err(op, ENOMEM);
-        op_free(op);
+        op_end(op, ENOMEM);
         return;
     }
     open_flags(op->fs, &op->fi, h);
@@ -77,8 +76,7 @@ static void open_read_done(struct wait *w, int err)
     struct handle *h;
 
     if (err) {
-        op_err(op, err == ETIMEDOUT && writable ? EROFS : err);
-        op_free(op);
+        op_end(op, err == ETIMEDOUT && writable ? EROFS : err);
         return;
     }
     if (w->moved)
@@ -115,8 +113,7 @@ static void open_truncated_gate(struct gate *g, int err)
         open_truncated(op);
         return;
     }
-    op_err(op, err);
-    op_free(op);
+    op_end(op, err);
 }
 
 /* A file that another handle here is creating: empty so far. */
@@ -313,8 +310,7 @@ static void write_apply(struct op *op, const void *data)
     int err = handle_write(h, data, (size_t)op->off, op->size);
 
     if (err) {
-        op_err(op, err);
-        op_free(op);
+        op_end(op, err);
     } else if (h->node && (handle_append_eager(h) || h->fs->opt.commit_write)) {
         op->commit.done = write_committed;
         handle_commit(h, &op->commit);
@@ -338,8 +334,7 @@ static void write_passed(struct gate *g, int err)
     }
     fs_error(op->fs, "write", op->node ? op->node->name : "?", err, "");
     handle_refuse(op->handle, err);
-    op_err(op, err);
-    op_free(op);
+    op_end(op, err);
 }
 
 /* Nothing speaks against a commit, as far as was known a moment ago. */
@@ -387,8 +382,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
     }
     op->data = malloc(size + 1); /* the request's buffer is the next request's soon */
     if (op->data == NULL) {
-        op_err(op, ENOMEM);
-        op_free(op);
+        op_end(op, ENOMEM);
         return;
     }
     memcpy(op->data, buf, size);
@@ -402,8 +396,7 @@ static void sync_done(struct commit_wait *w, int err)
 {
     struct op *op = op_of_commit(w);
 
-    op_err(op, err);
-    op_free(op);
+    op_end(op, err);
 }
 
 static void commit_for(fuse_req_t req, struct handle *h)
@@ -501,8 +494,7 @@ static void truncate_read(struct wait *w, int err)
     }
     if (err) {
         handle_free(h);
-        op_err(op, err);
-        op_free(op);
+        op_end(op, err);
         return;
     }
     op->handle = h;

@@ -36,8 +36,7 @@ struct lease_op {
 
 static void lease_op_end(struct lease_op *l, int err)
 {
-    op_err(l->op, err);
-    op_free(l->op);
+    op_end(l->op, err);
     free(l);
 }
 
