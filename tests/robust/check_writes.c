@@ -407,6 +407,17 @@ static struct value_owner *commit_owner(const struct check *c, const struct comm
     return NULL;
 }
 
+/* What stands there is of this call: may it be, and is it what the call does? */
+static void commit_of(struct check *c, int64_t rev, const struct rec *r)
+{
+    if (r->outcome == REFUSED)
+        problem(c, r, "writes: was refused, and stands at revision %" PRId64, rev);
+    if (r->outcome == DONE && c->acked[rev] != r)
+        problem(c, r, "writes: stands at revision %" PRId64 ", which is not what it was answered", rev);
+    c->facts.unknown_found += r->outcome == UNKNOWN;
+    check_effect(c, r, rev);
+}
+
 static void commit_of_put(struct check *c, int64_t rev, struct value_owner *o)
 {
     const struct rec *r = o->rec;
@@ -418,12 +429,7 @@ static void commit_of_put(struct check *c, int64_t rev, struct value_owner *o)
     if (o->rev)
         problem(c, r, "writes: stands twice, at revisions %" PRId64 " and %" PRId64, o->rev, rev);
     o->rev = rev;
-    if (r->outcome == REFUSED)
-        problem(c, r, "writes: was refused, and stands at revision %" PRId64, rev);
-    if (r->outcome == DONE && c->acked[rev] != r)
-        problem(c, r, "writes: stands at revision %" PRId64 ", which is not what it was answered", rev);
-    c->facts.unknown_found += r->outcome == UNKNOWN;
-    check_effect(c, r, rev);
+    commit_of(c, rev, r);
 }
 
 /* Deletes, then puts below a name that a rename was to make: the rename. NULL: it is another write. */
@@ -446,12 +452,7 @@ static void commit_of_rename(struct check *c, int64_t rev, const struct rec *r)
     for (int64_t before = 2; before < rev; before++)
         if (c->commits[before].writer == r)
             problem(c, r, "writes: stands twice, at revisions %" PRId64 " and %" PRId64, before, rev);
-    if (r->outcome == REFUSED)
-        problem(c, r, "writes: was refused, and stands at revision %" PRId64, rev);
-    if (r->outcome == DONE && c->acked[rev] != r)
-        problem(c, r, "writes: stands at revision %" PRId64 ", which is not what it was answered", rev);
-    c->facts.unknown_found += r->outcome == UNKNOWN;
-    check_effect(c, r, rev);
+    commit_of(c, rev, r);
 }
 
 static int by_start(const void *a, const void *b)
