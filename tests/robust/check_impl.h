@@ -97,7 +97,7 @@ void replay_change(struct replay *p, const Mvccpb__KeyValue *kv, bool deleted);
 void replay_range(struct replay *p, const Etcdserverpb__RangeRequest *req, const Etcdserverpb__RangeResponse *resp);
 bool replay_is(const struct replay *p, const struct commit *m); /* has it changed just what the commit did? */
 
-bool is_write(const struct rec *r);
+bool is_write(enum rec_kind kind);
 bool has_effect(const struct rec *r); /* does the answer say that something was changed? */
 struct value_owner *owner_slot(const struct check *c, struct slice value); /* whose value is it? rec NULL: nobody's */
 void owners_build(struct check *c);

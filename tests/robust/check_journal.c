@@ -379,7 +379,7 @@ static void do_request(struct order *o, enum rec_kind kind, struct slice body)
         return;
     }
     bytes = asked_bytes(kind, req);
-    if (kind == REC_PUT || kind == REC_DELETE || kind == REC_TXN || kind == REC_RENAME)
+    if (is_write(kind))
         do_write(o, kind, req, bytes);
     else if (kind == REC_REVOKE)
         end_of_lease(o, ((const Etcdserverpb__LeaseRevokeRequest *)req)->id);
@@ -452,7 +452,7 @@ static void check_count(struct order *o, const struct asked *a, size_t n, bool w
                 rec_name(a[0].kind), n - in_log, in_log, stands->index);
     if (whole && acked > in_log)
         problem(o->c, any, "log: a %s acknowledged %u times stands in it %u times", rec_name(a[0].kind), acked, in_log);
-    if (n == 2 && in_log == 1 && acked == 1 && is_write(any) && !has_effect(any) && stands->rev &&
+    if (n == 2 && in_log == 1 && acked == 1 && is_write(any->kind) && !has_effect(any) && stands->rev &&
         rec_header(any)->revision != stands->rev)
         problem(o->c, any, "log: answered at revision %" PRId64 ", and changed nothing at %" PRId64 ", index %" PRIu64,
                 rec_header(any)->revision, stands->rev, stands->index);
@@ -465,7 +465,7 @@ static void check_counts(struct order *o, bool whole)
     for (size_t i = 0; i < h->n; i++) {
         const struct rec *r = &h->recs[i];
 
-        if (is_write(r) || r->kind == REC_COMPACT || r->kind == REC_GRANT || r->kind == REC_REVOKE)
+        if (is_write(r->kind) || r->kind == REC_COMPACT || r->kind == REC_GRANT || r->kind == REC_REVOKE)
             note_asked(o, r->kind, asked_bytes(r->kind, r->req), r);
     }
     qsort(o->asked, o->n_asked, sizeof *o->asked, by_request);

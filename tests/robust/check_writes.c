@@ -343,9 +343,9 @@ static void check_effect(struct check *c, const struct rec *r, int64_t rev)
 
 /* ---- writes -------------------------------------------------------------------------------------- */
 
-bool is_write(const struct rec *r)
+bool is_write(enum rec_kind kind)
 {
-    return r->kind == REC_PUT || r->kind == REC_DELETE || r->kind == REC_TXN || r->kind == REC_RENAME;
+    return kind == REC_PUT || kind == REC_DELETE || kind == REC_TXN || kind == REC_RENAME;
 }
 
 bool has_effect(const struct rec *r)
@@ -379,7 +379,7 @@ static void place_acked(struct check *c)
         const struct rec *r = &c->h->recs[i];
         int64_t rev;
 
-        if (!is_write(r) || r->outcome != DONE)
+        if (!is_write(r->kind) || r->outcome != DONE)
             continue;
         rev = revision_told(r);
         c->facts.writes++;
@@ -522,7 +522,7 @@ void check_writes(struct check *c)
     commits_of_deletes(c, deletes, n);
     free(deletes);
     for (size_t i = 0; i < c->h->n; i++)
-        if (is_write(&c->h->recs[i])) {
+        if (is_write(c->h->recs[i].kind)) {
             c->facts.unknown += c->h->recs[i].outcome == UNKNOWN;
             c->facts.refused += c->h->recs[i].outcome == REFUSED;
         }
