@@ -25,16 +25,20 @@ struct rng *rng_real(void); /* getrandom(2) */
 /* A file of struct disk. */
 struct disk_file;
 
+enum { DISK_ALIGN = 4096 }; /* where a buffer begins that is to go past the page cache */
+
 /* Each returns 0 (or a count where it says so) or -errno. Paths are relative to the disk's root
- * directory. */
+ * directory. A file opened with O_DIRECT (a wish: not all file systems can) is written past the page cache where buffer,
+ * count and offset fit, and read through it. */
 struct disk {
     int (*open)(struct disk *, const char *path, int flags, mode_t mode, struct disk_file **ret_file);
     void (*close)(struct disk *, struct disk_file *);
     ssize_t (*pread)(struct disk *, struct disk_file *, void *buf, size_t n, uint64_t offset);
     int (*pwrite)(struct disk *, struct disk_file *, const void *buf, size_t n, uint64_t offset); /* all of it */
     int (*fdatasync)(struct disk *, struct disk_file *);
-    int (*fallocate)(struct disk *, struct disk_file *, uint64_t size); /* zero-filled and written, so that fdatasync
-                                                                         * writes no metadata */
+    /* Zero-filled up to there and written: fdatasync has little to wait for, and after it that of a later write into
+     * these bytes writes no metadata. */
+    int (*fallocate)(struct disk *, struct disk_file *, uint64_t size);
     int (*truncate)(struct disk *, struct disk_file *, uint64_t size);
     /* Reads of these bytes (rounded to pages) now come from the medium, not from a page cache that a failed fsync may
      * have made a liar. Only what has been synced can be dropped: sync first. */

@@ -70,13 +70,13 @@ static void pack_segment_head(const struct wal *w, const struct wal_segment *s, 
 
 static int buf_reserve(struct wal *w, size_t n)
 {
-    uint8_t *p;
+    void *p;
 
     if (n <= w->buf_size)
         return 0;
-    p = realloc(w->buf, n);
-    if (p == NULL)
+    if (posix_memalign(&p, DISK_ALIGN, n))
         return -ENOMEM;
+    free(w->buf); /* nothing is kept from batch to batch */
     w->buf = p;
     w->buf_size = n;
     return 0;
@@ -467,7 +467,7 @@ static int create_first(struct wal *w)
     s->base_index = w->state.last_index;
     s->first = w->state.last_index + 1;
     wal_next_path(w, path);
-    err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL, 0600, &s->file);
+    err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL | O_DIRECT, 0600, &s->file);
     if (err == 0)
         err = wal_segment_add(w, s);
     if (err) {

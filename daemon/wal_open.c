@@ -121,7 +121,7 @@ static int load(struct open *o, uint64_t number, struct wal_segment **ret_segmen
     s->number = number;
     s->refs = 1;
     wal_segment_path(o->w, number, path);
-    err = o->w->disk->open(o->w->disk, path, O_RDWR, 0, &s->file);
+    err = o->w->disk->open(o->w->disk, path, O_RDWR | O_DIRECT, 0, &s->file);
     if (err) {
         free(s);
         return err;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* wal_segment.c - the log's segments: which entry lies where, and the next one, prepared ahead of its use.
  *
- * The next segment is made when the newest is half full and zeroed a step at a time while the thread is idle, in
+ * The next segment is begun when a quarter of the newest is used and zeroed a step at a time while the thread is idle, in
  * proportion to what is used, so that it is ready in time and no batch waits long. No room for it is not the end of the
  * log: it is tried again. A file is only made once all of the segment before is known to stay. It is called `next`
  * until all of it is zero and synced: after a crash a block that was never written may hold what another file left
@@ -174,7 +174,7 @@ static int next_begin(struct wal *w)
     s->size = wal_newest(w)->size * 2 < w->options.segment_bytes ? wal_newest(w)->size * 2 : w->options.segment_bytes;
     s->refs = 1;
     wal_next_path(w, path);
-    err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL, 0600, &s->file);
+    err = w->disk->open(w->disk, path, O_RDWR | O_CREAT | O_EXCL | O_DIRECT, 0600, &s->file);
     if (err) {
         free(s);
         return no_space_or_fail(w, err);
@@ -217,13 +217,16 @@ static int next_fill(struct wal *w, uint64_t to)
     err = w->disk->fallocate(w->disk, s->file, to);
     if (err)
         return no_space_or_fail(w, err);
-    err = w->disk->fdatasync(w->disk, s->file);
-    if (err) {
-        w->failed = true;
-        return err;
+    if (to == s->size) { /* one commit of the file system's journal, not one a step */
+        err = w->disk->fdatasync(w->disk, s->file);
+        if (err) {
+            w->failed = true;
+            return err;
+        }
+        err = next_name(w, true);
+        if (err)
+            return err;
     }
-    if (to == s->size && (err = next_name(w, true)) != 0)
-        return err;
     w->next_ready = to;
     return 0;
 }
@@ -231,22 +234,21 @@ static int next_fill(struct wal *w, uint64_t to)
 int wal_idle(struct wal *w)
 {
     struct wal_segment *s = wal_newest(w);
-    uint64_t half = s->size / 2, past, to;
+    uint64_t begin = s->size / 4, end = s->size / 8 * 7, to;
     int err;
 
     if (w->failed)
         return -EIO;
     /* Not while a batch is at risk: a segment's file is only made when all of the one before is known to stay. */
-    if (w->dirty || s->used <= half)
+    if (w->dirty || s->used <= begin)
         return 0;
     if (w->next == NULL && (err = next_begin(w)) != 0)
         return err;
     if (w->next_ready == w->next->size)
         return 0;
-    /* A step at a time, so that no batch waits long; in proportion, so that it is ready when three quarters are
-     * used. */
-    past = s->used - half;
-    to = (uint64_t)((double)w->next->size * (double)past * 2 / (double)half);
+    /* A step at a time, so that no batch waits long; in proportion, so that the disk gets little more than twice what
+     * the log needs, and it is ready when seven eighths are used. */
+    to = (uint64_t)((double)w->next->size * (double)(s->used - begin) / (double)(end - begin));
     if (to < w->next_ready + PREPARE_STEP_BYTES)
         to = w->next_ready + PREPARE_STEP_BYTES;
     return next_fill(w, to / WAL_SECTOR_BYTES * WAL_SECTOR_BYTES);
