@@ -54,14 +54,25 @@ static size_t freeze_bytes(const struct apply *a)
     return a->n_members > 1 ? LIMIT_DELTA_FREEZE_SHARED_BYTES : LIMIT_DELTA_FREEZE_HOT_BYTES;
 }
 
-static bool freeze_due(const struct apply *a, uint64_t now_ms)
+/* All members apply the same, and would all flush at once, and all be slow at once. So each takes turns: after a rest
+ * the first of n members freezes at one n-th of what it may gather, the second at two; from then on they are apart. */
+static size_t freeze_share(const struct apply *a, size_t limit)
+{
+    size_t rank = 0;
+
+    if (a->freeze_apart || a->n_members < 2)
+        return limit;
+    while (rank + 1 < a->n_members && a->members[rank]->id < a->o.member_id)
+        rank++;
+    return limit * (rank + 1) / a->n_members;
+}
+
+static bool freeze_full(const struct apply *a)
 {
     const struct delta *live = store_live(a->o.store);
 
-    if (!live_dirty(a) || store_frozen(a->o.store) || a->defragmenting)
-        return false;
-    return a->freeze_now || delta_bytes(live) >= freeze_bytes(a) ||
-           delta_keys(live) >= LIMIT_DELTA_FREEZE_KEYS || now_ms >= a->last_entry_ms + LIMIT_FREEZE_IDLE_MS;
+    return delta_bytes(live) >= freeze_share(a, freeze_bytes(a)) ||
+           delta_keys(live) >= freeze_share(a, LIMIT_DELTA_FREEZE_KEYS);
 }
 
 void freeze_if_due(struct apply *a, uint64_t now_ms)
@@ -76,11 +87,15 @@ void freeze_if_due(struct apply *a, uint64_t now_ms)
         .conf = a->conf,
     };
     struct delta *frozen;
+    bool full;
     int err;
 
     if (!live_dirty(a) && !store_frozen(a->o.store))
         a->freeze_now = false;
-    if (!freeze_due(a, now_ms))
+    if (!live_dirty(a) || store_frozen(a->o.store) || a->defragmenting)
+        return;
+    full = freeze_full(a);
+    if (!full && !a->freeze_now && now_ms < a->last_entry_ms + LIMIT_FREEZE_IDLE_MS)
         return;
     apply_view_close(a); /* it is of the layers that are about to be replaced */
     err = store_freeze(a->o.store, &seal, &frozen);
@@ -90,6 +105,7 @@ void freeze_if_due(struct apply *a, uint64_t now_ms)
     }
     a->frozen_index = a->applied;
     a->freeze_now = false;
+    a->freeze_apart = full;
     a->frozen_bytes = a->live_bytes;
     a->live_bytes = 0;
     atomic_store_explicit(&a->to_flush, frozen, memory_order_release);

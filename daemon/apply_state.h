@@ -86,6 +86,7 @@ struct apply {
     uint64_t frozen_index;             /* applied when the live delta began */
     uint64_t last_entry_ms;
     bool freeze_now, flush_blocked;    /* blocked: the last flush found no room */
+    bool freeze_apart;                 /* the last delta was full: this member's turn among the others has come */
     bool defragmenting;                /* nothing is frozen meanwhile */
     bool retired_dir;                  /* there is a base besides the current one, which may still be open */
     bool failed;                       /* fatal was called: nothing more is applied */

@@ -69,8 +69,8 @@ enum {
     /* apply to flush: the live delta. At FREEZE it is sealed; at STALL apply waits for flush. */
     LIMIT_DELTA_FREEZE_BYTES = 32 << 20,
     LIMIT_DELTA_FREEZE_HOT_BYTES = 16 << 20, /* the same few keys again and again: waiting saves no page */
-    LIMIT_DELTA_FREEZE_SHARED_BYTES = 4 << 20, /* the same, of several members: all flush at about the same time, and
-                                            * while one does, the log of none is synced as fast */
+    LIMIT_DELTA_FREEZE_SHARED_BYTES = 4 << 20, /* the same, of several members: who flushes is slow to answer meanwhile,
+                                                * so each flush is to be short */
     LIMIT_DELTA_STALL_BYTES = 64 << 20,
     LIMIT_DELTA_FREEZE_KEYS = 72 << 10,   /* distinct ones: each may dirty a page of 4 KiB while it is flushed */
     LIMIT_FREEZE_IDLE_MS = 2000,          /* sealed this long after the last entry */

@@ -40,6 +40,7 @@ static void freeze_by_bytes_of(bool many, size_t members, size_t limit)
     rig_new(&r);
     n_members = r.apply->n_members;
     r.apply->n_members = members;
+    r.apply->freeze_apart = true;
     while (store_frozen(r.store) == NULL && r.last < 2000) {
         before = delta_bytes(store_live(r.store));
         CHECK(before < limit);
@@ -66,6 +67,49 @@ static void freeze_by_bytes_of_hot_keys(void)
 static void freeze_by_bytes_of_hot_keys_of_several(void)
 {
     freeze_by_bytes_of(false, 3, LIMIT_DELTA_FREEZE_SHARED_BYTES);
+}
+
+/* One of three members, by the order of their ids: each begins at its own part, then all take what they may. */
+static void members_take_turns(void)
+{
+    Etcdserverpb__Member others[3];
+
+    for (size_t rank = 0; rank < 3; rank++) {
+        size_t limit = LIMIT_DELTA_FREEZE_SHARED_BYTES, n_members;
+        Etcdserverpb__Member *members[3];
+
+        rig_new(&r);
+        n_members = r.apply->n_members;
+        memcpy(members, r.apply->members, sizeof members);
+        for (size_t i = 0; i < 3; i++) {
+            others[i] = (Etcdserverpb__Member)ETCDSERVERPB__MEMBER__INIT;
+            others[i].id = r.apply->o.member_id - rank + i;
+            r.apply->members[i] = &others[i];
+        }
+        r.apply->n_members = 3;
+        for (int round = 0; round < 4; round++) { /* the last comes after a rest */
+            size_t want = round == 0 || round == 3 ? limit * (rank + 1) / 3 : limit, before = 0;
+
+            for (int i = 0; store_frozen(r.store) == NULL && i < 2000; i++) {
+                before = delta_bytes(store_live(r.store));
+                CHECK(before < want);
+                put_some(0, 1, 20 << 10);
+                (void)apply_step(r.apply);
+            }
+            CHECK(before + (100 << 10) >= want);
+            rig_flush(&r);
+            if (round == 2) {
+                CHECK(rig_put(&r, "k", "v", 0) == 0);
+                r.clock.ms += LIMIT_FREEZE_IDLE_MS;
+                (void)apply_step(r.apply);
+                CHECK(store_frozen(r.store) != NULL);
+                rig_flush(&r);
+            }
+        }
+        memcpy(r.apply->members, members, sizeof members);
+        r.apply->n_members = n_members;
+        rig_free(&r);
+    }
 }
 
 static void freeze_by_keys(void)
@@ -128,6 +172,7 @@ int main(void)
     TEST(freeze_by_bytes);
     TEST(freeze_by_bytes_of_hot_keys);
     TEST(freeze_by_bytes_of_hot_keys_of_several);
+    TEST(members_take_turns);
     TEST(freeze_by_keys);
     TEST(freeze_when_idle);
     TEST(alarms);
