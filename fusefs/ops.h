@@ -142,6 +142,7 @@ pid_t thread_group(pid_t tid); /* 0: unknown (another pid namespace, or it is go
 
 /* ops.c */
 struct node *fs_child(struct fs *fs, struct node *dir, const char *name, struct ofile **ret_ofile);
+/* ops_wait.c */
 /* Runs resume once no commit of a released handle of n is under way. */
 void op_after_release(struct op *op, struct node *n, void (*resume)(struct op *op));
 /* What a change begins with: the value of op->node, as tree_open_read(). What no quorum confirms is waited for, at most
