@@ -172,7 +172,7 @@ void open_flags(const struct fs *fs, struct fuse_file_info *fi, const struct han
 int fs_check_name(const struct fs *fs, const struct node *dir, const char *name, bool is_dir);
 /* What is made at once in op->node, as key, is made only if the directory is there still: others may have renamed or
  * removed it. That can be told of one that has a marker: by the marker, and if that has gone (it is looked at on
- * failure), or the watch has said that the directory has, by any key below. */
+ * failure), or the watch has said that the marker or the directory has, by any key below. */
 void make_in_dir(struct op *op, struct txn *t, struct slice key);
 /* How such a txn ended. True: it made nothing; the op has ended with the error, or has begun anew (again), by any key
  * this time. */

@@ -53,12 +53,19 @@ static void create_ofile(fuse_req_t req, struct node *dir, const char *name, enu
 
 /* ---- in a directory that is there still ---------------------------------------------------------- */
 
+/* It may be here only because a directory in it is just being listed: that one was told to be gone too. What this mount
+ * has emptied itself stays without a key. */
+static bool has_lost_marker(const struct dir *d)
+{
+    return d->marker.mod_rev == 0 && d->was_marked && !d->lingers;
+}
+
 void make_in_dir(struct op *op, struct txn *t, struct slice key)
 {
     uint8_t *marker = NULL, *end = NULL;
     size_t len, end_len;
 
-    if (!op->node->present)
+    if (!op->node->present || has_lost_marker(op->node->dir))
         op->by_any_key = true; /* it has gone, as far as is known here */
     op->dir_compared = op->node->parent && (op->node->dir->marker.mod_rev || op->by_any_key);
     if (!op->dir_compared || node_key(op->fs->tree, op->node, &marker, &len) != 0 ||

@@ -74,6 +74,7 @@ struct dir {
     int64_t announce_rev;
     int64_t placed_rev;      /* renamed to here at this revision: older listings do not know it */
     struct key_meta marker;  /* of key "dir/"; mod_rev 0: no marker */
+    bool was_marked;         /* it had one: what is in it may be about to go too */
     struct node *children;   /* all nodes in it, ghosts too; linked by node->next */
     uint32_t n_present;      /* of them present, .value aside */
     struct timespec mtime;   /* moves with every change of its names */

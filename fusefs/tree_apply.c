@@ -184,7 +184,7 @@ static void dir_reset(struct dir *d)
     d->state = DIR_UNLOADED;
     d->n_keys = -1;
     d->rev = d->announce_rev = d->placed_rev = 0;
-    d->lingers = false;
+    d->lingers = d->was_marked = false;
     d->marker = (struct key_meta){0};
 }
 
@@ -317,6 +317,12 @@ void dir_check_empty(struct tree *t, struct node *n, int64_t rev, enum origin or
 
 /* ---- keys within one directory ---------------------------------------------------------- */
 
+void dir_unmark(struct dir *d)
+{
+    d->was_marked |= d->marker.mod_rev != 0;
+    d->marker = (struct key_meta){0};
+}
+
 /* Key "dir/": the marker while it is empty, else the file "%". */
 static struct node *apply_marker(struct tree *t, struct node *dir, const struct key_change *kc,
                                  enum origin origin)
@@ -327,14 +333,14 @@ static struct node *apply_marker(struct tree *t, struct node *dir, const struct 
 
     if (kc->is_delete) {
         if (d->marker.mod_rev && d->marker.mod_rev <= kc->meta.mod_rev)
-            d->marker = (struct key_meta){0};
+            dir_unmark(d);
         if (shown)
             node_delete(t, n, kc->meta.mod_rev, origin);
         return dir;
     }
     if (kc->meta.size) {
         if (d->marker.mod_rev < kc->meta.mod_rev)
-            d->marker = (struct key_meta){0};
+            dir_unmark(d);
         return leaf_put(t, dir, EMPTY_NAME, kc, origin);
     }
     if (d->marker.mod_rev < kc->meta.mod_rev)

@@ -233,7 +233,7 @@ static void sweep(struct tree *t, struct dir_load *l, enum origin origin)
     struct dir *d = l->dir->dir;
 
     if (!l->marker_seen && d->marker.mod_rev <= l->rev)
-        d->marker = (struct key_meta){0};
+        dir_unmark(d);
     for (struct node *n = d->children, *value; n; n = n->next) {
         if (n->kind == NODE_FILE && is_swept(l, n) && n->meta.mod_rev <= l->rev)
             node_delete(t, n, l->rev, origin);

@@ -124,6 +124,7 @@ void move_leaf(struct tree *t, struct node *from, struct node *to, int64_t rev);
 /* It becomes a ghost, with all that is in it but its .value, and nobody is told. */
 void dir_forsake(struct tree *t, struct node *n);
 void dir_vanish(struct tree *t, struct node *n, int64_t rev, enum origin origin);
+void dir_unmark(struct dir *d); /* its marker has gone */
 void dir_check_empty(struct tree *t, struct node *n, int64_t rev, enum origin origin);
 void node_delete(struct tree *t, struct node *n, int64_t rev, enum origin origin);
 
