@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bootstrap.c - from a configuration to an open store and log.
  *
- * Not here: what the flags name (roster.c), how others are asked (join.c), --force-new-cluster (bootstrap_force.c). */
+ * Not here: what the flags name (roster.c), whom else a member asks (bootstrap_ask.c), --force-new-cluster (bootstrap_force.c). */
 #include "bootstrap.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -55,7 +55,7 @@ static int check_not_started(struct bootstrap *b, struct config *c, const struct
 {
     struct bootstrap_cluster running;
 
-    if (r->n == 1 || b->ask == NULL || b->ask(b->ask_ctx, c, r, &running) != NULL)
+    if (r->n == 1 || b->ask == NULL || b->ask(b->ask_ctx, &c->arena, r, &running) != NULL)
         return 0; /* nobody is there yet */
     for (size_t i = 0; i < running.n; i++)
         if (running.members[i].id == r->self->id && running.started[i])
@@ -67,7 +67,7 @@ static int check_not_started(struct bootstrap *b, struct config *c, const struct
 
 static int ask(struct bootstrap *b, struct config *c, const struct roster *r)
 {
-    const char *bad = b->ask ? b->ask(b->ask_ctx, c, r, &b->running) : "this member has no peer port";
+    const char *bad = b->ask ? b->ask(b->ask_ctx, &c->arena, r, &b->running) : "this member has no peer port";
 
     return bad ? fail(b, "cannot fetch cluster info from peer urls: %s", bad) : 0;
 }
@@ -87,24 +87,21 @@ static int join(struct bootstrap *b, struct config *c, struct roster *r)
     return 0;
 }
 
-/* It was stopped before the others had told it anything: they are asked again who they are. */
+/* It was stopped before the others had told it anything, or it is being rebuilt: they are asked (again) who they are.
+ * Whether this member is still one of them they tell it on each connection. One that is being rebuilt waits for them,
+ * with nobody there to start it again. */
 static int join_again(struct bootstrap *b, struct config *c)
 {
-    const char *bad;
-    struct roster r;
+    const char *why;
+    int rc;
 
     if (b->applied_index > 0 || b->conf.voters.n > 0)
         return 0;
-    bad = roster_read(c, &r);
-    if (bad)
-        return fail(b, "%s", bad);
-    if (ask(b, c, &r) < 0)
-        return -1;
-    if (b->running.id != b->cluster_id)
-        return fail(b, "%s: is of a member of cluster %llx, but --initial-cluster names cluster %llx", b->dir.path,
-                    (unsigned long long)b->cluster_id, (unsigned long long)b->running.id);
     b->joining = true;
-    return 0;
+    if (b->running.n)
+        return 0; /* asked a moment ago */
+    rc = bootstrap_ask_others(b, c, b->fence_term != 0, &why);
+    return rc && rc != -ESRCH ? fail(b, "cannot fetch cluster info from peer urls: %s", why) : 0;
 }
 
 static int meet(struct bootstrap *b, struct config *c, struct roster *r)
@@ -370,9 +367,11 @@ static void name_wal(const struct bootstrap *b, char wal_dir[32])
     (void)snprintf(wal_dir, 32, "wal-%u", b->dir.wal);
 }
 
-/* Base, then the log; what is damaged is replaced by something empty, if the others can fill it. */
+/* Base, then the log; what is damaged is replaced by something empty, if the others can fill it (and are not said to be
+ * gone). */
 static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
 {
+    bool others = !c->force_new_cluster;
     char wal_dir[32];
     int rc;
 
@@ -384,7 +383,7 @@ static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
         rc = check_suspect(b);
         rc = rc ? rc : open_base(b, c);
     }
-    if (rc && b->store_damaged && (bootstrap_rebuild_store(b, c, wal_dir) == 0 || b->store_sound)) {
+    if (rc && b->store_damaged && ((others && bootstrap_rebuild_store(b, c, wal_dir) == 0) || b->store_sound)) {
         if (b->base)
             base_close(b->base);
         b->base = NULL;
@@ -392,7 +391,7 @@ static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
         name_wal(b, wal_dir);
     }
     rc = rc ? rc : bootstrap_open_wal(b, wal_dir);
-    if (rc && b->log_damaged && bootstrap_rebuild_log(b, wal_dir) == 0) {
+    if (rc && b->log_damaged && others && bootstrap_rebuild_log(b, wal_dir) == 0) {
         name_wal(b, wal_dir);
         rc = bootstrap_open_wal(b, wal_dir);
     }

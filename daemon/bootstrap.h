@@ -43,9 +43,10 @@ struct bootstrap {
     bool joining;              /* it has nothing yet, and is to be told everything by the others */
     struct bootstrap_cluster running; /* joining: who they are; in the configuration's arena */
     char error[DATADIR_ERROR_BYTES];
+    char said[DATADIR_ERROR_BYTES / 2]; /* the last answer that was none */
     /* The rest is set by the caller. ask: asks the other members of the roster, one after the other, until one answers;
-     * what it tells lies in c's arena. NULL, or why there is no answer. NULL: nobody can be asked. */
-    const char *(*ask)(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
+     * what it tells lies in the arena. NULL, or why there is no answer. NULL: nobody can be asked. */
+    const char *(*ask)(void *ctx, struct arena *a, const struct roster *r, struct bootstrap_cluster *ret_cluster);
     /* The data directory is open, nothing in it is in use yet: from here on a crash inside LMDB can be written down.
      * NULL: it is not. */
     void (*guard)(void *ctx);
@@ -71,6 +72,10 @@ void bootstrap_close(struct bootstrap *b);
 /* bootstrap_force.c: --force-new-cluster. Entries that remove every other member are appended to the log, committed. 0,
  * or -1 with b->error. */
 int bootstrap_force(struct bootstrap *b, const char *wal_dir);
+/* bootstrap_ask.c: of a member that has its ids and not its cluster's members. Who they are goes to b->running. wait:
+ * until one of them answers, as long as b->wait says. 0; -ENOENT: there is nobody to ask; -EHOSTUNREACH: nobody of this
+ * cluster answers; -ESRCH: b->running is what they say, but this member is not among them. *ret_why: a sentence then. */
+int bootstrap_ask_others(struct bootstrap *b, struct config *c, bool wait, const char **ret_why);
 /* bootstrap_rebuild.c: b->log_damaged, or b->store_damaged, and b->error says how. 0: CURRENT names parts that can be
  * opened; -1: it cannot be done, b->error stands. */
 int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir);

@@ -13,7 +13,10 @@
  * A store that was met damaged while it was in use is marked, or suspect, and the next start finds that
  * (member_again.c, member_suspect.c).
  *
- * A sole member is never rebuilt: what it has is all there is. It refuses to start, and says why.
+ * A sole member is never rebuilt: what it has is all there is. It refuses to start, and says why. Nor is one that is
+ * started with --force-new-cluster: who does that says that the others are gone.
+ *
+ * Not here: whom it asks (bootstrap_ask.c).
  *
  * Owner: the main thread, at start. Source: RELIABILITY A.4, rule 4; why a fence is enough stands in raft.h.
  */
@@ -66,15 +69,6 @@ int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir)
     return rc ? failed(b, rc) : 0;
 }
 
-/* Whether the others know this member. */
-static bool is_known(const struct bootstrap *b)
-{
-    for (size_t i = 0; i < b->running.n; i++)
-        if (b->running.members[i].id == b->member_id)
-            return b->running.n > 1;
-    return false;
-}
-
 static int empty_base(struct bootstrap *b, unsigned *ret_base)
 {
     uint8_t bytes[RAFTCONF_BYTES_MAX];
@@ -91,23 +85,19 @@ static int empty_base(struct bootstrap *b, unsigned *ret_base)
     return rc;
 }
 
-/* Who they are, say the others; they may start later than this one, with nobody there to start it again. */
+/* Who they are, say the others; they may start later than this one, with nobody there to start it again. But a store
+ * that was found sound is rather used than that. */
 static bool ask_others(struct bootstrap *b, struct config *c)
 {
-    enum { SAY_EVERY = 10 };
-    struct roster r;
-    const char *bad;
+    const char *why;
+    int rc = b->member_id ? bootstrap_ask_others(b, c, !b->store_sound, &why) : -ENOENT;
 
-    if (b->member_id == 0 || b->ask == NULL || roster_read(c, &r) != NULL || r.n < 2)
-        return false;
-    for (unsigned n = 0; (bad = b->ask(b->ask_ctx, c, &r, &b->running)) != NULL; n++) {
-        if (b->store_sound || b->wait == NULL || !b->wait(b->ask_ctx))
-            return false;
-        if (n % SAY_EVERY == 0)
-            log_warn("the store is damaged; waiting for the other members, to ask all of it of them", LOG_STR("found", b->error),
-                     LOG_STR("said", bad));
-    }
-    return b->running.id == b->cluster_id && is_known(b);
+    if (rc == -ESRCH)
+        (void)bootstrap_fail(b, "%s: the store is damaged, and the other members do not list member %llx (any more): if it was "
+                                "permanently removed, the data directory must be removed; then add the member again and start it "
+                                "with --initial-cluster-state existing",
+                             b->dir.path, (unsigned long long)b->member_id);
+    return rc == 0;
 }
 
 int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir)
@@ -122,7 +112,7 @@ int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *w
         b->member_id = id.member_id;
     }
     if (!ask_others(b, c))
-        return -1; /* alone, or they do not know it: the error stands */
+        return -1; /* alone, or they do not know it: the error says why */
     log_error("the store is damaged; all of it is asked of the other members. Until then this member neither votes nor stands",
               LOG_STR("found", b->error));
     b->fence_term = fence_above(b, id.term, b->applied_term);

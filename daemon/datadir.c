@@ -11,8 +11,9 @@
  * A directory being made holds CREATING until CURRENT is there: what a crash leaves then is made anew. A base-N or
  * wal-M without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew.
  *
- * FOUNDED, FAULTY and SUSPECT are small files of their own; their functions below say what is in them. incoming/ is a
- * base that another member is sending: it means nothing until it has been renamed to base-N (snap_install.c). */
+ * FOUNDED, FAULTY and SUSPECT are small files of their own; their functions below say what is in them. PEERS is
+ * datadir_peers.c's. incoming/ is a base that another member is sending: it means nothing until it has been renamed to
+ * base-N (snap_install.c). */
 #include "datadir.h"
 #include <dirent.h>
 #include <errno.h>
@@ -147,7 +148,8 @@ static int list_names(struct datadir *d, struct names *ret)
 
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
             strcmp(n, "FOUNDED") == 0 || strcmp(n, "FAULTY") == 0 ||
-            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 || strcmp(n, "lost+found") == 0 ||
+            strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 ||
+            strcmp(n, "PEERS") == 0 || strcmp(n, "PEERS.new") == 0 || strcmp(n, "lost+found") == 0 ||
             strcmp(n, "fixtures") == 0 /* --auto-tls */)
             continue;
         if (strcmp(n, "CREATING") == 0)
@@ -288,24 +290,35 @@ bad:
     return -1;
 }
 
+int datadir_replace(const struct datadir *d, const char *name, const char *text, size_t n)
+{
+    char fresh[32];
+    int fd, rc = 0;
+
+    (void)snprintf(fresh, sizeof fresh, "%s.new", name);
+    fd = openat(d->fd, fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return -errno;
+    errno = 0; /* a short write has none */
+    if (write(fd, text, n) != (ssize_t)n || fsync(fd) < 0)
+        rc = errno ? -errno : -EIO;
+    if (close(fd) < 0 && rc == 0)
+        rc = -errno;
+    if (rc == 0 && renameat(d->fd, fresh, d->fd, name) < 0)
+        rc = -errno;
+    if (rc == 0 && fsync(d->fd) < 0)
+        rc = -EIO; /* whatever it says: which of the two a restart finds is not known now */
+    return rc;
+}
+
 int datadir_commit(struct datadir *d)
 {
     char text[CURRENT_BYTES];
     bool inside = strcmp(d->wal_root, d->path) == 0;
-    int n = snprintf(text, sizeof text, "cairn 1\nbase %u\nwal %u %s\n", d->base, d->wal, inside ? "-" : d->wal_root), rc = 0;
-    int fd = openat(d->fd, "CURRENT.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int n = snprintf(text, sizeof text, "cairn 1\nbase %u\nwal %u %s\n", d->base, d->wal, inside ? "-" : d->wal_root), rc;
 
-    if (fd < 0)
-        return -errno;
     n += snprintf(text + n, sizeof text - (size_t)n, "crc %08x\n", crc32c(0, text, (size_t)n));
-    if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)
-        rc = errno ? -errno : -EIO;
-    if (close(fd) < 0 && rc == 0)
-        rc = -errno;
-    if (rc == 0 && renameat(d->fd, "CURRENT.new", d->fd, "CURRENT") < 0)
-        rc = -errno;
-    if (rc == 0 && fsync(d->fd) < 0)
-        rc = -EIO; /* whatever it says: which of the two a restart finds is not known now */
+    rc = datadir_replace(d, "CURRENT", text, (size_t)n);
     if (rc)
         return rc;
     if (d->fresh && unlinkat(d->fd, "CREATING", 0) < 0)
@@ -530,18 +543,9 @@ int datadir_mark(struct datadir *d, uint64_t fence_term, bool store_damaged)
     char text[MARK_BYTES];
     int n = snprintf(text, sizeof text, "fence %llu\nstore %s\n", (unsigned long long)fence_term,
                      store_damaged ? "damaged" : "sound");
-    int fd = openat(d->fd, "FAULTY.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc = 0;
 
-    if (fd < 0)
-        return -errno;
     n += snprintf(text + n, sizeof text - (size_t)n, "crc %08x\n", crc32c(0, text, (size_t)n));
-    if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)
-        rc = errno ? -errno : -EIO;
-    if (close(fd) < 0 && rc == 0)
-        rc = -errno;
-    if (rc == 0 && (renameat(d->fd, "FAULTY.new", d->fd, "FAULTY") < 0 || fsync(d->fd) < 0))
-        rc = -errno;
-    return rc;
+    return datadir_replace(d, "FAULTY", text, (size_t)n);
 }
 
 int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_store_damaged)

@@ -5,6 +5,7 @@
  *     DIR/base-N/     the store (base.c)
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
  *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake
+ *     DIR/PEERS       who the members are, to be asked when nothing else says it (datadir_peers.h)
  *     DIR/FAULTY      this member's fence, while it is being rebuilt from the others
  *     DIR/SUSPECT     a byte for each crash inside LMDB; the store is read whole before it is used again (member_suspect.c)
  *     DIR/incoming/   a base being received from another member; nothing until it is renamed to base-N
@@ -36,6 +37,8 @@ struct datadir {
 int datadir_open(struct datadir *d, const char *path, const char *wal_path);
 /* CURRENT now names d->base and d->wal; durable when it returns 0. -errno. */
 int datadir_commit(struct datadir *d);
+/* A small file of the directory, whole: written to NAME.new, synced, renamed, the directory synced. -errno. */
+int datadir_replace(const struct datadir *d, const char *name, const char *text, size_t n);
 unsigned datadir_base(struct datadir *d); /* the current one's number */
 /* A number for a base or a log to be made, given out once. */
 unsigned datadir_new_base(struct datadir *d);

@@ -64,6 +64,7 @@ enum {
     LIMIT_FOREIGN_BYTES = 64 << 20,       /* the same, in bytes */
     LIMIT_LEASE_ASKS = 16384,             /* asked of a leader elsewhere: `too many requests` */
     LIMIT_LEASE_QUERIES = 65536,          /* on a leader, of all members: asked again */
+    LIMIT_PEERS_FILE_BYTES = 64 << 10,    /* DIR/PEERS: further URLs are left out of it */
     LIMIT_UNCOMMITTED = 65536,            /* entries of a leader: then proposals wait */
 
     /* apply to flush: the live delta. At FREEZE it is sealed; at STALL apply waits for flush. */

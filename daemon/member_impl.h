@@ -4,6 +4,7 @@
  * member.c        every module made, started and stopped in order
  * member_ready.c  waiting: to be published, for a signal, for having been removed
  * member_peers.c  the other members
+ * member_note.c   DIR/PEERS, where they are noted
  *
  * Owner: the main thread, but for what stands under "shared".
  */
@@ -49,10 +50,14 @@ struct member_process {
     struct transfer_wait handover;
     int signal_fd, event_fd;
     int signal; /* that ended it */
+    bool published;     /* its state is as new as what it was told before it started */
+    bool note_due;      /* the members are to be noted, */
+    uint64_t note_ms;   /* not before this */
 
     /* ---- shared ---- */
     _Atomic int publish_state; /* enum publish_state */
     _Atomic bool removed;      /* from the cluster */
+    _Atomic bool members_changed; /* since they were noted */
     _Atomic bool handover_done;
     _Atomic bool suspected;    /* DIR/SUSPECT was there at the start, and still is */
 };
@@ -69,6 +74,10 @@ void member_publish_end(struct member_process *m); /* after the turn has stopped
 void member_wait_note(struct member_process *m, uint64_t timeout_ms);
 /* Removed: says so, and gives the others a moment to hear our last replies. */
 enum member_event member_leave(struct member_process *m);
+
+/* member_note.c: what member_wait does besides: notes the members when that is due. UINT64_MAX, or in how many ms it
+ * wants to be called again. */
+uint64_t member_note_peers(struct member_process *m);
 
 /* member.c: a promise that can no longer be kept; does not return. */
 void member_fatal(void *ctx, int err, const char *what);
@@ -90,7 +99,7 @@ void member_tls_free(struct member_process *m);
 
 /* member_peers.c */
 /* struct bootstrap.ask. */
-const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster);
+const char *member_ask(void *ctx, struct arena *a, const struct roster *r, struct bootstrap_cluster *ret_cluster);
 bool member_wait_others(void *m); /* struct bootstrap.wait */
 int member_snap_new(struct member_process *m);  /* before the peers and the turn */
 int member_peers_new(struct member_process *m); /* logs why not */

@@ -16,25 +16,25 @@ enum { ASK_MS = 3000, ASK_AGAIN_MS = 500 };
 
 /* ---- asking a running cluster ------------------------------------------------------------------- */
 
-/* What one answer says, in c's arena. */
-static const char *take_answer(struct config *c, const Cairn__MembersResponse *resp, struct bootstrap_cluster *ret)
+/* What one answer says. */
+static const char *take_answer(struct arena *a, const Cairn__MembersResponse *resp, struct bootstrap_cluster *ret)
 {
     struct bootstrap_cluster k = {.id = resp->cluster_id,
-                                  .members = arena_alloc(&c->arena, (resp->n_members + 1) * sizeof *k.members),
-                                  .started = arena_alloc(&c->arena, (resp->n_members + 1) * sizeof *k.started)};
+                                  .members = arena_alloc(a, (resp->n_members + 1) * sizeof *k.members),
+                                  .started = arena_alloc(a, (resp->n_members + 1) * sizeof *k.started)};
 
     if (k.members == NULL || k.started == NULL)
         return "out of memory";
     for (; k.n < resp->n_members; k.n++) {
         const Cairn__PeerMember *from = resp->members[k.n];
-        const char **urls = arena_alloc(&c->arena, (from->n_peer_urls + 1) * sizeof *urls);
+        const char **urls = arena_alloc(a, (from->n_peer_urls + 1) * sizeof *urls);
 
         if (urls == NULL)
             return "out of memory";
         for (size_t i = 0; i < from->n_peer_urls; i++) {
             struct slice s = slice_str(from->peer_urls[i]);
 
-            urls[i] = (const char *)arena_copy(&c->arena, slice_of(s.ptr, s.len + 1)).ptr;
+            urls[i] = (const char *)arena_copy(a, slice_of(s.ptr, s.len + 1)).ptr;
             if (urls[i] == NULL)
                 return "out of memory";
         }
@@ -47,10 +47,10 @@ static const char *take_answer(struct config *c, const Cairn__MembersResponse *r
     return NULL;
 }
 
-const char *member_ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret_cluster)
+const char *member_ask(void *ctx, struct arena *a, const struct roster *r, struct bootstrap_cluster *ret_cluster)
 {
     struct member_process *me = ctx;
-    bool loud = strcmp(c->initial_cluster_state, "existing") == 0;
+    bool loud = strcmp(me->config->initial_cluster_state, "existing") == 0;
     const char *why = "could not retrieve cluster information from the given URLs";
 
     for (size_t i = 0; i < r->n; i++) {
@@ -66,7 +66,7 @@ const char *member_ask(void *ctx, struct config *c, const struct roster *r, stru
                 log_warn("failed to get cluster response", LOG_STR("address", m->urls.urls[k].text), LOG_STR("error", error));
             if (rc)
                 continue;
-            bad = take_answer(c, resp, ret_cluster);
+            bad = take_answer(a, resp, ret_cluster);
             cairn__members_response__free_unpacked(resp, NULL);
             if (bad == NULL)
                 return NULL;
@@ -137,6 +137,8 @@ void member_members_changed(void *ctx)
     rc = tell_peers(m, &a);
     arena_fini(&a);
     snap_members_changed(m->snap);
+    atomic_store(&m->members_changed, true);
+    member_notify(m); /* the main thread notes them */
     if (rc)
         member_fatal(m, rc, "telling the transport who the members are");
 }
@@ -188,6 +190,7 @@ int member_peers_start(struct member_process *m)
     struct peers_sink sink = {
         .receive = receive, .suspect = suspect, .unreachable = unreachable, .removed = member_removed, .ctx = m};
 
+    m->note_due = true;
     /* Forced to be alone: the others are told of when their removal is applied, moments from now. */
     if (m->boot.joining)
         rc = tell_peers_running(m);

@@ -4,6 +4,8 @@
  * A member tells the cluster its name and client URLs through the log. Once that entry is applied here, everything that
  * was acknowledged before is, and the member is ready: before that, even a serializable read could go back in time.
  *
+ * While it waits it notes who the members are (member_note.c).
+ *
  * Owner: the main thread, but for publish_done and member_notify. */
 #include <errno.h>
 #include <limits.h>
@@ -40,8 +42,11 @@ static enum member_event read_signal(struct member_process *m)
 enum member_event member_wait(struct member_process *m, uint64_t timeout_ms)
 {
     struct pollfd fds[] = {{.fd = m->signal_fd, .events = POLLIN}, {.fd = m->event_fd, .events = POLLIN}};
-    int n = poll(fds, 2, timeout_ms > INT_MAX ? -1 : (int)timeout_ms);
-    uint64_t count;
+    uint64_t note_ms = member_note_peers(m), count;
+    int n;
+
+    timeout_ms = timeout_ms < note_ms ? timeout_ms : note_ms;
+    n = poll(fds, 2, timeout_ms > INT_MAX ? -1 : (int)timeout_ms);
 
     if (n > 0 && fds[1].revents && read(m->event_fd, &count, sizeof count) < 0)
         count = 0; /* somebody else's wake-up: harmless */
@@ -181,8 +186,10 @@ enum member_event member_publish(struct member_process *m)
 
         if (state == PUBLISH_DONE || state == PUBLISH_FAILED)
             member_publish_end(m);
-        if (state == PUBLISH_DONE)
+        if (state == PUBLISH_DONE) {
+            m->published = m->note_due = true;
             return MEMBER_NOTHING;
+        }
         told = told || may_publish(m);
         if (told && state != PUBLISH_WAITS && publish_begin(m) != 0)
             return MEMBER_FAILED;

@@ -443,13 +443,13 @@ static inline uint64_t member_boot_id(struct sim_member *m)
 }
 
 /* The others know this member. */
-static inline const char *member_ask(void *ctx, struct config *c, const struct roster *r,
+static inline const char *member_ask(void *ctx, struct arena *a, const struct roster *r,
                                      struct bootstrap_cluster *ret_cluster)
 {
     static struct roster_known members[MEMBERS_SIM_MAX];
     struct sim_member *m = ctx;
 
-    (void)c, (void)r;
+    (void)a, (void)r;
     *ret_cluster = (struct bootstrap_cluster){.id = 1, .members = members};
     for (uint64_t i = 1; i < MEMBERS_SIM_MAX; i++)
         if (model_is_member(&m->s->o, i))

@@ -21,7 +21,7 @@ enum { OLD = 5, STORED = 6, SNAP = 20, LAST = 30, SEGMENT_BYTES = 64 << 10 };
 
 enum { PER_POINT = 40, ENTRIES_MAX = 6 };
 
-static const char *const urls[] = {"http://127.0.0.1:2380"};
+static const char *const urls[] = {"http://127.0.0.1:2380", "http://127.0.0.1:2390"};
 
 static struct {
     struct crashfs_cuts cuts;
@@ -49,21 +49,23 @@ static void wrong(const char *what, uint64_t a, uint64_t b)
 
 /* ---- a start --------------------------------------------------------------------------------------------- */
 
-static const char *ask(void *ctx, struct config *c, const struct roster *r, struct bootstrap_cluster *ret)
+static const char *ask(void *ctx, struct arena *a, const struct roster *r, struct bootstrap_cluster *ret)
 {
-    static bool started[] = {false};
-    static struct roster_known known = {.id = RIG_MEMBER, .urls = urls, .n_urls = 1};
+    static bool started[] = {false, true};
+    static struct roster_known known[] = {{.id = RIG_MEMBER, .urls = urls, .n_urls = 1},
+                                          {.id = RIG_MEMBER + 1, .urls = urls + 1, .n_urls = 1}};
 
     (void)ctx;
-    (void)c;
+    (void)a;
     (void)r;
-    *ret = (struct bootstrap_cluster){.id = 1, .members = &known, .started = started, .n = 1};
+    *ret = (struct bootstrap_cluster){.id = 1, .members = known, .started = started, .n = g.joins ? 2 : 1};
     return NULL;
 }
 
 static void flags(struct config *c)
 {
-    *c = (struct config){.name = "m", .data_dir = g.place, .wal_dir = g.split ? g.log : "", .initial_cluster = "",
+    *c = (struct config){.name = "m", .data_dir = g.place, .wal_dir = g.split ? g.log : "",
+                         .initial_cluster = g.joins ? "m=http://127.0.0.1:2380,n=http://127.0.0.1:2390" : "",
                          .initial_cluster_state = g.joins ? "existing" : "new", .initial_cluster_token = "a token",
                          .token_given = true, .name_given = true};
     arena_init(&c->arena, 1 << 20, NULL, 0);
