@@ -9,6 +9,7 @@
 #   CAIRND=path   another server that takes etcd's flags
 set -u
 cd "$(dirname "$0")/.." || exit 1
+exec {never}<> <(:) # opened once, and never written to: a read from it with a timeout is a pause
 O=${O:-build}
 members=${1:-3}
 port=${PORT:-13790}
@@ -33,7 +34,7 @@ await() { # seconds what command...
     shift 2
     until "$@" >/dev/null 2>&1; do
         [ $SECONDS -lt $end ] || fail "$what did not happen in time"
-        read -rt 0.05 <> <(:) || true
+        read -rt 0.05 -u "$never" || true
     done
 }
 start_member() {

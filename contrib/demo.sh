@@ -4,6 +4,7 @@
 # and shows what they print. Stays until Ctrl-C (ONCE=1: ends after the tour). The data stays for the next time.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+exec {never}<> <(:) # opened once, and never written to: a read from it with a timeout is a pause
 O=${O:-build}
 port=${PORT:-12379}
 dir=$PWD/demo
@@ -25,7 +26,7 @@ await() { # what command...
     for n in $(seq 200); do
         "$@" >/dev/null 2>&1 && return 0
         [ -n "$daemon" ] && ! kill -0 "$daemon" 2>/dev/null && break
-        read -rt 0.05 <> <(:) || true
+        read -rt 0.05 -u "$never" || true
     done
     echo "demo: $what did not come up within 10 s; its log:" >&2
     tail -n 20 "$dir"/cairnd.log "$dir"/cairnfs.log >&2

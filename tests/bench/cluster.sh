@@ -11,6 +11,7 @@
 #   ONLY=cairn    only these targets (space separated: cairn etcd)
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 etcd=${ETCD:-$(command -v etcd)}
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/cairn-bench-XXXXXX")
@@ -48,7 +49,7 @@ await() { # seconds what command...
     shift 2
     until "$@"; do
         [ $SECONDS -lt $end ] || die "$what did not happen in time"
-        read -rt 0.01 <> <(:) || true
+        pause 0.01
     done
 }
 status() { etcdctl --endpoints "127.0.0.1:$(client "$1")" --command-timeout 5s endpoint status -w fields 2>/dev/null | sed -n "s/^\"$2\" : \"*\([0-9]*\).*/\1/p"; }
@@ -112,7 +113,7 @@ large() {
     note caught-up-ms $((($(date +%s%N) - from) / 1000000))
     "$load" fill "$(client "$l")" 10 100 $((1000000 / scale)) $((1000000 / scale)) 112 >/dev/null || die "1M keys"
     note 1M-keys-memory-mb "$(anon_max)"
-    read -rt 3 <> <(:) || true
+    pause 3
     stop "$f"
     from=$(date +%s%N)
     start "$f"

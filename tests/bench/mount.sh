@@ -5,6 +5,7 @@
 # from a constant; cairnfs with -o cached and by default, on cairnd and on etcd.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 etcd=${ETCD:-$(command -v etcd)}
 times=${TIMES:-5000}
@@ -24,7 +25,7 @@ await() { # command, within 20 s
     local n
     for n in $(seq 400); do
         "$@" >/dev/null 2>&1 && return 0
-        read -rt 0.05 <> <(:) || true
+        pause
     done
     echo "bench: $* did not come true; see $work" >&2
     trap - EXIT

@@ -7,6 +7,7 @@
 #   KEYS=n       how many keys               SERVER=path    another server that takes etcd's flags
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 server=${SERVER:-$O/cairnd}
 keys=${KEYS:-1000000}
@@ -24,7 +25,7 @@ ctl() { timeout 600 etcdctl --endpoints "http://127.0.0.1:$port" --command-timeo
 pid=$!
 for n in $(seq 1000); do
     "$load" range "$port" 1 1 1 1 8 >/dev/null 2>&1 && break
-    read -rt 0.02 <> <(:) || true
+    pause 0.02
 done
 
 # Puts in runs of 4,000 until the command is done, at least 5 runs; the mean of the runs' p50 and p99, the worst p99 and max.
@@ -43,7 +44,7 @@ measure() { # name command...
         $1 == "p50_us" { p50 += $2; k++ } $1 == "p99_us" { sum += $2; if ($2 > p99) p99 = $2 } $1 == "max_us" { if ($2 > max) max = $2 }
         END { printf "%-22s%10d%10d%12d%12d%8d\n", name, p50 / k, sum / k, p99, max, runs }'
 }
-settle() { read -rt 4 <> <(:) || true; } # the delta is flushed after two idle seconds
+settle() { pause 4; } # the delta is flushed after two idle seconds
 burst() { SEED=7 "$load" put "$port" 10 100 150000 "$keys" 256; } # more than one delta's worth
 revision() { ctl endpoint status -w json | sed 's/.*"revision":\([0-9]*\).*/\1/'; }
 

@@ -10,6 +10,7 @@
 #   ONLY=cairn    only these targets (space separated: limit cairn etcd)
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 etcd=${ETCD:-$(command -v etcd)}
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/cairn-bench-XXXXXX")
@@ -42,7 +43,7 @@ answers() { # within 20 s
     for n in $(seq 2000); do
         "$O/tests/bench/load" range "$port" 1 1 1 1 8 >/dev/null 2>&1 && return 0
         kill -0 "$pid" 2>/dev/null || return 1
-        read -rt 0.01 <> <(:) || true
+        pause 0.01
     done
     return 1
 }
@@ -92,7 +93,7 @@ for target in ${ONLY:-limit cairn etcd}; do
         note "1M-keys-memory-mb" "$target" "$(anon_mb)"
         note "1M-keys-disk-mb" "$target" "$(du -sm "$work/$target" | cut -f1)"
         # Two idle seconds, then kill -9 and the time to the first answered read.
-        read -rt 3 <> <(:) || true
+        pause 3
         note "1M-keys-idle-memory-mb" "$target" "$(anon_mb)"
         stop
         from=$(date +%s%N)
@@ -103,7 +104,7 @@ for target in ${ONLY:-limit cairn etcd}; do
         note "update-per-s" "$target" "$(field "$out" rate)"
         note "update-p99-us" "$target" "$(field "$out" p99_us)"
         note "update-memory-mb" "$target" "$(anon_mb)"
-        read -rt 3 <> <(:) || true
+        pause 3
         note "update-cpu-us" "$target" "$(awk -v a="$before" -v b="$(cpu_us)" -v n=$((500000 / scale)) 'BEGIN {printf "%.1f", (b - a) / n}')"
         note "update-bytes-per-put" "$target" $((($(written) - wrote) / (500000 / scale)))
         note "update-disk-mb" "$target" "$(du -sm "$work/$target" | cut -f1)"

@@ -6,6 +6,7 @@
 # SERVER=path   another server that takes a port as its argument, e.g. build/tests/bench/limit
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 [ -z "${SAN:-}${TSAN:-}" ] || { echo "memory is not measured under a sanitizer"; exit 77; }
 command -v python3 >/dev/null || { echo "no python3"; exit 77; }
@@ -27,7 +28,7 @@ pid=$!
 for _ in $(seq 200); do
     curl -sf --max-time 5 "http://127.0.0.1:$port/health" >/dev/null && break
     kill -0 "$pid" 2>/dev/null || { cat "$work/log"; echo "not ok 1 - the server starts"; exit 1; }
-    read -rt 0.05 <> <(:) || true
+    pause
 done
 head -c 1000000 /dev/zero | tr '\0' x | ETCDCTL_API=3 timeout 20 etcdctl --endpoints "127.0.0.1:$port" put big >/dev/null ||
     { echo "not ok 1 - a put"; exit 1; }

@@ -39,14 +39,13 @@ same() { # what want got
     printf 'want: %s\n got: %s\n' "$2" "$3" >"$T/out"
     if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1"; fi
 }
-exec {NEVER}<> <(:) # nothing is ever read from it
-pause() { read -rt "${1:-0.1}" -u "$NEVER" || true; }
+. tests/pause.sh
 await() { # seconds command...
     local end=$((SECONDS + $1 * SLOW + 1))
     shift
     while [ $SECONDS -lt $end ]; do
         "$@" >"$T/await" 2>&1 && return 0
-        pause
+        pause 0.1
     done
     cat "$T/await"
     return 1

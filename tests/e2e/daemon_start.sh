@@ -4,6 +4,7 @@
 # written; SIGTERM stops it within a second by that signal; what was acknowledged is there after SIGTERM and after SIGKILL.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 work=$(mktemp -d /var/tmp/cairn-start-XXXXXX)
 port=$((24000 + $$ % 1000))
@@ -28,7 +29,7 @@ start() { # args...
     for _ in $(seq 400); do
         grep -q 'ready to serve client requests' "$work/log" && return 0
         kill -0 $pid 2>/dev/null || return 1
-        read -rt 0.05 <> <(:) || true
+        pause
     done
     return 1
 }
@@ -72,7 +73,7 @@ end = time.time() + 60
 while os.path.exists(sys.argv[2]) and time.time() < end: time.sleep(0.01)
 PY
 holder=$!
-for _ in $(seq 400); do [ -e "$work/bound" ] && break; read -rt 0.02 <> <(:) || true; done
+for _ in $(seq 400); do [ -e "$work/bound" ] && break; pause 0.02; done
 # shellcheck disable=SC2086
 refused "a port in use" 1 "stop the program that has this port" $here --data-dir "$work/none"
 rm "$work/bound"
@@ -109,7 +110,7 @@ check "SIGINT ends it by that signal" [ $status = 130 ]
 printf 'name: filed\ndata-dir: %s\nlisten-client-urls: %s\nadvertise-client-urls: %s\n' "$work/f" $url $url >"$work/conf.yml"
 "$O/cairnd" --config-file "$work/conf.yml" 2>"$work/log" &
 pid=$!
-for _ in $(seq 400); do grep -q 'ready to serve' "$work/log" && break; read -rt 0.05 <> <(:) || true; done
+for _ in $(seq 400); do grep -q 'ready to serve' "$work/log" && break; pause; done
 check "a configuration file" grep -q '"name": *"filed"' <(etcdctl member list -w json)
 stop TERM
 check "every line of its log is JSON" bash -c '! jq -e "has(\"level\") and has(\"ts\") and has(\"caller\") and has(\"msg\")" "$1" | grep -v true' - "$work/log"

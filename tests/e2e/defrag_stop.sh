@@ -5,6 +5,7 @@
 # Under a loaded machine a figure can be an accident: the best of three counts.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 command -v etcdctl >/dev/null || { echo "no etcdctl"; exit 77; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/cairn-defrag-XXXXXX")
@@ -20,7 +21,7 @@ result() { # ok what
 await() { # command...
     for _ in $(seq 2000); do
         "$@" && return
-        read -rt 0.005 <> <(:) || true
+        pause 0.005
     done
     return 1
 }

@@ -5,6 +5,7 @@
 # past its expiry that is not yet revoked (strace makes each fdatasync slow) waits for that and has TTL 0.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 command -v etcdctl >/dev/null && command -v python3 >/dev/null || { echo "no etcdctl or no python3"; exit 77; }
 export ETCDCTL_API=3
@@ -38,7 +39,7 @@ trap 'kill $strace $pid 2>/dev/null; wait $strace $pid 2>/dev/null; rm -rf "$tmp
 for _ in $(seq 100); do
     traced && break
     kill -0 $strace 2>/dev/null || { echo "ok - past the expiry # skip: strace may not: $(head -n 1 "$tmp/strace")"; exit 0; }
-    read -rt 0.02 <> <(:) || true
+    pause 0.02
 done
 # Only now, for strace may take as long to begin as the lease would live.
 lease=$(timeout 60 etcdctl --endpoints "127.0.0.1:$port" --command-timeout 50s lease grant 6 | awk '{print $2}')

@@ -5,6 +5,7 @@
 # change with the data alone, not with flush, defragmentation or a restart.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 command -v etcdctl >/dev/null || { echo "no etcdctl"; exit 77; }
 command -v curl >/dev/null || { echo "no curl"; exit 77; }
@@ -36,7 +37,7 @@ start() {
     for _ in $(seq 200); do
         curl -sf --max-time 5 "http://127.0.0.1:$port/health" >/dev/null && return
         kill -0 "$pid" 2>/dev/null || break
-        read -rt 0.05 <> <(:) || true
+        pause
     done
     tail -n 5 "$work/log" | sed 's/^/# /'
     echo "not ok - cairnd starts"

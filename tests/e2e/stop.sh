@@ -6,6 +6,7 @@
 # SERVER=path   another server that takes a port as its argument, e.g. build/tests/bench/limit
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 [ -z "${SAN:-}${TSAN:-}" ] || { echo "time is not measured under a sanitizer"; exit 77; }
 command -v python3 >/dev/null || { echo "no python3"; exit 77; }
@@ -28,7 +29,7 @@ start() {
     for _ in $(seq 200); do
         curl -sf --max-time 5 "http://127.0.0.1:$port/health" >/dev/null && return 0
         kill -0 "$pid" 2>/dev/null || break
-        read -rt 0.05 <> <(:) || true
+        pause
     done
     cat "$work/log"
     echo "not ok 1 - the server starts"

@@ -8,6 +8,7 @@
 #   SEED=n    repeat a run
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 command -v etcdctl >/dev/null || { echo "no etcdctl"; exit 77; }
 command -v curl >/dev/null || { echo "no curl"; exit 77; }
@@ -34,7 +35,7 @@ start() {
     for _ in $(seq 400); do
         grep -q 'ready to serve client requests' "$work/log" && return 0
         kill -0 "$pid" 2>/dev/null || break
-        read -rt 0.02 <> <(:) || true
+        pause 0.02
     done
     { wait $pid; } 2>/dev/null
     return $?
@@ -130,7 +131,7 @@ watch() { # hex command...
     for i in $(seq 400); do
         [ -s "$work/events" ] && "$@" >/dev/null
         grep -qaF "damaged at what was asked for" "$work/events" && break
-        read -rt 0.05 <> <(:) || true
+        pause
     done
     { kill $curl; wait $curl; } 2>/dev/null
     [ "$i" != 400 ]

@@ -5,6 +5,7 @@
 #     UPDATE=/path/to/etcd tests/e2e/watch_wire.sh
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/pause.sh
 O=${O:-build}
 command -v python3 >/dev/null || { echo "no python3"; exit 77; }
 port=${PORT:-21140}
@@ -20,7 +21,7 @@ pid=$!
 for _ in $(seq 200); do
     curl -sf --max-time 5 "http://127.0.0.1:$port/health" >/dev/null && break
     kill -0 "$pid" 2>/dev/null || { cat "$work/log"; exit 1; }
-    read -rt 0.05 <> <(:) || true
+    pause
 done
 timeout 120 python3 tests/e2e/watch_wire.py "$port" >"$work/out" 2>"$work/err"
 rc=$?
