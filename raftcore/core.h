@@ -194,6 +194,6 @@ void read_on_reply(struct raft *r, const struct raft_msg *m);
 void read_on_ack(struct raft *r, struct progress *p, uint64_t seq);
 void read_committed(struct raft *r); /* the first commit of our term: rounds that waited begin */
 void read_check(struct raft *r);     /* the quorum may be reached now */
-void read_lose(struct raft *r);
+void read_lose(struct raft *r); /* all rounds are given up, and their deadline */
 void read_lease_probe(struct raft *r);    /* a heartbeat is about to leave */
 void read_lease_give_up(struct raft *r);

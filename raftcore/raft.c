@@ -43,7 +43,7 @@ void raft_become_follower(struct raft *r, uint64_t term, uint64_t leader)
     r->campaign = CAMPAIGN_NONE;
     r->vote_seq = 0;
     r->transferee = 0;
-    r->heartbeat_at = r->quorum_at = r->transfer_at = r->read_at = UINT64_MAX;
+    r->heartbeat_at = r->quorum_at = r->transfer_at = UINT64_MAX;
     raft_reset_election(r);
 }
 
