@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include "wal_impl.h"
 
-#define PREPARE_STEP_BYTES (1u << 20) /* zeroed by one wal_idle at least: a batch waits for it */
+#define PREPARE_STEP_BYTES (256u << 10) /* zeroed by one wal_idle at least: a batch waits for it */
 
 void wal_segment_path(const struct wal *w, uint64_t number, char path[WAL_PATH_MAX + 32])
 {
