@@ -24,7 +24,8 @@
  * tree_unload.c forgetting listings
  * tree_move.c  a directory renamed by this mount keeps its nodes
  * tree_load.c  listing a directory from the server
- * tree_read.c  LOOKUP, OPEN: the questions that go to the server (tree_read.h)
+ * tree_lookup.c entering a directory, LOOKUP (tree_read.h)
+ * tree_read.c  OPEN; all that wait, and their deadlines (tree_read.h)
  *
  * Owner: the core thread, all of it. Nothing here waits.
  */

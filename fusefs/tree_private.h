@@ -149,4 +149,11 @@ void wait_add(struct tree *t, struct wait *w, struct wait **queue, int64_t defau
 void wait_finish(struct wait *w, int err);
 void reads_close(struct tree *t);
 void reads_moved(struct tree *t, const struct node *dir); /* asks anew what is asked below dir */
+bool tree_in_doubt(const struct tree *t);                 /* the server cannot be asked, as far as is known */
 void meta_of(const Mvccpb__KeyValue *kv, struct key_meta *ret_meta);
+
+/* tree_lookup.c */
+void lookup_loaded(struct tree *t, struct wait *w); /* WAIT_LOOKUP_LOAD: the directory is listed now */
+void lookup_leave(struct wait *w);                  /* nobody waits for its answer any more */
+void lookups_moved(struct tree *t, const struct node *dir);
+void lookups_close(struct tree *t);
