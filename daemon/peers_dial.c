@@ -3,7 +3,7 @@
  * a while if not.
  *
  * Owner:    the peers' thread; the dialer's and the handshakes' threads only bring their results.
- * Not here: what is said on it (peers_link.c), how sockets connect (dial.c).
+ * Not here: what is said on it (peers_link.c, peers_lane.c), how sockets connect (dial.c).
  */
 #include <errno.h>
 #include <unistd.h>

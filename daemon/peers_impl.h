@@ -3,7 +3,8 @@
  *
  *     peers.c        made, started, stopped; who is a member
  *     peers_io.c     the thread: epoll, what others ask of it
- *     peers_link.c   one connection to a member: its lane, its end
+ *     peers_link.c   one connection to a member: its head, its end
+ *     peers_lane.c   what waits for a member, and how it leaves
  *     peers_dial.c   how it comes to be: dialed, shaken hands, again
  *     peers_in.c     connections of others: who is let in, what they say
  *     peers_rpc.c    the service cairn.Peer, by gRPC on the same port
@@ -200,22 +201,24 @@ void io_wake(struct peers *p); /* any thread: there is something to see to */
 
 /* ---- peers_link.c ---- */
 int link_init(struct link *l, struct peer *peer, enum lane lane);
-void link_send(struct link *l, struct peer_msg *m); /* any thread */
 void link_events(struct link *l, uint32_t events);
-void link_flush(struct link *l); /* the peers' thread: all that can leave now */
 void link_drop(struct link *l);  /* the member is gone, or all stops */
 void link_fini(struct link *l);  /* nothing runs any more */
-/* Tells the sink of what was dropped. */
-void peer_tell_lost(struct peer *peer);
-/* What goes to one member, by kind. */
-enum lane msg_lane(const struct peer_msg *m);
-
 void link_open(struct link *l, int fd, struct tls *tls); /* connected; tls: NULL, or its connection. Both are given
                                                           * away */
 void link_close(struct link *l); /* nothing is connected any more; what waits is lost */
 bool link_stops(const struct link *l);
 uint32_t link_backoff(struct link *l); /* how long until the next attempt, longer each time */
 void peer_say_unreachable(struct peer *peer, struct slice text);
+
+/* ---- peers_lane.c ---- */
+void link_send(struct link *l, struct peer_msg *m); /* any thread */
+void link_flush(struct link *l);    /* the peers' thread: all that can leave now */
+void link_lose_all(struct link *l); /* what waits is dropped; mu is held */
+/* Tells the sink of what was dropped. */
+void peer_tell_lost(struct peer *peer);
+/* What goes to one member, by kind. */
+enum lane msg_lane(const struct peer_msg *m);
 
 /* ---- peers_dial.c ---- */
 enum { LINK_TLS_AGAIN_MS = 1000 }; /* after TLS was refused: files do not change in milliseconds, and handshakes cost

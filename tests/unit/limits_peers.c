@@ -6,7 +6,7 @@
  * claimed costs no memory. And of what goes out: a lane takes LIMIT_PEER_BULK messages and LIMIT_PEER_BULK_BYTES of
  * proposals and drops what comes then, LIMIT_PEER_URGENT and drops what came first; what is dropped is told.
  *
- * peers_in.c and peers_link.c are compiled into this program with smaller bounds. */
+ * peers_in.c and peers_lane.c are compiled into this program with smaller bounds. */
 #include "daemon/limits.h"
 #define LIMIT_PEER_STREAMS 8
 #define LIMIT_PEER_STRANGERS 5
@@ -18,7 +18,7 @@
 #define LIMIT_PEER_BULK_BYTES 50000
 #define LIMIT_PEER_URGENT 10
 #include "daemon/peers_in.c"
-#include "daemon/peers_link.c"
+#include "daemon/peers_lane.c"
 #include <fcntl.h>
 #include <poll.h>
 #include "tap.h"
