@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* notify.c - from a change of the tree to the kernel's caches and to inotify (see notify.h).
+/* notify.c - from a change of the tree to the kernel's caches (see notify.h), and on to who watches (notify_tell.c).
  *
  * A job is what one thread does for one change: at most two names and two inodes. Threads take jobs from
  * their queue, do them, and hand them back through one list and an eventfd; the core then decides about the
@@ -14,12 +14,11 @@
  * inval_inode saying ENOENT for an inode that the kernel had been told of means that this reply is still on
  * its way and would install the old size for good: then the name is expired, which waits for that lookup, and
  * inval_inode sent again.
+ *
+ * Owner: the core thread; a notify thread's queue, and the list of what is done, have locks.
  */
-#include "notify.h"
-
 #include <errno.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -27,7 +26,7 @@
 #include <unistd.h>
 
 #include "inject_order.h"
-#include "notify_watchers.h"
+#include "notify_private.h"
 
 struct target {
     uint64_t dir_id;  /* 0: no name to invalidate */
@@ -42,52 +41,6 @@ struct job {
     struct change_event *ev; /* NULL: on nobody's behalf */
     struct target targets[2];
     char name[];
-};
-
-struct queue {
-    struct job *first, **last;
-};
-
-/* One notify thread. */
-struct worker {
-    struct notify *notify;
-    pthread_t thread;
-    pthread_mutex_t mu;
-    pthread_cond_t wake;
-    struct queue queue; /* protected by mu: a mailbox */
-    bool stop;          /* protected by mu */
-};
-
-/* The thread that looks who watches what, between two looks idle. */
-struct scanner {
-    pthread_t thread;
-    pthread_mutex_t mu;
-    pthread_cond_t wake;
-    bool wanted, stop;     /* protected by mu */
-    bool finished;         /* protected by mu: result is there */
-    struct watched result; /* protected by mu */
-};
-
-struct notify {
-    struct notify_config cfg;
-    struct worker workers[NOTIFY_THREADS];
-    struct scanner scanner;
-    pthread_mutex_t done_mu;
-    struct queue done; /* protected by done_mu: a mailbox to the core */
-    uint64_t raced;    /* protected by done_mu */
-    struct source done_source;
-    /* The core's from here. */
-    struct change_event *unsure, **unsure_last; /* wait for the look that is to come */
-    struct change_event *looking;               /* wait for the look under way */
-    struct change_event *parked;                /* for watchers that may come back, one for a node */
-    struct timer parked_timer;
-    bool parked_soon;                           /* it fires soon, for one of them was read a moment ago */
-    bool scan_running;
-    uint64_t scan_started_ms;
-    struct timer scan_timer;
-    uint64_t blind_second;
-    unsigned blind_n;
-    struct notify_stats stats;
 };
 
 static void queue_init(struct queue *q)
@@ -181,33 +134,6 @@ static void *worker_main(void *arg)
     }
 }
 
-static void *scanner_main(void *arg)
-{
-    struct notify *n = arg;
-    struct scanner *s = &n->scanner;
-    uint64_t one = 1;
-
-    (void)prctl(PR_SET_NAME, "watchers");
-    pthread_mutex_lock(&s->mu);
-    for (;;) {
-        struct watched w;
-
-        while (!s->wanted && !s->stop)
-            pthread_cond_wait(&s->wake, &s->mu);
-        if (s->stop)
-            break;
-        s->wanted = false;
-        pthread_mutex_unlock(&s->mu);
-        watched_scan(n->cfg.session->dev, n->cfg.watch_all, &w);
-        pthread_mutex_lock(&s->mu);
-        s->result = w;
-        s->finished = true;
-        (void)!write(n->done_source.fd, &one, sizeof one);
-    }
-    pthread_mutex_unlock(&s->mu);
-    return NULL;
-}
-
 /* ---- the core: what to invalidate -------------------------------------------------------- */
 
 static void job_start(struct notify *n, struct job *j, uint64_t shard)
@@ -221,16 +147,11 @@ static void job_start(struct notify *n, struct job *j, uint64_t shard)
     pthread_mutex_unlock(&w->mu);
 }
 
-static bool known(const struct node *node)
-{
-    return node && node->nlookup > 0;
-}
-
 /* The name of node in dir: its dentry, the directory's listing, and of the node what the kernel keeps. */
 static struct target target_name(const struct node *dir, const char *name, const struct node *node)
 {
     return (struct target){
-        .dir_id = known(dir) ? dir->nodeid : 0, .name = name, .node_id = known(node) ? node->nodeid : 0};
+        .dir_id = notify_knows(dir) ? dir->nodeid : 0, .name = name, .node_id = notify_knows(node) ? node->nodeid : 0};
 }
 
 /* Of a directory never: it is somebody's working directory, perhaps made again while the thread waits. */
@@ -247,7 +168,7 @@ static void plan(struct job *j)
     switch (ev->kind) {
     case CHANGE_CREATE:
         j->targets[0] = target_name(ev->dir, ev->name, ev->node);
-        if (own && known(ev->node))
+        if (own && notify_knows(ev->node))
             j->targets[0].dir_id = 0; /* made by a call of ours: the kernel has the right name already */
         break;
     case CHANGE_DELETE:
@@ -261,14 +182,14 @@ static void plan(struct job *j)
         break;
     case CHANGE_MODIFY:
     case CHANGE_ATTRIB:
-        j->targets[0] = (struct target){.node_id = known(ev->node) ? ev->node->nodeid : 0,
+        j->targets[0] = (struct target){.node_id = notify_knows(ev->node) ? ev->node->nodeid : 0,
                                         .offset = ev->kind == CHANGE_ATTRIB ? -1 : 0};
         break;
     }
 }
 
 /* ev has been told, or will not be: what waited for that goes on. */
-static void forget(struct notify *n, struct change_event *ev)
+void notify_forget(struct notify *n, struct change_event *ev)
 {
     bool freed = inject_order_leave(ev);
 
@@ -290,7 +211,7 @@ void notify_change(struct notify *n, struct change_event *ev)
     if (ev->flags & CHANGE_INJECT)
         inject_order_enter(ev);
     if (ev->flags & CHANGE_INVALIDATE) {
-        if (known(ev->node))
+        if (notify_knows(ev->node))
             notify_attributes(n, ev->node->nodeid); /* at once: what fstat says next is true */
         plan(j);
     }
@@ -312,211 +233,19 @@ void notify_raw(struct notify *n, uint64_t dir_id, const char *name, uint64_t no
 
 void notify_name(struct notify *n, struct node *dir, const char *name)
 {
-    if (known(dir))
+    if (notify_knows(dir))
         notify_raw(n, dir->nodeid, name, 0);
 }
 
 void notify_pages(struct notify *n, struct node *node)
 {
-    if (known(node))
+    if (notify_knows(node))
         notify_raw(n, node->parent ? node->parent->nodeid : 0, NULL, node->nodeid);
 }
 
 void notify_attributes(struct notify *n, uint64_t nodeid)
 {
     (void)session_inval_inode(n->cfg.session, nodeid, -1); /* ENOENT: nothing is cached */
-}
-
-/* ---- the core: whom to tell ---------------------------------------------------------------- */
-
-/* Under the number that it has, or had before a directory above was renamed: the kernel may not have asked again. */
-static bool node_watched(const struct watched *w, const struct node *n)
-{
-    return n && (watched_has(w, n->ino) || (n->old_ino && watched_has(w, n->old_ino)));
-}
-
-static bool event_watched(const struct watched *w, const struct change_event *ev)
-{
-    return watched_has(w, ev->ino) || node_watched(w, ev->dir) || node_watched(w, ev->node) ||
-           node_watched(w, ev->from_dir) || node_watched(w, ev->from_node);
-}
-
-static void scan_start(struct notify *n)
-{
-    uint64_t now = session_now_ms();
-
-    if (n->scan_running || n->unsure == NULL)
-        return;
-    if (now < n->scan_started_ms + WATCHERS_SCAN_GAP_MS) {
-        session_timer_set(n->cfg.session, &n->scan_timer, n->scan_started_ms + WATCHERS_SCAN_GAP_MS - now);
-        return;
-    }
-    n->looking = n->unsure;
-    n->unsure = NULL;
-    n->unsure_last = &n->unsure;
-    n->scan_running = true;
-    n->scan_started_ms = now;
-    n->stats.scans++;
-    pthread_mutex_lock(&n->scanner.mu);
-    n->scanner.wanted = true;
-    pthread_cond_signal(&n->scanner.wake);
-    pthread_mutex_unlock(&n->scanner.mu);
-}
-
-static void scan_timer_fire(struct timer *t)
-{
-    scan_start((struct notify *)((char *)t - offsetof(struct notify, scan_timer)));
-}
-
-/* Is there later news of the same node behind ev? */
-static bool newer_waits(const struct change_event *ev, const struct change_event *later)
-{
-    for (; later; later = later->next)
-        if (later->node == ev->node)
-            return true;
-    return false;
-}
-
-/* A new value that nobody watches just now, of a file read a moment ago: whoever runs
- * `while inotifywait f; do cat f; done` is between the two, and would never hear of it. Not if the read
- * showed this value already. */
-static bool may_return(const struct change_event *ev)
-{
-    return ev->kind == CHANGE_MODIFY && ev->node->read_rev && ev->node->read_rev < ev->rev &&
-           client_now_ms() - ev->node->read_ms < WATCHERS_RETURN_MS;
-}
-
-static void park(struct notify *n, struct change_event *ev)
-{
-    bool freed = inject_order_leave(ev); /* nothing waits for it */
-    bool soon = client_now_ms() - ev->node->read_ms < WATCHERS_RETURN_SOON_MS;
-
-    if (n->parked == NULL || (soon && !n->parked_soon)) {
-        session_timer_set(n->cfg.session, &n->parked_timer, soon ? WATCHERS_RETURN_LOOK_MS : WATCHERS_RETURN_RARE_MS);
-        n->parked_soon = soon;
-    }
-    ev->next = n->parked;
-    n->parked = ev;
-    if (freed)
-        injector_pool_advance(n->cfg.injectors);
-}
-
-/* Newer news of the node: what nobody saw is past. */
-static void parked_drop(struct notify *n, const struct node *node)
-{
-    for (struct change_event **p = &n->parked, *ev; (ev = *p) != NULL;)
-        if (ev->node == node) {
-            *p = ev->next;
-            forget(n, ev);
-        } else {
-            p = &ev->next;
-        }
-}
-
-static void look_later(struct notify *n, struct change_event *ev)
-{
-    ev->next = NULL;
-    *n->unsure_last = ev;
-    n->unsure_last = &ev->next;
-}
-
-static void parked_timer_fire(struct timer *t)
-{
-    struct notify *n = (struct notify *)((char *)t - offsetof(struct notify, parked_timer));
-    struct change_event *ev = n->parked;
-
-    n->parked = NULL;
-    for (struct change_event *next; ev; ev = next) {
-        next = ev->next;
-        inject_order_enter(ev);
-        look_later(n, ev);
-    }
-    scan_start(n);
-}
-
-/* Its name was only expired: the kernel keeps it until somebody asks for it again, which nobody may. */
-static bool is_gone_dir(const struct change_event *ev)
-{
-    return ev->kind == CHANGE_DELETE && ev->flags & CHANGE_DIR && known(ev->node) && !ev->node->present;
-}
-
-static void scan_finish(struct notify *n)
-{
-    struct watched w = {0};
-    bool finished;
-
-    pthread_mutex_lock(&n->scanner.mu);
-    finished = n->scanner.finished;
-    if (finished)
-        w = n->scanner.result;
-    n->scanner.finished = false;
-    n->scanner.result = (struct watched){0};
-    pthread_mutex_unlock(&n->scanner.mu);
-    if (!finished)
-        return;
-    n->scan_running = false;
-    for (struct change_event *ev = n->looking, *next; ev; ev = next) {
-        next = ev->next;
-        if (event_watched(&w, ev))
-            injector_pool_push(n->cfg.injectors, ev);
-        else if (is_gone_dir(ev)) {
-            n->stats.skipped_unwatched++;
-            ev->flags |= CHANGE_LOOK;
-            injector_pool_push(n->cfg.injectors, ev);
-        } else if (may_return(ev) && !newer_waits(ev, next) && !newer_waits(ev, n->unsure))
-            park(n, ev);
-        else {
-            n->stats.skipped_unwatched++;
-            forget(n, ev);
-        }
-    }
-    n->looking = NULL;
-    watched_fini(&w);
-    scan_start(n);
-}
-
-/* A few a second without looking: the look takes longer than they do. The order of a directory's changes
- * holds: once one waits for a look, all that follow wait too. */
-static bool may_go_blind(struct notify *n)
-{
-    uint64_t second = session_now_ms() / 1000;
-
-    if (second != n->blind_second) {
-        n->blind_second = second;
-        n->blind_n = 0;
-    }
-    return n->unsure == NULL && n->looking == NULL && n->blind_n++ < INJECT_BLIND_PER_S;
-}
-
-/* To make the directory once more the injector has it absent for a moment, and whoever is in it cut off: only
- * where somebody is sure to be watching. */
-static bool in_use(const struct change_event *ev)
-{
-    return ev->kind == CHANGE_CREATE && ev->flags & CHANGE_DIR && known(ev->node);
-}
-
-static void inject(struct notify *n, struct change_event *ev)
-{
-    parked_drop(n, ev->node);
-    if (!(ev->flags & CHANGE_INJECT)) {
-        forget(n, ev);
-    } else if (!known(ev->dir) && !known(ev->node) && !known(ev->from_dir) && !known(ev->from_node)) {
-        n->stats.skipped_unknown++;
-        forget(n, ev);
-    } else if (!may_return(ev) && !in_use(ev) && may_go_blind(n)) {
-        injector_pool_push(n->cfg.injectors, ev);
-    } else {
-        look_later(n, ev);
-        scan_start(n);
-    }
-}
-
-void notify_injected(struct notify *n, struct change_event *ev, int err)
-{
-    if (err == 0 && ev->kind == CHANGE_MOVE)
-        notify_name(n, ev->dir,
-                    ev->name); /* the kernel moved the old inode there; the name has another node */
-    forget(n, ev);
 }
 
 static void done_ready(struct source *src)
@@ -535,10 +264,10 @@ static void done_ready(struct source *src)
         n->stats.waiting--;
         n->stats.invalidated++;
         if (j->ev)
-            inject(n, j->ev);
+            tell_consider(n, j->ev);
         free(j);
     }
-    scan_finish(n);
+    tell_looked(n);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -551,9 +280,6 @@ int notify_open(const struct notify_config *cfg, struct notify **ret_notify)
     if (n == NULL)
         return -ENOMEM;
     n->cfg = *cfg;
-    n->unsure_last = &n->unsure;
-    n->scan_timer.fire = scan_timer_fire;
-    n->parked_timer.fire = parked_timer_fire;
     queue_init(&n->done);
     pthread_mutex_init(&n->done_mu, NULL);
     n->done_source = (struct source){eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), done_ready};
@@ -570,21 +296,11 @@ int notify_open(const struct notify_config *cfg, struct notify **ret_notify)
         pthread_cond_init(&w->wake, NULL);
         rc = rc ? rc : -pthread_create(&w->thread, NULL, worker_main, w);
     }
-    pthread_mutex_init(&n->scanner.mu, NULL);
-    pthread_cond_init(&n->scanner.wake, NULL);
-    rc = rc ? rc : -pthread_create(&n->scanner.thread, NULL, scanner_main, n);
+    rc = rc ? rc : tell_start(n);
     if (rc)
         return rc; /* the program ends: nothing to take back */
     *ret_notify = n;
     return 0;
-}
-
-static void drop_list(struct notify *n, struct change_event *ev)
-{
-    for (struct change_event *next; ev; ev = next) {
-        next = ev->next;
-        forget(n, ev);
-    }
 }
 
 void notify_close(struct notify *n)
@@ -600,21 +316,14 @@ void notify_close(struct notify *n)
         pthread_mutex_unlock(&w->mu);
         pthread_join(w->thread, NULL);
     }
-    pthread_mutex_lock(&n->scanner.mu);
-    n->scanner.stop = true;
-    pthread_cond_signal(&n->scanner.wake);
-    pthread_mutex_unlock(&n->scanner.mu);
-    pthread_join(n->scanner.thread, NULL);
+    tell_stop(n);
     for (struct job *j = queue_take(&n->done), *next; j; j = next) {
         next = j->next;
         if (j->ev)
-            forget(n, j->ev);
+            notify_forget(n, j->ev);
         free(j);
     }
-    drop_list(n, n->unsure);
-    drop_list(n, n->looking);
-    drop_list(n, n->parked);
-    watched_fini(&n->scanner.result);
+    tell_drop(n);
     session_unwatch(n->cfg.session, &n->done_source);
     (void)close(n->done_source.fd);
     free(n);
