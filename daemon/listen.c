@@ -2,7 +2,7 @@
 /* listen.c - binds and listens.
  *
  * Owner:    the caller's struct listener.
- * Not here: accept (pump.c), what a URL is (config.c).
+ * Not here: accept (pump.c), what a URL is (config_value.c).
  * Source:   Go's net.Listen for names: the first IPv4 address, else the first; an empty host is every address.
  */
 #include "listen.h"

@@ -16,7 +16,7 @@ door 'lmdb\.h' daemon daemon/base_db.h # base_*.c alone include it
 door 'grpc/' daemon daemon/rpc.c daemon/rpc_call.c daemon/rpc_answer.c daemon/rpc_impl.h daemon/rpc_ask.c
 door 'openssl/' daemon daemon/tls_impl.h daemon/tls_self.c daemon/sha1.c # tls*.c alone include tls_impl.h
 door 'microhttpd' daemon daemon/http.c
-door 'yaml' daemon daemon/config.c daemon/yaml.c
+door 'yaml' daemon daemon/yaml.c
 door 'grpc/' fusefs fusefs/client_private.h
 door 'fuse' fusefs fusefs/session.c fusefs/ops.h fusefs/control.h
 if grep -nE '#include "(\.\./)?daemon/' fusefs/*.[ch] 2>/dev/null; then echo "doors: fusefs includes the daemon" >&2; bad=1; fi
