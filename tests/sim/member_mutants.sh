@@ -74,7 +74,7 @@ mutant '13 two changes of the configuration at once' sim raftcore/leader.c 's/  
 mutant '14 a removed member stands and leads'      sim raftcore/election.c 's/return r->role != RAFT_LEADER \&\& raft_is_voter(r, r->id) \&\& /return r->role != RAFT_LEADER \&\& /'
 mutant '15 directory not synced'                   sim_crash daemon/wal_segment.c 's/err = w->disk->fsync_dir(w->disk, w->dir);/err = 0;/'
 mutant '15a a base adopted, its name not synced'   sim_install daemon/datadir.c 's/return renameat(d->fd, "incoming", d->fd, name) < 0 || fsync(d->fd) < 0/return renameat(d->fd, "incoming", d->fd, name) < 0/'
-mutant '15b CURRENT renamed before it is synced'   sim_install daemon/datadir.c 's/    if (write(fd, text, (size_t)n) != n || fsync(fd) < 0)/    if (write(fd, text, (size_t)n) != n)/'
+mutant '15b CURRENT renamed before it is synced'   sim_install daemon/datadir.c 's/    if (write(fd, text, n) != (ssize_t)n || fsync(fd) < 0)/    if (write(fd, text, n) != (ssize_t)n)/'
 mutant '15c CURRENT renamed, its directory not synced' sim_install daemon/datadir.c 's/    if (rc == 0 \&\& fsync(d->fd) < 0)/    if (0)/'
 mutant '15d a received base not synced'            sim_install daemon/base_copy.c 's/err = base_error(mdb_env_sync(b->env, 1));/err = 0;/; s/return err ? err : base_sync_dir(path);/return err;/'
 mutant '15e a received base without its directory synced' sim_install daemon/base.c 's/"data.mdb", "."}/"data.mdb", "data.mdb"}/'
