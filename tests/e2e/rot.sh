@@ -13,6 +13,7 @@
 # so it is part of the long form only. Pages by the hundred, without processes: tests/unit/base_rot.c. The log: tests/unit/wal.c.
 #
 #     SEED=n     another choice            ROT=n    so many cells (default 3)           ROT=all    each of them, about half an hour
+#     ROT='leader wal-* *'    those that the pattern names
 . "$(dirname "$0")/cluster_lib.sh"
 command -v etcdctl >/dev/null && command -v python3 >/dev/null || exit 77
 BASE=$((22424 + $$ % 3 * 20))
@@ -31,6 +32,10 @@ start() {
 name_of() { for m in a b c; do [ "${N[$m]}" = "$1" ] && echo "$m"; done; }
 others() { for m in a b c; do [ "$m" != "$1" ] && echo "${N[$m]}"; done; }
 any_leader() { leader_n 1 2 3; }
+the_leader() { # waited for: a member that begins anew may have led
+    await 30 any_leader >/dev/null || return 1
+    cat "$T/await"
+}
 index() { ctl "$1" endpoint status -w json 2>/dev/null | grep -o '"raftAppliedIndex":[0-9]*'; }
 level() {
     local one
@@ -126,16 +131,17 @@ for who in follower leader running; do
         for file in meta meta-old branch:index branch:log leaf:index leaf:log free wal-head wal-body CURRENT FOUNDED; do
             case $file:$how in
             meta*:astray | wal-*:astray | CURRENT:astray | FOUNDED:astray | FOUNDED:swap | FOUNDED:stale* | CURRENT:swap | free:swap) continue ;;
-            leaf*:stale*) [ "$cells" = all ] || continue ;;
+            leaf*:stale*) [[ $cells = *[0-9] ]] && continue ;;
             esac
             if [ $who = running ]; then
                 case $file:$how in branch*:cut | leaf*:cut) continue ;; branch* | leaf*) ;; *) continue ;; esac
             fi
-            grid+=("$who $file $how")
+            # shellcheck disable=SC2053 # a pattern
+            [[ $cells = all || $cells = *[0-9] || "$who $file $how" = $cells ]] && grid+=("$who $file $how")
         done
     done
 done
-[ "$cells" = all ] || mapfile -t grid < <(for g in "${grid[@]}"; do echo "$RANDOM $g"; done | sort -n | cut -d' ' -f2- | head -n "$cells")
+[[ $cells = *[0-9] ]] && mapfile -t grid < <(for g in "${grid[@]}"; do echo "$RANDOM $g"; done | sort -n | cut -d' ' -f2- | head -n "$cells")
 
 for g in "${grid[@]}"; do
     read -r who file how <<<"$g"
@@ -143,10 +149,10 @@ for g in "${grid[@]}"; do
     rm -rf "$T/old"
     mkdir "$T/old"
     cp -a "$T/a" "$T/b" "$T/c" "$T/old"
-    lead=$(await 30 any_leader >/dev/null; any_leader)
+    lead=$(the_leader) || { not_ok "$g: nobody leads"; continue; }
     more "$lead" "value-$RANDOM-of-$file-$how-$who"
     truth "$lead"
-    lead=$(any_leader)
+    lead=$(the_leader) || { not_ok "$g: nobody leads after the puts"; continue; }
     if [ "$who" = leader ]; then m=$(name_of "$lead"); else m=$(name_of "$(others "$(name_of "$lead")" | head -n 1)"); fi
     if [ "$who" = running ]; then running "$m" "$file" "$how"; else at_rest "$m" "$file" "$how"; fi
     if [[ $how = stale* && $file = leaf* ]]; then # the scrub comes a minute after the start
@@ -155,7 +161,7 @@ for g in "${grid[@]}"; do
     check "$g: they agree" await 60 agree
     check "$g: nobody is faulty" await 60 unmarked "$m"
     check "$g: they are level" await 30 level
-    truth_now=$(ctl "$(any_leader)" get --prefix '' | cmp - "$T/truth" 2>&1)
+    truth_now=$(ctl "$(the_leader)" get --prefix '' | cmp - "$T/truth" 2>&1)
     same "$g: nothing was lost" "" "$truth_now"
 done
 for m in a b c; do member_stop $m TERM; done
