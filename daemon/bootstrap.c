@@ -378,12 +378,12 @@ static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
     name_wal(b, wal_dir);
     if (store_damaged) {
         b->store_damaged = true;
-        rc = fail(b, "%s: a damaged row was found in the store", b->dir.path);
+        rc = *b->error ? -1 : fail(b, "%s: a damaged row was found in the store", b->dir.path);
     } else {
         rc = check_suspect(b);
         rc = rc ? rc : open_base(b, c);
     }
-    if (rc && b->store_damaged && ((others && bootstrap_rebuild_store(b, c, wal_dir) == 0) || b->store_sound)) {
+    if (rc && b->store_damaged && ((others && bootstrap_rebuild_store(b, c) == 0) || b->store_sound)) {
         if (b->base)
             base_close(b->base);
         b->base = NULL;
@@ -391,11 +391,32 @@ static int open_parts(struct bootstrap *b, struct config *c, bool store_damaged)
         name_wal(b, wal_dir);
     }
     rc = rc ? rc : bootstrap_open_wal(b, wal_dir);
-    if (rc && b->log_damaged && others && bootstrap_rebuild_log(b, wal_dir) == 0) {
+    if (rc && b->log_damaged && others && bootstrap_rebuild_log(b) == 0) {
         name_wal(b, wal_dir);
         rc = bootstrap_open_wal(b, wal_dir);
     }
     return rc;
+}
+
+/* A lost CURRENT, or a FAULTY that cannot be read, leaves nothing that can be relied on: b->error says so, and whoever
+ * has others begins anew from them. */
+static int open_dir(struct bootstrap *b, struct config *c, bool *ret_store_damaged)
+{
+    b->dir = (struct datadir){.fd = -1, .wal_fd = -1};
+    if (datadir_open(&b->dir, c->data_dir, c->wal_dir) < 0) {
+        (void)fail(b, "%s", b->dir.error);
+        if (!b->dir.lost || datadir_open_lost(&b->dir, c->data_dir, c->wal_dir) < 0)
+            return -1;
+    }
+    if (datadir_read_mark(&b->dir, &b->fence_term, ret_store_damaged) < 0) {
+        (void)fail(b, "%s", b->dir.error);
+        if (b->dir.fresh) {
+            datadir_close(&b->dir);
+            return -1;
+        }
+    }
+    *ret_store_damaged |= *b->error != '\0';
+    return 0;
 }
 
 int bootstrap_open(struct bootstrap *b, struct config *c)
@@ -404,16 +425,13 @@ int bootstrap_open(struct bootstrap *b, struct config *c)
     bool fresh, store_damaged = false;
     int rc;
 
-    b->dir = (struct datadir){.fd = -1, .wal_fd = -1};
-    if (datadir_open(&b->dir, c->data_dir, c->wal_dir) < 0)
-        return fail(b, "%s", b->dir.error);
+    if (open_dir(b, c, &store_damaged) < 0)
+        return -1;
     (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", b->dir.wal);
     fresh = b->dir.fresh;
     rc = disk_real_new(b->dir.wal_root, &b->disk);
     if (rc)
         (void)fail(b, "%s: %s", b->dir.wal_root, strerror(-rc));
-    if (rc == 0 && datadir_read_mark(&b->dir, &b->fence_term, &store_damaged) < 0)
-        rc = fail(b, "%s", b->dir.error);
     if (rc == 0 && fresh)
         rc = create(b, c, wal_dir);
     if (rc == 0 && b->guard)

@@ -78,8 +78,8 @@ int bootstrap_force(struct bootstrap *b, const char *wal_dir);
 int bootstrap_ask_others(struct bootstrap *b, struct config *c, bool wait, const char **ret_why);
 /* bootstrap_rebuild.c: b->log_damaged, or b->store_damaged, and b->error says how. 0: CURRENT names parts that can be
  * opened; -1: it cannot be done, b->error stands. */
-int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir);
-int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir);
+int bootstrap_rebuild_log(struct bootstrap *b);
+int bootstrap_rebuild_store(struct bootstrap *b, struct config *c);
 /* How the log in dir is opened or made. */
 struct wal_options bootstrap_wal_options(const struct bootstrap *b, const char *dir);
 /* (Re)opens b->wal and reads b->wal_state; 0, or -1 with b->error. */

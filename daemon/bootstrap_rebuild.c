@@ -4,6 +4,7 @@
  *
  *     the log is damaged      the store is kept, it is committed; a new, empty log follows it
  *     the store is damaged    nothing is kept but who this member is: an empty store, an empty log
+ *     CURRENT or FAULTY is    the same, for then it is not known what of the rest could be relied on
  *
  * Either way it may have lost what it promised: votes, acknowledgements. So it goes on FAULTY: with its old identity,
  * in a term above every one it can have promised anything in (raft_params.fence_term), without a vote and without
@@ -23,6 +24,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include "bootstrap.h"
+#include "datadir_peers.h"
 #include "log.h"
 #include "raftconf.h"
 
@@ -31,6 +33,25 @@ static uint64_t fence_above(const struct bootstrap *b, uint64_t a, uint64_t c)
     uint64_t top = a > c ? a : c;
 
     return (top > b->fence_term ? top : b->fence_term) + RAFT_FENCE_TERMS;
+}
+
+/* What all logs there are still say: an older one stays while this member is faulty, and which one was current may not
+ * be known. */
+static struct wal_identity salvage(const struct bootstrap *b)
+{
+    struct wal_identity all = {0}, one;
+    char wal_dir[32];
+
+    for (unsigned n = 1; n < b->dir.wal_found; n++) {
+        (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", n);
+        wal_salvage(b->disk, wal_dir, &one);
+        if (one.member_id) {
+            all.cluster_id = one.cluster_id;
+            all.member_id = one.member_id;
+        }
+        all.term = one.term > all.term ? one.term : all.term;
+    }
+    return all;
 }
 
 /* An empty log after (index, term), and CURRENT names it and base. In the term after the fence: who leads in the
@@ -53,14 +74,14 @@ static int failed(struct bootstrap *b, int rc)
     return bootstrap_fail(b, "%s: this member cannot be rebuilt: %s", b->dir.path, strerror(-rc));
 }
 
-int bootstrap_rebuild_log(struct bootstrap *b, const char *wal_dir)
+int bootstrap_rebuild_log(struct bootstrap *b)
 {
     struct wal_identity id;
     int rc;
 
     if (b->conf.voters.n + b->conf.learners.n < 2)
         return -1;
-    wal_salvage(b->disk, wal_dir, &id);
+    id = salvage(b);
     log_error("the log is damaged; the store is kept, the rest is asked of the other members. Until then this member neither "
               "votes nor stands", LOG_STR("found", b->error), LOG_UINT("kept", b->applied_index));
     b->fence_term = fence_above(b, id.term, b->applied_term);
@@ -100,17 +121,30 @@ static bool ask_others(struct bootstrap *b, struct config *c)
     return rc == 0;
 }
 
-int bootstrap_rebuild_store(struct bootstrap *b, struct config *c, const char *wal_dir)
+/* Who this member is, when the store does not say it any more. A log that has lost its heads still has terms to make a
+ * fence of; one that has nothing at all leaves no fence, and so nobody. */
+static void identify(struct bootstrap *b, struct config *c, const struct wal_identity *id)
+{
+    struct datadir_peers p;
+
+    if (b->member_id)
+        return;
+    b->cluster_id = id->cluster_id;
+    b->member_id = id->member_id;
+    if (b->member_id || id->term == 0 || datadir_read_peers(&b->dir, &c->arena, &p) != 0)
+        return;
+    b->cluster_id = p.cluster_id;
+    b->member_id = p.member_id;
+}
+
+int bootstrap_rebuild_store(struct bootstrap *b, struct config *c)
 {
     struct wal_identity id;
     unsigned base;
     int rc;
 
-    wal_salvage(b->disk, wal_dir, &id);
-    if (b->member_id == 0) {
-        b->cluster_id = id.cluster_id;
-        b->member_id = id.member_id;
-    }
+    id = salvage(b);
+    identify(b, c, &id);
     if (!ask_others(b, c))
         return -1; /* alone, or they do not know it: the error says why */
     log_error("the store is damaged; all of it is asked of the other members. Until then this member neither votes nor stands",

@@ -9,7 +9,8 @@
  *     crc 1a2b3c4d              crc32c of the three lines above
  *
  * A directory being made holds CREATING until CURRENT is there: what a crash leaves then is made anew. A base-N or
- * wal-M without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew.
+ * wal-M without CURRENT and without CREATING is somebody's data that lost its CURRENT: refused, never made anew, unless
+ * other members can give it again (bootstrap_rebuild.c).
  *
  * FOUNDED, FAULTY and SUSPECT are datadir_marks.c's, PEERS is datadir_peers.c's. incoming/ is a base that another
  * member is sending: it means nothing until it has been renamed to base-N (snap_install.c). */
@@ -145,7 +146,7 @@ static int list_names(struct datadir *d, struct names *ret)
         const char *n = e->d_name;
 
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
-            strcmp(n, "FOUNDED") == 0 || strcmp(n, "FAULTY") == 0 ||
+            strcmp(n, "FOUNDED") == 0 || strcmp(n, "FOUNDED.new") == 0 || strcmp(n, "FAULTY") == 0 ||
             strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 ||
             strcmp(n, "PEERS") == 0 || strcmp(n, "PEERS.new") == 0 || strcmp(n, "lost+found") == 0 ||
             strcmp(n, "fixtures") == 0 /* --auto-tls */)
@@ -175,7 +176,8 @@ static int check_fresh(struct datadir *d)
                        "keys with etcdctl make-mirror", d->path);
     if (*n.foreign)
         return fail(d, "%s: is not empty and not Cairn's (it holds %s); give another --data-dir", d->path, n.foreign);
-    if (n.ours && !n.creating)
+    d->lost = n.ours && !n.creating;
+    if (d->lost)
         return fail(d, "%s: holds a store or a log, but CURRENT is missing; restore CURRENT, or move the directory away", d->path);
     fd = openat(d->fd, "CREATING", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0 || fsync(d->fd) < 0)
@@ -205,7 +207,8 @@ static int read_current(struct datadir *d, const char *wal_path)
         return fail(d, "%s/CURRENT: %s", d->path, strerror(errno));
     text[n] = '\0';
     last = strstr(text, "\ncrc ");
-    if (last == NULL || sscanf(last + 1, "crc %x", &crc) != 1 || crc32c(0, text, (size_t)(last + 1 - text)) != crc)
+    d->lost = last == NULL || sscanf(last + 1, "crc %x", &crc) != 1 || crc32c(0, text, (size_t)(last + 1 - text)) != crc;
+    if (d->lost)
         return fail(d, "%s/CURRENT: is damaged; restore it, or move the directory away", d->path);
     if (sscanf(text, "cairn %u\nbase %u\nwal %u %n", &format, &d->base, &d->wal, &used) != 3 || format != 1)
         return fail(d, "%s/CURRENT: format %u is not known to this version of cairnd (it knows 1)", d->path, format);
@@ -263,7 +266,7 @@ static int sync_names(struct datadir *d)
     return fsync(d->fd) < 0 ? fail(d, "%s: cannot be synced: %s", d->path, strerror(errno)) : 0;
 }
 
-int datadir_open(struct datadir *d, const char *path, const char *wal_path)
+static int open_dir(struct datadir *d, const char *path, const char *wal_path, bool lost)
 {
     *d = (struct datadir){.fd = -1, .wal_fd = -1, .mu = PTHREAD_MUTEX_INITIALIZER};
     if (make_path(d, path, d->path) < 0)
@@ -279,13 +282,27 @@ int datadir_open(struct datadir *d, const char *path, const char *wal_path)
         memcpy(d->wal_root, d->path, sizeof d->wal_root);
     else if (make_path(d, wal_path, d->wal_root) < 0 || check_type(d, d->wal_root) < 0)
         goto bad;
-    if (lock(d) < 0 || sync_names(d) < 0 || read_current(d, wal_path) < 0)
+    if (lock(d) < 0 || sync_names(d) < 0 || (!lost && read_current(d, wal_path) < 0))
         goto bad;
     number(d);
+    if (lost) {
+        d->base = d->base_found - 1;
+        d->wal = d->wal_found - 1;
+    }
     return 0;
 bad:
     datadir_close(d);
     return -1;
+}
+
+int datadir_open(struct datadir *d, const char *path, const char *wal_path)
+{
+    return open_dir(d, path, wal_path, false);
+}
+
+int datadir_open_lost(struct datadir *d, const char *path, const char *wal_path)
+{
+    return open_dir(d, path, wal_path, true);
 }
 
 int datadir_replace(const struct datadir *d, const char *name, const char *text, size_t n)

@@ -4,7 +4,8 @@
  *     DIR/CURRENT     names base and log; renaming it is the commit point of a switch
  *     DIR/base-N/     the store (base.c)
  *     DIR/wal-M/      the log (wal.c), or in --wal-dir
- *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake
+ *     DIR/FOUNDED     the cluster token of a founding member: a restart with another one is a mistake; damaged, it
+ *                     says nothing
  *     DIR/PEERS       who the members are, to be asked when nothing else says it (datadir_peers.h)
  *     DIR/FAULTY      this member's fence, while it is being rebuilt from the others
  *     DIR/SUSPECT     a byte for each crash inside LMDB; the store is read whole before it is used again (member_suspect.c)
@@ -28,6 +29,7 @@ struct datadir {
     unsigned base_next, wal_next;      /* numbers nobody has used yet; under mu */
     unsigned base_found, wal_found;    /* the same as of the start: whatever else lies below, a crash has left */
     pthread_mutex_t mu;
+    bool lost;                         /* after a failure of datadir_open: CURRENT is damaged, or not there any more */
     char error[DATADIR_ERROR_BYTES];   /* one sentence, after a failure */
 };
 
@@ -35,6 +37,9 @@ struct datadir {
  * with d->error: locked by another process, foreign, unreadable, open to others, on a file system that cannot hold
  * it. */
 int datadir_open(struct datadir *d, const char *path, const char *wal_path);
+/* The same of a directory whose CURRENT is lost: nothing in it is known to be current, base and wal are the highest
+ * numbers there are. For a member that is rebuilt from the others, or for nobody. */
+int datadir_open_lost(struct datadir *d, const char *path, const char *wal_path);
 /* CURRENT now names d->base and d->wal; durable when it returns 0. -errno. */
 int datadir_commit(struct datadir *d);
 /* A small file of the directory, whole: written to NAME.new, synced, renamed, the directory synced. -errno. */
@@ -69,7 +74,7 @@ bool datadir_token_differs(const struct datadir *d, const char *token, char *ret
 /* ---- DIR/FAULTY: this member may have lost what it promised (bootstrap_rebuild.c) ---- */
 /* Durable when it returns 0. store_damaged: base is not to be used at the next start. Any thread. */
 int datadir_mark(struct datadir *d, uint64_t fence_term, bool store_damaged);
-/* 0: there is none, both are zero; 1: read; -1 with d->error: it cannot be read. */
+/* 0: there is none, both are zero; 1: read; -1 with d->error: it cannot be read, so nothing here can be relied on. */
 int datadir_read_mark(struct datadir *d, uint64_t *ret_fence_term, bool *ret_store_damaged);
 int datadir_unmark(struct datadir *d);
 /* ---- DIR/SUSPECT: this process crashed while it used the store ---- */

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* datadir_marks.c - the small files of the data directory that say what this member is, or suspects of itself.
  *
- *     FOUNDED   the cluster token with which it founded its cluster, no newline
+ *     FOUNDED   the cluster token with which it founded its cluster; three lines, replaced as a whole:
+ *                   founded 1           format
+ *                   token etcd-cluster
+ *                   crc 1a2b3c4d        crc32c of the two lines above
+ *               once it was the token alone, without a newline: read still
  *     FAULTY    three lines of text, replaced as a whole:
  *                   fence 12            the term above all that it may have promised
  *                   store damaged       or sound: whether base is to be given up
@@ -20,31 +24,52 @@
 
 /* ---- FOUNDED ---- */
 
+enum { FOUNDED_BYTES = 8192 };
+
 int datadir_note_token(struct datadir *d, const char *token)
 {
-    size_t n = strlen(token);
-    int fd = openat(d->fd, "FOUNDED", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), rc = 0;
+    char text[FOUNDED_BYTES];
+    int n = snprintf(text, sizeof text - 32, "founded 1\ntoken %s\n", token);
 
-    if (fd < 0)
-        return -errno;
-    if (write(fd, token, n) != (ssize_t)n || fsync(fd) < 0)
-        rc = errno ? -errno : -EIO;
-    if (close(fd) < 0 && rc == 0)
-        rc = -errno;
-    return rc;
+    if (n < 0 || (size_t)n >= sizeof text - 32)
+        return -ENAMETOOLONG;
+    n += snprintf(text + n, sizeof text - (size_t)n, "crc %08x\n", crc32c(0, text, (size_t)n));
+    return datadir_replace(d, "FOUNDED", text, (size_t)n);
+}
+
+/* The token in the text of n bytes, which is cut there; NULL: damaged. */
+static const char *founding_token(char *text, size_t n)
+{
+    static const char head[] = "founded 1\ntoken ";
+    enum { CRC_BYTES = 13 };
+    char crc[CRC_BYTES + 1];
+
+    text[n] = '\0';
+    if (memchr(text, '\n', n) == NULL)
+        return text;
+    if (n < sizeof head + CRC_BYTES || strncmp(text, head, sizeof head - 1) != 0)
+        return NULL;
+    n -= CRC_BYTES;
+    (void)snprintf(crc, sizeof crc, "crc %08x\n", crc32c(0, text, n));
+    if (strcmp(text + n, crc) != 0)
+        return NULL;
+    text[n - 1] = '\0';
+    return text + sizeof head - 1;
 }
 
 bool datadir_token_differs(const struct datadir *d, const char *token, char *ret_noted, size_t size)
 {
     int fd = openat(d->fd, "FOUNDED", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, ret_noted, size - 1);
+    char text[FOUNDED_BYTES + 1];
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    const char *noted = n <= 0 ? NULL : founding_token(text, (size_t)n);
 
     if (fd >= 0)
         (void)close(fd); /* only read */
-    if (n < 0)
+    if (noted == NULL || strcmp(noted, token) == 0)
         return false;
-    ret_noted[n] = '\0';
-    return strncmp(ret_noted, token, size - 1) != 0;
+    (void)snprintf(ret_noted, size, "%s", noted);
+    return true;
 }
 
 /* ---- FAULTY ---- */

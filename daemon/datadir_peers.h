@@ -4,7 +4,8 @@
  * A hint, and only one: whom to ask when the store, which says it too, is damaged, and the flags do not say it or are
  * old. Nothing is decided by it: who is a member, and what is a quorum, say the store and the log; whoever is asked
  * answers for its cluster, and each connection is checked for both ids as ever. So a file that is not there, is
- * damaged, or has another format means "not known", and is no error.
+ * damaged, or has another format means "not known", and is no error. Its ids stand in for those of a log whose heads
+ * are damaged together with the store.
  *
  * Owner: the main thread (member_note.c writes, bootstrap_ask.c reads). Apply's must not wait for a disk.
  */

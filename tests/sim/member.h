@@ -479,12 +479,10 @@ static inline void member_note_loss(struct sim_member *m)
 static inline int member_rebuild_store(struct sim_member *m)
 {
     struct config c = {.name = "m", .initial_cluster = "m=http://127.0.0.1:1,n=http://127.0.0.1:2", .initial_cluster_token = ""};
-    char wal_dir[16];
     int err;
 
-    (void)snprintf(wal_dir, sizeof wal_dir, "wal-%u", m->bootstrap.dir.wal);
     arena_init(&c.arena, 1 << 20, NULL, 0);
-    err = bootstrap_rebuild_store(&m->bootstrap, &c, wal_dir);
+    err = bootstrap_rebuild_store(&m->bootstrap, &c);
     arena_fini(&c.arena);
     datadir_base_path(&m->bootstrap.dir, m->bootstrap.dir.base, m->base_path);
     m->wal_dir = m->bootstrap.dir.wal;
@@ -522,7 +520,7 @@ static inline int member_open_parts(struct sim_member *m, const struct base_opti
     wo = member_wal_options(m, dir);
     err = wal_open(&wo, &m->wal, ret_state, why, sizeof why);
     if (err && m->damaged && !rebuilt) {
-        err = bootstrap_rebuild_log(&m->bootstrap, dir);
+        err = bootstrap_rebuild_log(&m->bootstrap);
         m->wal_dir = m->bootstrap.dir.wal;
         wo = member_wal_options(m, dir);
         err = err ? err : wal_open(&wo, &m->wal, ret_state, why, sizeof why);

@@ -169,11 +169,62 @@ static void damaged_current(void)
             CHECK(d.base == 1 && d.wal == 1);
             datadir_close(&d);
         } else {
-            CHECK(strstr(d.error, "CURRENT") != NULL);
+            CHECK(strstr(d.error, "CURRENT") != NULL && d.lost);
         }
         CHECK(pwrite(fd, &byte, 1, at) == 1);
     }
     (void)close(fd);
+}
+
+/* What is there is numbered, none of it is current. */
+static void lost_current(void)
+{
+    char base[DATADIR_PATH_BYTES];
+
+    in_dir("lost");
+    REQUIRE(datadir_open(&d, path, "") == 0 && datadir_make_base(&d, 1, base) == 0 && datadir_commit(&d) == 0);
+    CHECK(datadir_make_base(&d, 4, base) == 0 && mkdir(strcat(strcpy(base, path), "/wal-6"), 0700) == 0);
+    datadir_close(&d);
+    (void)unlink(strcat(strcpy(base, path), "/CURRENT"));
+    CHECK(datadir_open(&d, path, "") < 0 && d.lost && strstr(d.error, "CURRENT is missing"));
+    CHECK(datadir_open_lost(&d, path, "") == 0 && !d.fresh && d.base == 4 && d.wal == 6 && d.wal_found == 7);
+    CHECK(datadir_new_base(&d) == 5 && datadir_new_wal(&d) == 7 && datadir_switch_both(&d, 5, 7) == 0);
+    datadir_close(&d);
+    CHECK(datadir_open(&d, path, "") == 0 && d.base == 5 && d.wal == 7);
+    datadir_close(&d);
+    in_dir("not-lost");
+    REQUIRE(mkdir(path, 0700) == 0);
+    touch("what");
+    CHECK(datadir_open(&d, path, "") < 0 && !d.lost);
+}
+
+/* The token, or nothing, but never another one. */
+static void founded(void)
+{
+    char file[300], noted[256];
+    uint8_t byte;
+    int fd;
+
+    in_dir("founded");
+    REQUIRE(datadir_open(&d, path, "") == 0 && datadir_note_token(&d, "a token") == 0);
+    CHECK(!datadir_token_differs(&d, "a token", noted, sizeof noted));
+    CHECK(datadir_token_differs(&d, "another", noted, sizeof noted) && strcmp(noted, "a token") == 0);
+    (void)snprintf(file, sizeof file, "%s/FOUNDED", path);
+    fd = open(file, O_RDWR);
+    REQUIRE(fd >= 0);
+    for (off_t at = 0; pread(fd, &byte, 1, at) == 1; at++) {
+        uint8_t flipped = byte ^ 0x10;
+
+        CHECK(pwrite(fd, &flipped, 1, at) == 1 && !datadir_token_differs(&d, "a token", noted, sizeof noted));
+        CHECK(pwrite(fd, &byte, 1, at) == 1);
+    }
+    for (off_t at = lseek(fd, 0, SEEK_END) - 1; at > 9; at--)
+        CHECK(ftruncate(fd, at) == 0 && !datadir_token_differs(&d, "a token", noted, sizeof noted));
+    CHECK(ftruncate(fd, 0) == 0 && !datadir_token_differs(&d, "a token", noted, sizeof noted));
+    CHECK(pwrite(fd, "as it was once", 14, 0) == 14 && datadir_token_differs(&d, "a token", noted, sizeof noted) &&
+          strcmp(noted, "as it was once") == 0 && !datadir_token_differs(&d, noted, noted, sizeof noted));
+    (void)close(fd);
+    datadir_close(&d);
 }
 
 static void wal_elsewhere(void)
@@ -258,6 +309,8 @@ int main(void)
     TEST(locked);
     TEST(foreign);
     TEST(damaged_current);
+    TEST(lost_current);
+    TEST(founded);
     TEST(wal_elsewhere);
     (void)snprintf(rm, sizeof rm, "rm -rf %s", root);
     (void)!system(rm);
