@@ -42,7 +42,7 @@ F=$(follower)
 LEAD=$(leader_n 1 2 3)
 ID=$(field "$LEAD" "$F" 1)
 member_stop "$F" KILL
-damage "$(current "$F" wal)/0000000000000001.wal" 100000 64
+damage "$(current "$F" wal)/0000000000000001.wal" 100000 1024 # more than a sector: padding is in no crc
 member_start "$F" "${N[$F]}"
 back "$F" 'the log is damaged' "$LEAD"
 
