@@ -104,6 +104,7 @@ bool member_wait_others(void *m); /* struct bootstrap.wait */
 int member_snap_new(struct member_process *m);  /* before the peers and the turn */
 int member_peers_new(struct member_process *m); /* logs why not */
 int member_peers_start(struct member_process *m);
+void member_meet_leader(struct member_process *m); /* one that the state does not have: asks where it is */
 void member_members_changed(void *m);           /* apply's thread */
 void member_removed(void *m);                   /* any thread */
 void member_hand_over(struct member_process *m);

@@ -168,6 +168,21 @@ static void unreachable(void *ctx, uint64_t member)
     turn_unreachable(((struct member_process *)ctx)->svc.turn, member);
 }
 
+/* Who was removed stays refused. */
+static int set_peers(struct member_process *m, const struct peers_member *peers, size_t n)
+{
+    uint64_t *removed = NULL;
+    struct arena a;
+    size_t n_removed;
+    int rc;
+
+    arena_init(&a, TABLE_BYTES, NULL, 0);
+    n_removed = apply_removed(m->svc.apply, &a, &removed);
+    rc = peers_set_members(m->peers, peers, n, removed, n_removed);
+    arena_fini(&a);
+    return rc;
+}
+
 /* A joiner does not know its cluster's members from its own state: only where they were when it asked. */
 static int tell_peers_running(struct member_process *m)
 {
@@ -181,7 +196,41 @@ static int tell_peers_running(struct member_process *m)
                                          .urls = k->members[n].urls,
                                          .n_urls = k->members[n].n_urls,
                                          .started = k->started[n]};
-    return peers_set_members(m->peers, peers, n, NULL, 0);
+    return set_peers(m, peers, n);
+}
+
+static bool knows(struct member_process *m, uint64_t id)
+{
+    struct member *members = NULL;
+    struct arena a;
+    bool found = false;
+    size_t n;
+
+    arena_init(&a, TABLE_BYTES, NULL, 0);
+    n = apply_members(m->svc.apply, &a, &members);
+    for (size_t i = 0; i < n; i++)
+        found |= members[i].id == id;
+    arena_fini(&a);
+    return found;
+}
+
+/* Who was down while the leader was added hears it and cannot answer: where it is stands in the entries that it is to
+ * be given. So the others are asked. Nobody is a member by that: as soon as the state changes it says who is. */
+void member_meet_leader(struct member_process *m)
+{
+    struct bootstrap_cluster before = m->boot.running;
+    struct config c = *m->config; /* with an arena of its own: this may come often */
+    struct turn_status t;
+    const char *why;
+
+    turn_status(m->svc.turn, &t);
+    if (t.leader == 0 || m->boot.joining || knows(m, t.leader))
+        return;
+    arena_init(&c.arena, TABLE_BYTES, NULL, 0);
+    if (bootstrap_ask_others(&m->boot, &c, false, &why) == 0 && tell_peers_running(m) == 0)
+        log_info("the leader is not known here yet; another member has said where it is", LOG_HEX("leader", t.leader));
+    m->boot.running = before;
+    arena_fini(&c.arena);
 }
 
 int member_peers_start(struct member_process *m)

@@ -198,6 +198,7 @@ enum member_event member_publish(struct member_process *m)
             return e;
         if (m->svc.clock->now_ms(m->svc.clock) >= log_ms) {
             log_waiting(m);
+            member_meet_leader(m);
             log_ms += LOG_MS;
         }
     }
