@@ -131,6 +131,7 @@ static int lock(struct datadir *d)
 /* What stands in a directory without CURRENT. */
 struct names {
     bool creating, ours, etcd;
+    bool noted; /* PEERS: a member was here */
     char foreign[256];
 };
 
@@ -148,11 +149,12 @@ static int list_names(struct datadir *d, struct names *ret)
         if (strcmp(n, ".") == 0 || strcmp(n, "..") == 0 || strcmp(n, "CURRENT.new") == 0 ||
             strcmp(n, "FOUNDED") == 0 || strcmp(n, "FOUNDED.new") == 0 || strcmp(n, "FAULTY") == 0 ||
             strcmp(n, "FAULTY.new") == 0 || strcmp(n, "SUSPECT") == 0 ||
-            strcmp(n, "PEERS") == 0 || strcmp(n, "PEERS.new") == 0 || strcmp(n, "lost+found") == 0 ||
-            strcmp(n, "fixtures") == 0 /* --auto-tls */)
+            strcmp(n, "PEERS.new") == 0 || strcmp(n, "lost+found") == 0 || strcmp(n, "fixtures") == 0 /* --auto-tls */)
             continue;
         if (strcmp(n, "CREATING") == 0)
             ret->creating = true;
+        else if (strcmp(n, "PEERS") == 0)
+            ret->noted = true;
         else if (strncmp(n, "base-", 5) == 0 || strncmp(n, "wal-", 4) == 0)
             ret->ours = true;
         else if (strcmp(n, "member") == 0 || strcmp(n, "proxy") == 0)
@@ -176,9 +178,10 @@ static int check_fresh(struct datadir *d)
                        "keys with etcdctl make-mirror", d->path);
     if (*n.foreign)
         return fail(d, "%s: is not empty and not Cairn's (it holds %s); give another --data-dir", d->path, n.foreign);
-    d->lost = n.ours && !n.creating;
+    d->lost = (n.ours || n.noted) && !n.creating;
     if (d->lost)
-        return fail(d, "%s: holds a store or a log, but CURRENT is missing; restore CURRENT, or move the directory away", d->path);
+        return fail(d, "%s: holds %s, but CURRENT is missing; restore CURRENT, or move the directory away", d->path,
+                    n.ours ? "a store or a log" : "the PEERS of a member");
     fd = openat(d->fd, "CREATING", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0 || fsync(d->fd) < 0)
         return fail(d, "%s/CREATING: %s", d->path, strerror(errno));

@@ -3,7 +3,7 @@
 # Proves that none of the small files of a data directory needs an operator, when it is damaged or gone and there are other members
 # (started again without --initial-cluster): CURRENT, FAULTY, and the store together with the log's head, make the member be rebuilt from
 # the others; FOUNDED, SUSPECT and PEERS cost nothing. Taken away while the member runs, none of them stops it. A sole member whose
-# CURRENT or FAULTY is damaged refuses, and says which.
+# CURRENT or FAULTY is damaged refuses, and says which; so does one of which nothing but PEERS is left.
 . "$(dirname "$0")/cluster_lib.sh"
 command -v etcdctl >/dev/null || exit 77
 BASE=$((32400 + $$ % 20 * 20))
@@ -80,4 +80,11 @@ for f in CURRENT FAULTY; do
 done
 member_start s 7
 check "mended it starts" await 20 ready s
+check "alone it notes that too" await 10 test -s "$T/s/PEERS"
+member_stop s TERM
+rm -rf "$T/s/base-"* "$T/s/wal-"* "$T/s/CURRENT"
+member_start s 7
+check "of all only PEERS is left: no other cluster is founded" await 20 gone s
+member_wait s
+check "and it says why" grep -q 'holds the PEERS of a member' "$T/s.log"
 exit "${FAILED:-0}"

@@ -139,6 +139,10 @@ static void foreign(void)
     (void)mkdir(path, 0700);
     touch("base-1");
     refused("CURRENT is missing");
+    in_dir("onlypeers");
+    (void)mkdir(path, 0700);
+    touch("PEERS");
+    refused("CURRENT is missing");
     in_dir("open");
     (void)mkdir(path, 0755);
     refused("chmod 700");
