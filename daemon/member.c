@@ -391,20 +391,27 @@ static struct member_process *member_new(struct config *c, int signal_fd)
     return NULL;
 }
 
-/* Until it is to end. A suspect store that has been in use for long enough is not suspect any more. */
+/* Until it is to end. A suspect store that has been in use for long enough is not suspect any more. Who was cut off while
+ * a member was added that leads now asks where that is. */
 static enum member_event serve(struct member_process *m)
 {
-    uint64_t now_ms = m->svc.clock->now_ms(m->svc.clock), trust_ms = now_ms + SUSPECT_MS;
+    uint64_t now_ms = m->svc.clock->now_ms(m->svc.clock), trust_ms = now_ms + SUSPECT_MS, meet_ms = now_ms + MEET_MS;
     enum member_event e = MEMBER_NOTHING;
 
-    while (e == MEMBER_NOTHING && atomic_load(&m->suspected)) {
-        e = member_wait(m, trust_ms - now_ms);
+    while (e == MEMBER_NOTHING) {
+        uint64_t until_ms = member_is_alone(m) ? UINT64_MAX : meet_ms;
+
+        if (atomic_load(&m->suspected) && trust_ms < until_ms)
+            until_ms = trust_ms;
+        e = member_wait(m, until_ms == UINT64_MAX ? UINT64_MAX : until_ms > now_ms ? until_ms - now_ms : 0);
         now_ms = m->svc.clock->now_ms(m->svc.clock);
-        if (e == MEMBER_SIGNAL || now_ms >= trust_ms)
+        if (atomic_load(&m->suspected) && (e == MEMBER_SIGNAL || now_ms >= trust_ms))
             member_trust_store(m);
+        if (e == MEMBER_NOTHING && now_ms >= meet_ms) {
+            member_meet_leader(m);
+            meet_ms = now_ms + MEET_MS;
+        }
     }
-    while (e == MEMBER_NOTHING)
-        e = member_wait(m, UINT64_MAX);
     return e;
 }
 

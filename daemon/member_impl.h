@@ -21,6 +21,7 @@
 
 enum { SUSPECT_MS = 10 * 60 * 1000 }; /* a store that was read whole, and then was in use for so long, is not suspect
                                        * any more */
+enum { MEET_MS = 5000 };                 /* so often it looks whether the leader is one that it knows */
 enum { SCAN_THREADS = 1, RPC_THREADS = 1, HANDOVER_MS = 500, TABLE_BYTES = 64 << 20 };
 
 struct member_process;
@@ -105,6 +106,7 @@ int member_snap_new(struct member_process *m);  /* before the peers and the turn
 int member_peers_new(struct member_process *m); /* logs why not */
 int member_peers_start(struct member_process *m);
 void member_meet_leader(struct member_process *m); /* one that the state does not have: asks where it is */
+bool member_is_alone(struct member_process *m);    /* by its state */
 void member_members_changed(void *m);           /* apply's thread */
 void member_removed(void *m);                   /* any thread */
 void member_hand_over(struct member_process *m);

@@ -199,22 +199,30 @@ static int tell_peers_running(struct member_process *m)
     return set_peers(m, peers, n);
 }
 
-static bool knows(struct member_process *m, uint64_t id)
+/* How many members the state has; *ret_found: one of them is that. */
+static size_t state_members(struct member_process *m, uint64_t id, bool *ret_found)
 {
     struct member *members = NULL;
     struct arena a;
-    bool found = false;
     size_t n;
 
+    *ret_found = false;
     arena_init(&a, TABLE_BYTES, NULL, 0);
     n = apply_members(m->svc.apply, &a, &members);
     for (size_t i = 0; i < n; i++)
-        found |= members[i].id == id;
+        *ret_found |= members[i].id == id;
     arena_fini(&a);
-    return found;
+    return n;
 }
 
-/* Who was down while the leader was added hears it and cannot answer: where it is stands in the entries that it is to
+bool member_is_alone(struct member_process *m)
+{
+    bool found;
+
+    return state_members(m, m->svc.member_id, &found) == 1 && found;
+}
+
+/* Who was down or cut off while the leader was added hears it and cannot answer: where it is stands in the entries that it is to
  * be given. So the others are asked. Nobody is a member by that: as soon as the state changes it says who is. */
 void member_meet_leader(struct member_process *m)
 {
@@ -222,9 +230,11 @@ void member_meet_leader(struct member_process *m)
     struct config c = *m->config; /* with an arena of its own: this may come often */
     struct turn_status t;
     const char *why;
+    bool known;
 
     turn_status(m->svc.turn, &t);
-    if (t.leader == 0 || m->boot.joining || knows(m, t.leader))
+    (void)state_members(m, t.leader, &known);
+    if (t.leader == 0 || m->boot.joining || known)
         return;
     arena_init(&c.arena, TABLE_BYTES, NULL, 0);
     if (bootstrap_ask_others(&m->boot, &c, false, &why) == 0 && tell_peers_running(m) == 0)
